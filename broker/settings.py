@@ -1,0 +1,149 @@
+"""Settings that more than one room reads: the run, the broker, the prompts, sampling and the schedule.
+
+Each is one section of the configuration tree (deploy/config.py). A setting that would break the method's validity
+rules or deadlock the pipeline is refused here, with the value, the limit and the remedy.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+
+Lane = Literal["train", "eval"]
+
+
+class Section(BaseModel):
+    """A section of the configuration: unknown keys are errors, values are fixed once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class RunSettings(Section):
+    """What this run is called and where it keeps its files."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "run"
+    directory: Path = Path("runs")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+    @property
+    def path(self) -> Path:
+        """The run directory: config.yaml, metrics.jsonl, eval.jsonl, checkpoints/, weights/, logs/, report/."""
+        return self.directory / self.name
+
+
+class BrokerSettings(Section):
+    """Where Redis is, and how much it may hold."""
+
+    url: SecretStr | None = None
+    """`redis://`, `rediss://` or `unix://`; None starts a private server in the run directory."""
+    max_queued_bytes: Annotated[int, Field(ge=1 << 20)] = 1 << 30
+    """Payload bytes that may wait in Redis before no more tickets are granted."""
+    max_item_bytes: Annotated[int, Field(ge=1 << 12, le=64 << 20)] = 4 << 20
+    """Largest single wire message, checked before it is unpacked."""
+    lease_seconds: Annotated[float, Field(ge=1, le=3600)] = 10.0
+    """A service whose heartbeat is older than this is dead: what it held is given to others."""
+    verify_attempts: Annotated[int, Field(ge=1, le=100)] = 3
+    """Verdicts of `error` on one completion before it is dead-lettered and its group closes one short."""
+    connect_seconds: Annotated[float, Field(gt=0, le=600)] = 30.0
+    """How long a service waits for Redis at start and during an outage before it gives up with exit code 69."""
+
+
+class DataSettings(Section):
+    """Prompt files: JSONL, one object a line with `prompt` (text), `verifier` (name) and `record` (for the verifier)."""
+
+    train: Path
+    held_out: Path | None = None
+
+
+class ModelSettings(Section):
+    """The base model π_b: a Hugging Face model directory with its tokenizer."""
+
+    path: Path
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+
+class SamplingSettings(Section):
+    """How completions are drawn. Training samples must come from the policy itself (method: rules of validity)."""
+
+    group_size: Annotated[int, Field(ge=1, le=4096)] = 8
+    """n: completions of one prompt sampled together."""
+    max_new_tokens: Annotated[int, Field(ge=1, le=1 << 20)] = 1024
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+    @model_validator(mode="after")
+    def _policy_itself(self) -> SamplingSettings:
+        neutral = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+        for name, value in neutral.items():
+            if getattr(self, name) != value:
+                raise ValueError(
+                    f"sampling.{name} = {getattr(self, name)} would sample from something other than the policy: the "
+                    f"sampler would give probability 0 (or a wrong one) to answers the target keeps, so Z is "
+                    f"under-estimated and every ratio is wrong; the only valid value is {value}: remove the key"
+                )
+        return self
+
+
+class ScheduleSettings(Section):
+    """How much is trained on what, and how old it may be."""
+
+    steps: Annotated[int, Field(ge=0)] = 100
+    """Optimiser steps of the whole run."""
+    groups_per_step: Annotated[int, Field(ge=1)] = 64
+    publish_every: Annotated[int, Field(ge=1)] = 1
+    """Optimiser steps between two published versions."""
+    checkpoint_every: Annotated[int, Field(ge=1)] = 10
+    """Optimiser steps between two durable checkpoints; groups are committed with a checkpoint."""
+    max_staleness: Annotated[int, Field(ge=0, le=100_000)] = 4
+    """Versions that may be published between the issue of a ticket and the step that trains on its group; 0 is lock-step."""
+
+    @property
+    def groups_per_version(self) -> int:
+        """Groups absorbed by one published version."""
+        return self.groups_per_step * self.publish_every
+
+
+class EvaluationSettings(Section):
+    """Held-out evaluation through the eval lane; version 0 (the base) and the last version are always evaluated."""
+
+    every: Annotated[int, Field(ge=0)] = 0
+    """Versions between two evaluations while training; 0: only the base and the last version."""
+    samples: Annotated[int, Field(ge=1, le=4096)] = 128
+    """Completions per held-out prompt."""
+    prompts: Annotated[int, Field(ge=1)] = 100
+    """Held-out prompts used: the first this many of `data.held_out`."""
+    deadline_seconds: Annotated[float, Field(gt=0)] = 3600.0
+    """How long the learner waits for the last evaluation before it ends without it, saying so."""
+
+
+class MetricsSettings(Section):
+    """Where each service answers /metrics, /healthz and /readyz."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """0 takes a free port, which `sieve status` and the Prometheus target file name."""
+
+    @field_validator("host")
+    @classmethod
+    def _host(cls, value: str) -> str:
+        if not value:
+            raise ValueError("metrics.host is empty; use 127.0.0.1, or 0.0.0.0 inside a pod with a network policy")
+        return value
+
+
+class Shared(Section):
+    """The sections every room reads; deploy/config.py adds each room's own."""
+
+    run: RunSettings = RunSettings()
+    broker: BrokerSettings = BrokerSettings()
+    model: ModelSettings
+    data: DataSettings
+    sampling: SamplingSettings = SamplingSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    metrics: MetricsSettings = MetricsSettings()

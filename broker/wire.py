@@ -1,0 +1,176 @@
+"""What travels between services: the wire types and their msgpack encoding.
+
+One message is one msgpack map with the schema number under `_`. Token ids (int32) and log-probabilities (float32) travel as
+raw little-endian bytes. Reading checks in this order: byte cap, msgpack shape, schema number, pydantic validation; every
+failure is a `WireError` with a short reason, which the caller dead-letters. Nothing is ever pickled.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgpack
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from broker.settings import Lane
+
+SCHEMA = 1
+MAX_BYTES = 64 << 20
+
+Gid = Annotated[str, Field(pattern=r"^e?[0-9]{1,12}:[0-9]{1,12}$")]
+Outcome = Literal["pass", "fail", "error"]
+Finish = Literal["stop", "length"]
+Span = tuple[int, int, int]
+
+
+class WireError(ValueError):
+    """A message that cannot be read; the reason is short, bounded and free of the message's own content."""
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Prompt(Message):
+    """One prompt as every service sees it; `record` is what the verifier needs to judge an answer (never shown to actors' models)."""
+
+    index: Annotated[int, Field(ge=0)]
+    text: str
+    tokens: bytes
+    """Token ids, int32 little-endian; tokenised once, by the learner that opens the run."""
+    verifier: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
+    record: dict[str, Any]
+
+
+class Ticket(Message):
+    """Permission to sample one group: completions `missing` (a subset of 0 … n−1) of one prompt."""
+
+    gid: Gid
+    lane: Lane
+    prompt: Annotated[int, Field(ge=0)]
+    n: Annotated[int, Field(ge=1, le=4096)]
+    seed: Annotated[int, Field(ge=0)]
+    version: Annotated[int, Field(ge=0)]
+    """Train lane: newest version at issue; the actor samples with this or a newer one. Eval lane: exactly this version."""
+    attempt: Annotated[int, Field(ge=1)]
+    missing: tuple[int, ...]
+    """Indices not offered yet; all of 0 … n−1 unless an earlier attempt died half-way."""
+
+
+class Completion(Message):
+    """One sampled answer with the behaviour policy's own log-probabilities."""
+
+    gid: Gid
+    lane: Lane
+    prompt: Annotated[int, Field(ge=0)]
+    idx: Annotated[int, Field(ge=0, le=4095)]
+    n: Annotated[int, Field(ge=1, le=4096)]
+    tokens: bytes
+    """Sampled token ids including the end token when one was sampled; int32 little-endian, shape (T,)."""
+    logprobs: bytes
+    """log μ(y_t | y_<t) of each sampled token at temperature 1, as the sampler computed it; float32 little-endian, (T,)."""
+    spans: tuple[Span, ...]
+    """(version, start, end): half-open token ranges that partition [0, T), in order."""
+    finish: Finish
+    text: str
+    """Decoded answer without special tokens: what the verifier judges."""
+    actor: str = ""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Completion:
+        if len(self.tokens) % 4 or len(self.tokens) != len(self.logprobs):
+            raise ValueError(f"{len(self.tokens)} token bytes against {len(self.logprobs)} log-prob bytes")
+        if not self.tokens:
+            raise ValueError("no tokens")
+        if self.idx >= self.n:
+            raise ValueError(f"idx {self.idx} outside the group of {self.n}")
+        logprobs = self.behaviour
+        if not np.isfinite(logprobs).all() or (logprobs > 1e-3).any():
+            raise ValueError("log-probs must be finite and ≤ 0")
+        if (self.ids < 0).any():
+            raise ValueError("token ids must be ≥ 0")
+        at = 0
+        for version, start, end in self.spans:
+            if version < 0 or start != at or end <= start:
+                raise ValueError(f"version spans do not partition the {len(logprobs)} tokens")
+            at = end
+        if at != len(logprobs):
+            raise ValueError(f"version spans do not partition the {len(logprobs)} tokens")
+        return self
+
+    @property
+    def ids(self) -> np.ndarray[Any, np.dtype[np.int32]]:
+        """Token ids, int32, shape (T,)."""
+        return np.frombuffer(self.tokens, "<i4")
+
+    @property
+    def behaviour(self) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """log μ per token, float32, shape (T,)."""
+        return np.frombuffer(self.logprobs, "<f4")
+
+    @property
+    def oldest(self) -> int:
+        """The oldest version that sampled a token of this completion."""
+        return min(version for version, _, _ in self.spans)
+
+
+class Verdict(Message):
+    """What a verifier says. `error` means unknown (infrastructure trouble): retried elsewhere, never trained as wrong."""
+
+    outcome: Outcome
+    reason: Annotated[str, Field(max_length=64)]
+    """A short code from the verifier's own fixed list (a metric label)."""
+    seconds: Annotated[float, Field(ge=0)]
+    verifier: Annotated[str, Field(max_length=64)]
+    """Name and version, `arithmetic/1`."""
+    detail: Annotated[str, Field(max_length=2000)] = ""
+    """For people: why it failed."""
+    answer: Annotated[str, Field(max_length=2000)] = ""
+    """Of a pass: the answer in canonical form; two right answers are the same answer iff these are equal (diversity metrics)."""
+
+
+M = TypeVar("M", bound=Message)
+
+
+def pack(message: Message) -> bytes:
+    """The message as msgpack bytes with its schema number."""
+    # model_dump would walk every field recursively; the fields here are flat and already validated.
+    body = {name: getattr(message, name) for name in type(message).model_fields}
+    packed = msgpack.packb({"_": SCHEMA, **body}, use_bin_type=True)
+    return bytes(packed)
+
+
+def unpack(kind: type[M], data: bytes, *, max_bytes: int = MAX_BYTES) -> M:
+    """Read one message of type `kind`. Raises WireError with a short reason on anything malformed."""
+    if len(data) > max_bytes:
+        raise WireError(f"{kind.__name__}: {len(data)} bytes, over the limit of {max_bytes}")
+    try:
+        body = msgpack.unpackb(
+            data, raw=False, strict_map_key=True, use_list=False, max_bin_len=max_bytes, max_str_len=max_bytes
+        )
+    except (ValueError, TypeError, RecursionError) as error:  # msgpack's own errors derive from ValueError
+        raise WireError(f"{kind.__name__}: not msgpack ({type(error).__name__})") from None
+    if not isinstance(body, dict):
+        raise WireError(f"{kind.__name__}: not a map")
+    schema = body.pop("_", None)
+    if schema != SCHEMA:
+        raise WireError(f"{kind.__name__}: schema {str(schema)[:16]!r}, this service speaks {SCHEMA}")
+    try:
+        return kind.model_validate(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        where = ".".join(str(part)[:32] for part in first["loc"][:3]) or "message"
+        raise WireError(f"{kind.__name__}: {where}: {first['msg'][:160]}") from None
+    except RecursionError:
+        raise WireError(f"{kind.__name__}: nested too deeply") from None
+
+
+def int32(values: Any) -> bytes:
+    """Token ids as the wire carries them."""
+    return np.ascontiguousarray(values, dtype="<i4").tobytes()
+
+
+def float32(values: Any) -> bytes:
+    """Log-probabilities as the wire carries them."""
+    return np.ascontiguousarray(values, dtype="<f4").tobytes()

@@ -1,0 +1,1 @@
+"""Everything put together: configuration root, command line, Ray launcher, live view, report."""

@@ -1,0 +1,1 @@
+"""The learner: the α-DPG objective, the model under FSDP2, checkpoints, published weights, evaluation."""

@@ -1,0 +1,1 @@
+"""Verifiers: decide pass, fail or error about one completion, and the service that feeds them."""
