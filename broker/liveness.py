@@ -1,0 +1,38 @@
+"""What a service says about itself with every heartbeat. Read by the broker's leases, `sieve status` and the live page.
+
+Holds the type only: the client writes and reads it, `service.py` fills it. It carries no prompt, completion or secret.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Role = Literal["actor", "verifier", "learner", "broker", "launcher"]
+
+
+class Pulse(BaseModel):
+    """One service at one moment; small, and written whole every `lease_seconds / 4`."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)  # a newer service may say more than an older reader knows
+
+    id: Annotated[str, Field(min_length=1, max_length=200)]
+    """Unique per process start: `actor-0-<host>-<pid>-<random>`."""
+    role: Role
+    phase: Annotated[str, Field(max_length=64)]
+    """What it does now, from its role's own small fixed set: `sampling`, `judging`, `draining` …"""
+    waiting_on: Annotated[str, Field(max_length=200)] = ""
+    """Names what it waits for; empty while it works."""
+    since: Annotated[float, Field(ge=0)]
+    """Unix seconds at which the phase (or what it waits on) last changed."""
+    pid: Annotated[int, Field(ge=0)] = 0
+    host: Annotated[str, Field(max_length=255)] = ""
+    metrics_url: Annotated[str, Field(max_length=300)] = ""
+    """Where /metrics answers; empty while it does not."""
+    index: Annotated[int, Field(ge=0)] = 0
+    """Position among the services of the same role, as the launcher counts them."""
+    values: Annotated[dict[str, float], Field(max_length=64)] = {}
+    """A few figures for the terminal: `tokens_per_second`, `version` …"""
+    age_seconds: Annotated[float, Field(ge=0)] = 0.0
+    """Filled by the reader from the broker's own clock: seconds since this heartbeat arrived. Not sent."""
