@@ -1,8 +1,9 @@
-"""Everything that can go wrong between a service and the broker, as exceptions that carry the exit code of a command.
+"""What can go wrong, as exceptions that carry the exit code of the process they end.
 
-A message names the value that was seen, the limit it broke and the remedy, in one line, because it is what a person reads
-on the terminal. Messages never contain a password (see `redact`). Exit codes follow sysexits.h: 65 the data contradicts
-itself, 69 a service is unavailable, 70 our own fault, 75 try again later.
+A message names the value that was seen, the limit it broke and the remedy, in one line, because it is what a person
+reads on the terminal. Messages never contain a password (see `redact`). Exit codes follow sysexits.h: 64 a wrong
+command line or setting, 65 data that contradicts itself, 69 something needed is unavailable, 70 our own fault, 75 try
+again later. Each room derives its own errors from `SieveError`.
 """
 
 from __future__ import annotations
@@ -18,15 +19,16 @@ EX_INTERNAL = 70
 EX_TEMPORARY = 75
 
 _SECRET = re.compile(r"(?P<scheme>\b(?:rediss?|unix)://)(?P<user>[^:@/\s]*):(?P<secret>[^@\s]*)@")
+_QUERY_SECRET = re.compile(r"(?P<key>[?&]password=)[^&\s'\"]*")
 
 
 def redact(text: str) -> str:
     """`text` with the password of every Redis url in it replaced by `***`."""
-    return _SECRET.sub(r"\g<scheme>\g<user>:***@", text)
+    return _QUERY_SECRET.sub(r"\g<key>***", _SECRET.sub(r"\g<scheme>\g<user>:***@", text))
 
 
-class BrokerError(Exception):
-    """Base of all broker errors: str(error) is one line, `exit_code` is what the process ends with."""
+class SieveError(Exception):
+    """An error meant for a person: str(error) is one line, `exit_code` is what the process ends with."""
 
     exit_code: ClassVar[int] = EX_INTERNAL
 
@@ -34,10 +36,21 @@ class BrokerError(Exception):
         super().__init__(redact(" ".join(message.split())))
 
 
+class BrokerError(SieveError):
+    """Base of all broker errors."""
+
+
 class BrokerUnavailable(BrokerError):
-    """Redis cannot be found, started, reached or used (wrong version, wrong password) within its deadline."""
+    """Redis cannot be found, started, reached or used within its deadline.
+
+    `lasting` says that waiting will not help (wrong password, too old a version): a service gives up at once.
+    """
 
     exit_code = EX_UNAVAILABLE
+
+    def __init__(self, message: str, *, lasting: bool = False) -> None:
+        super().__init__(message)
+        self.lasting = lasting
 
 
 class BrokerFull(BrokerError):
@@ -68,3 +81,25 @@ class RunUnknown(BrokerError):
     """No run of this name is in Redis (yet)."""
 
     exit_code = EX_TEMPORARY
+
+
+class PortTaken(SieveError):
+    """The address that should answer /metrics is in use."""
+
+    exit_code = EX_UNAVAILABLE
+
+
+class WeightsError(SieveError):
+    """Base of the errors about published weights."""
+
+
+class WeightsMissing(WeightsError):
+    """The version is not there (any more): take a newer one and try again."""
+
+    exit_code = EX_TEMPORARY
+
+
+class WeightsCorrupt(WeightsError):
+    """A file of the version is not what its manifest says; the message names the file, the expected and the found."""
+
+    exit_code = EX_DATA
