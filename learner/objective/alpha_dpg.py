@@ -1,0 +1,63 @@
+"""α-DPG for asynchronous samples: the default objective.
+
+Kruszewski, Erbacher, Rozen, Dymetman (arXiv 2512.05962): for p ∝ π_b·v and r = (p/π)^{1−α},
+
+    L_α = (1 − E_π[r]) / α          ∇L_α = −E_{y~π}[ r · ∇log π(y) ]
+
+With y drawn from any behaviour policy μ that covers p, and ρ = π_θ/μ, the same gradient is
+
+    ∇L_α = −E_{y~μ}[ (W − c·ρ) · ∇log π_θ(y) ]          W = r·ρ = v · (p/μ)^{1−α} · ρ^α
+
+so α is the exponent of staleness. E_μ[ρ ∇log π_θ] = 0, hence c·ρ adds no bias when c does not depend on the sample;
+without its ρ it would. Both limits are the formula itself: at α = 0 no ratio appears, at α = 1 no target does.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from learner.objective.groups import Groups
+from learner.objective.ratios import bounded_exp, correction_weights, kept, log_sequence_ratio, per_sequence
+from learner.objective.sequences import Sequences
+from learner.objective.settings import ControlVariate, ObjectiveSettings
+
+
+def log_weight(sequences: Sequences, log_rho: Tensor, alpha: float) -> Tensor:
+    """log W = (1−α)·log p/μ + α·log ρ of a right answer; (N,) float32. `log_rho` may be bounded already."""
+    return (1 - alpha) * sequences.log_target_over_behaviour + alpha * log_rho
+
+
+def control(weight: Tensor, rho: Tensor, groups: Groups, kind: ControlVariate) -> Tensor:
+    """c_i from the other samples of i's group, 0 for a group of one; (N,) float32.
+
+    `loo`: mean_{j≠i} W_j. `min_variance`: Σ_{j≠i} W_j ρ_j / Σ_{j≠i} ρ_j², the least-squares c of W ≈ c·ρ, held to
+    [0, 1]: it stands for E_π[r], which lies there, and ratios near 0 would otherwise make it arbitrarily large.
+    """
+    if kind == "none":
+        return torch.zeros_like(weight)
+    if kind == "loo":
+        return groups.mean_of_others(weight)
+    energy = groups.others(rho * rho)
+    fit = groups.others(weight * rho) / energy.clamp(min=torch.finfo(energy.dtype).tiny)
+    return torch.where(energy > 0, fit.clamp(0, 1), 0.0)
+
+
+def values(sequences: Sequences, settings: ObjectiveSettings, alpha: float) -> Tensor:
+    """W − c·ρ: (N, 1) for `sequence` and `mask`; for `token` and `band` (r − c)·ρ_t: (N, T); `none`: r − c, (N, 1).
+
+    The token-level corrections replace the sequence's ρ by the token's own; the pseudo-reward r is then taken at π_θ.
+    """
+    groups = Groups(sequences.group)
+    log_rho = sequences.log_rho
+    if per_sequence(settings):
+        bounded = log_sequence_ratio(sequences, settings)
+        keep = kept(sequences, settings)
+        rho = torch.where(keep, bounded.exp(), 0.0)
+        weight = bounded_exp(log_weight(sequences, bounded, alpha), settings.clip)
+        weight = torch.where(sequences.passed & keep, weight, 0.0)
+        return (weight - control(weight, rho, groups, settings.control_variate) * rho)[:, None]
+    log_reward = (1 - alpha) * (sequences.log_target_over_behaviour - log_rho)
+    reward = torch.where(sequences.passed, bounded_exp(log_reward, settings.clip), 0.0)
+    baseline = control(reward, torch.ones_like(reward), groups, settings.control_variate)
+    return (reward - baseline)[:, None] * correction_weights(sequences, settings)

@@ -1,0 +1,43 @@
+"""From a name in the configuration to an objective."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from learner.objective import alpha_dpg
+from learner.objective.diagnostics import diagnose
+from learner.objective.sequences import Coefficients, Sequences
+from learner.objective.settings import ObjectiveName, ObjectiveSettings
+
+Advantages = Callable[[Sequences, ObjectiveSettings, float], Tensor]
+
+BASELINES: dict[ObjectiveName, Advantages] = {}
+
+
+class Objective:
+    """A configured objective: `objective(sequences, progress) -> Coefficients`."""
+
+    def __init__(self, settings: ObjectiveSettings, length_norm: float) -> None:
+        """`length_norm`: the constant L_norm of the loss in tokens, needed by objectives that undo it (GRPO)."""
+        if not length_norm > 0:
+            raise ValueError(f"length_norm = {length_norm}; it is the longest response in tokens and must be > 0")
+        self.settings = settings
+        self.length_norm = length_norm
+
+    @torch.no_grad()
+    def __call__(self, sequences: Sequences, progress: float = 0.0) -> Coefficients:
+        """Coefficients of whole groups. `progress` = step / steps drives the α schedule."""
+        alpha = self.settings.alpha_at(progress)
+        if self.settings.name == "alpha_dpg":
+            values = alpha_dpg.values(sequences, self.settings, alpha)
+        else:
+            values = BASELINES[self.settings.name](sequences, self.settings, self.length_norm)
+        return Coefficients(values.float(), diagnose(sequences, self.settings, alpha, values))
+
+
+def build(settings: ObjectiveSettings, *, length_norm: float) -> Objective:
+    """The objective that `settings.name` names."""
+    return Objective(settings, length_norm)
