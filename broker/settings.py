@@ -51,7 +51,9 @@ class BrokerSettings(Section):
 
 
 class DataSettings(Section):
-    """Prompt files: JSONL, one object a line with `prompt` (text), `verifier` (name) and `record` (for the verifier)."""
+    """Prompt files: JSONL, one object a line with `prompt` (text), `verifier` (name) and `record` (for the
+    verifier).
+    """
 
     train: Path
     held_out: Path | None = None
@@ -100,7 +102,9 @@ class ScheduleSettings(Section):
     checkpoint_every: Annotated[int, Field(ge=1)] = 10
     """Optimiser steps between two durable checkpoints; groups are committed with a checkpoint."""
     max_staleness: Annotated[int, Field(ge=0, le=100_000)] = 4
-    """Versions that may be published between the issue of a ticket and the step that trains on its group; 0 is lock-step."""
+    """Versions that may be published between the issue of a ticket and the step that trains on its group; 0 is
+    lock-step.
+    """
 
     @property
     def groups_per_version(self) -> int:

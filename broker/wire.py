@@ -1,8 +1,8 @@
 """What travels between services: the wire types and their msgpack encoding.
 
-One message is one msgpack map with the schema number under `_`. Token ids (int32) and log-probabilities (float32) travel as
-raw little-endian bytes. Reading checks in this order: byte cap, msgpack shape, schema number, pydantic validation; every
-failure is a `WireError` with a short reason, which the caller dead-letters. Nothing is ever pickled.
+One message is one msgpack map with the schema number under `_`. Token ids (int32) and log-probabilities (float32)
+travel as raw little-endian bytes. Reading checks in this order: byte cap, msgpack shape, schema number, pydantic
+validation; every failure is a `WireError` with a short reason, which the caller dead-letters. Nothing is ever pickled.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ class Message(BaseModel):
 
 
 class Prompt(Message):
-    """One prompt as every service sees it; `record` is what the verifier needs to judge an answer (never shown to actors' models)."""
+    """One prompt as every service sees it; `record` is what the verifier needs to judge an answer (never shown to
+    actors' models).
+    """
 
     index: Annotated[int, Field(ge=0)]
     text: str
@@ -52,7 +54,9 @@ class Ticket(Message):
     n: Annotated[int, Field(ge=1, le=4096)]
     seed: Annotated[int, Field(ge=0)]
     version: Annotated[int, Field(ge=0)]
-    """Train lane: newest version at issue; the actor samples with this or a newer one. Eval lane: exactly this version."""
+    """Train lane: newest version at issue; the actor samples with this or a newer one. Eval lane: exactly this
+    version.
+    """
     attempt: Annotated[int, Field(ge=1)]
     missing: tuple[int, ...]
     """Indices not offered yet; all of 0 … n−1 unless an earlier attempt died half-way."""
@@ -69,7 +73,9 @@ class Completion(Message):
     tokens: bytes
     """Sampled token ids including the end token when one was sampled; int32 little-endian, shape (T,)."""
     logprobs: bytes
-    """log μ(y_t | y_<t) of each sampled token at temperature 1, as the sampler computed it; float32 little-endian, (T,)."""
+    """log μ(y_t | y_<t) of each sampled token at temperature 1, as the sampler computed it; float32 little-endian,
+    (T,).
+    """
     spans: tuple[Span, ...]
     """(version, start, end): half-open token ranges that partition [0, T), in order."""
     finish: Finish
@@ -116,7 +122,9 @@ class Completion(Message):
 
 
 class Verdict(Message):
-    """What a verifier says. `error` means unknown (infrastructure trouble): retried elsewhere, never trained as wrong."""
+    """What a verifier says. `error` means unknown (infrastructure trouble): retried elsewhere, never trained as
+    wrong.
+    """
 
     outcome: Outcome
     reason: Annotated[str, Field(max_length=64)]
@@ -127,7 +135,9 @@ class Verdict(Message):
     detail: Annotated[str, Field(max_length=2000)] = ""
     """For people: why it failed."""
     answer: Annotated[str, Field(max_length=2000)] = ""
-    """Of a pass: the answer in canonical form; two right answers are the same answer iff these are equal (diversity metrics)."""
+    """Of a pass: the answer in canonical form; two right answers are the same answer iff these are equal (diversity
+    metrics).
+    """
 
 
 M = TypeVar("M", bound=Message)

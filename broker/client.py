@@ -1,0 +1,516 @@
+"""The run's state machine, as one method per arrow. Each arrow is one Lua script in `lua/`, atomic and safe to repeat.
+
+    TICKET take, hand_back   OFFER offer   JUDGE receive, judge, put_back   READY (inside judge)   LEASE lease, groups
+    COMMIT commit            weights: publish     evaluation: request_eval, eval_ready, eval_done
+
+Keys, all under `{sieve:<run>}:` (one hash tag, one slot):
+
+    spec, prompts:<lane>     what the run is; written once
+    state                    counters and pointers: version, steps, issued, absorbed, bytes, incarnation …
+    group:<gid>              hash: lane, order, n, version, absorbed, attempt, left, judged, short, oldest, bytes, and
+    per index
+                             o<i> offered, c<i> completion, j<i> verdict, b<i> base log-probs
+    held, returned, evalq    tickets: held by an actor; waiting to be issued again; held-out, waiting
+    verify:<verifier>        stream with consumer group `verifiers`
+    ready:train, lease:<step>, leased      finished groups, and what the learner holds
+    open, live               train groups not yet leased (score: absorbed at issue); not yet committed or dropped
+    done, dropped            bitmaps over ticket numbers: the tombstones
+    dead                     stream of dead letters with their reasons
+    z, evals, services, seen, grants       Z statistics; evaluations; liveness; last grant per actor
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import redis
+
+from broker import scripts
+from broker.errors import BrokerError, BrokerUnavailable, RunConflict, RunUnknown
+from broker.liveness import Pulse
+from broker.settings import BrokerSettings, Lane, RunSettings
+from broker.state import Audit, CommitReply, DeadLetter, Depths, Grant, Group, Incarnation, Member, RunSpec, Work
+from broker.tickets import prompt_of, seed_of
+from broker.wire import Completion, Prompt, Ticket, Verdict, WireError, pack, unpack
+
+_BATCH = 256  # commands per pipeline or script call: large enough to hide round trips, small enough not to stall others
+
+
+class Broker:
+    """One service's connection to one run. Safe to use from several threads."""
+
+    def __init__(self, client: redis.Redis, url: str, settings: BrokerSettings, run: RunSettings) -> None:
+        self.settings = settings
+        self.run = run
+        self.prefix = "{sieve:" + run.name + "}"
+        self._redis = client
+        # Blocking reads have their own connections, whose socket timeout exceeds the longest BLOCK.
+        self._blocking = scripts.connect(url, socket_timeout=_LONGEST_BLOCK + 5.0)
+        self._scripts = scripts.Scripts(client, self.prefix, settings.connect_seconds)
+        self._spec: RunSpec | None = None
+        self._prompts: dict[tuple[Lane, int], Prompt] = {}
+        self._joined: set[str] = set()
+        self._claimed_at: dict[str, float] = {}
+
+    @classmethod
+    def connect(cls, settings: BrokerSettings, run: RunSettings, *, url: str | None = None) -> Broker:
+        """Connect to `url`, else `settings.url`, and wait for the server at most `settings.connect_seconds`.
+
+        Raises:
+            BrokerUnavailable: no url, no answer by the deadline, a refused password, or a server older than 6.2.
+        """
+        if url is None:
+            if settings.url is None:
+                raise BrokerUnavailable(
+                    "no Redis to connect to: set broker.url, or start `sieve broker CONFIG` or `sieve run CONFIG` "
+                    "first",
+                    lasting=True,
+                )
+            url = settings.url.get_secret_value()
+        try:
+            client = scripts.connect(url, socket_timeout=10.0)
+        except ValueError as error:
+            raise BrokerUnavailable(
+                f"broker.url cannot be read ({error}): use redis://, rediss:// or unix://", lasting=True
+            ) from None
+        info = scripts.repeat(
+            lambda: client.info("server"), deadline_seconds=settings.connect_seconds, what="connecting to Redis"
+        )
+        version = str(info["redis_version"])
+        if tuple(int(part) for part in version.split(".")[:2]) < (6, 2):
+            raise BrokerUnavailable(f"Redis {version} is too old: 6.2 or newer is needed", lasting=True)
+        return cls(client, url, settings, run)
+
+    def close(self) -> None:
+        self._redis.close()
+        self._blocking.close()
+
+    def _key(self, name: str) -> str:
+        return f"{self.prefix}:{name}"
+
+    # ------------------------------------------------------------------------------------------------ the run
+
+    def open_run(self, spec: RunSpec, train: Sequence[Prompt], held_out: Sequence[Prompt]) -> None:
+        """Write the run's specification and prompts; opening it again with the same fingerprint only refreshes the
+        schedule.
+
+        Raises:
+            RunConflict: a run of this name was opened with another base model, other prompts, seed or sampling.
+        """
+        there = self.run_spec(fresh=True)
+        if there is not None and there.fingerprint != spec.fingerprint:
+            raise RunConflict(
+                f"run {self.run.name!r} is in Redis with other settings (fingerprint {there.fingerprint[:12]}, now "
+                f"{spec.fingerprint[:12]}): model, prompts, seed and sampling are fixed within a run; choose another "
+                f"run.name"
+            )
+
+        def write() -> None:
+            for lane, prompts in (("train", train), ("eval", held_out)):
+                for start in range(0, len(prompts), _BATCH):
+                    batch: dict[Any, Any] = {
+                        str(prompt.index): pack(prompt) for prompt in prompts[start : start + _BATCH]
+                    }
+                    self._redis.hset(self._key(f"prompts:{lane}"), mapping=batch)
+            # Last: whoever sees the specification finds every prompt.
+            self._redis.set(self._key("spec"), spec.model_dump_json())
+
+        self._scripts.retry(write, "opening the run")
+        self._spec = spec
+
+    def run_spec(self, *, fresh: bool = False) -> RunSpec | None:
+        """The run's specification, None until a learner has opened the run."""
+        if self._spec is None or fresh:
+            data = self._scripts.retry(lambda: self._redis.get(self._key("spec")), "reading the run")
+            self._spec = RunSpec.model_validate_json(cast(bytes, data)) if data else None
+        return self._spec
+
+    def _opened(self) -> RunSpec:
+        spec = self.run_spec()
+        if spec is None:
+            raise RunUnknown(f"no learner has opened run {self.run.name!r} yet: start `sieve learner CONFIG`")
+        return spec
+
+    def prompt(self, lane: Lane, index: int) -> Prompt:
+        """One prompt, cached."""
+        found = self._prompts.get((lane, index))
+        if found is None:
+            data = self._scripts.retry(
+                lambda: self._redis.hget(self._key(f"prompts:{lane}"), str(index)), "reading a prompt"
+            )
+            if data is None:
+                raise WireError(f"Prompt: no prompt {index} in the {lane} lane")
+            found = self._prompts[(lane, index)] = unpack(Prompt, cast(bytes, data))
+        return found
+
+    # ------------------------------------------------------------------------------------------------ actor
+
+    def take(self, actor: str, room: int) -> Grant:
+        """Tickets for up to `room` completions (the last group may exceed it): eval, then returned, then new ones.
+
+        A train ticket must be sampled with its version or a newer one, an eval ticket with exactly its version. The
+        actor holds its tickets while its heartbeat lives; `attempt` counts how often the group was granted.
+        """
+        spec = self._opened()
+        if room <= 0:
+            return Grant(self.version(), [], "")
+        reply = self._scripts(
+            "take", actor, room, uuid.uuid4().hex, spec.groups_per_step * spec.publish_every, spec.max_staleness,
+            spec.max_queued_bytes, spec.steps * spec.groups_per_step, spec.train_prompts, spec.group_size,
+        )  # fmt: skip
+        tickets = []
+        for raw_gid, version, attempt, n, *missing in reply[2:]:
+            gid = raw_gid.decode()
+            tickets.append(
+                Ticket(
+                    gid=gid, lane="eval" if gid[0] == "e" else "train", prompt=prompt_of(gid, spec.seed,
+                    spec.train_prompts), n=n, seed=seed_of(gid, spec.seed), version=version, attempt=attempt,
+                    missing=tuple(missing),
+                )
+            )  # fmt: skip
+        return Grant(int(reply[0]), tickets, reply[1].decode())
+
+    def hand_back(self, actor: str, gids: Sequence[str]) -> int:
+        """Give tickets back unfinished; what was offered of them stays. Returns how many were still held."""
+        return int(self._scripts("hand_back", actor, *gids)) if gids else 0
+
+    def offer(self, actor: str, completions: Sequence[Completion]) -> list[str]:
+        """Hand completions to their verifiers. Per completion `new`, `duplicate`, or `stale` (the ticket is another's
+        now).
+
+        Raises:
+            BrokerError: a completion breaks its ticket (wrong version or index): a fault of the actor.
+            WireError: a completion exceeds broker.max_item_bytes.
+            BrokerFull: Redis is at its memory limit; repeat the call later.
+        """
+        answers: list[str] = []
+        for start in range(0, len(completions), _BATCH):
+            args: list[str | bytes | int] = []
+            for c in completions[start : start + _BATCH]:
+                payload = pack(c)
+                if len(payload) > self.settings.max_item_bytes:
+                    raise WireError(
+                        f"Completion: {c.gid}/{c.idx} has {len(payload)} bytes, over broker.max_item_bytes = "
+                        f"{self.settings.max_item_bytes}: raise it, or lower sampling.max_new_tokens"
+                    )
+                newest = max(version for version, _, _ in c.spans)
+                args += [c.gid, c.idx, c.oldest, newest, self.prompt(c.lane, c.prompt).verifier, payload]
+            answers += [answer.decode() for answer in self._scripts("offer", actor, *args)]
+        for completion, answer in zip(completions, answers, strict=True):
+            if answer.startswith("refused"):
+                raise BrokerError(f"completion {completion.gid}/{completion.idx} {answer}")
+        return answers
+
+    # ------------------------------------------------------------------------------------------------ verifier
+
+    def receive(self, verifier: str, consumer: str, count: int, block_seconds: float) -> list[Work]:
+        """Up to `count` completions to judge, waiting at most `block_seconds` (≤ 30) for the first.
+
+        What a dead consumer left comes first, once its idle time exceeds the lease. What cannot be read is
+        dead-lettered here. An entry this consumer already answered with `error` goes to another living consumer if
+        there is one.
+        """
+        if not 0 <= block_seconds <= _LONGEST_BLOCK:
+            raise ValueError(f"block_seconds = {block_seconds}, must be within 0 and {_LONGEST_BLOCK:g}")
+        queue = self._key(f"verify:{verifier}")
+        entries: list[tuple[bytes, dict[bytes, bytes]]] = []
+        try:
+            if verifier not in self._joined:
+                self._scripts.retry(lambda: self._join(queue), "joining the verify queue")
+                self._joined.add(verifier)
+            if time.monotonic() - self._claimed_at.get(verifier, -1e9) > self.settings.lease_seconds / 2:
+                idle = int(self.settings.lease_seconds * 1000)
+                claimed = self._scripts.retry(
+                    lambda: self._redis.xautoclaim(queue, "verifiers", consumer, idle, count=count),
+                    "claiming left work",
+                )
+                self._claimed_at[verifier] = time.monotonic()
+                entries = [(entry, fields) for entry, fields in cast(Any, claimed)[1] if fields]
+            if not entries:
+                reply = self._scripts.retry(
+                    lambda: self._blocking.xreadgroup(
+                        "verifiers", consumer, {queue: ">"}, count=count, block=max(1, int(block_seconds * 1000))
+                    ),
+                    "reading the verify queue",
+                )
+                for _, found in cast(Any, reply) or []:
+                    entries += found if not found or isinstance(found[0], tuple) else found[0]
+        except BrokerError as error:
+            if "NOGROUP" in str(error):  # the server lost its data; join again with the next call
+                self._joined.discard(verifier)
+            raise
+        return [
+            work
+            for entry, fields in entries
+            if (work := self._read(verifier, consumer, entry.decode(), fields)) is not None
+        ]
+
+    def _join(self, queue: str) -> None:
+        try:
+            self._redis.xgroup_create(queue, "verifiers", id="0", mkstream=True)
+        except redis.ResponseError as error:
+            if "BUSYGROUP" not in str(error):
+                raise
+
+    def _read(self, verifier: str, consumer: str, entry: str, fields: dict[bytes, bytes]) -> Work | None:
+        try:
+            completion = unpack(Completion, fields.get(b"p", b""), max_bytes=self.settings.max_item_bytes)
+            where = (fields.get(b"g", b"").decode(), fields.get(b"i", b"").decode())
+            if where != (completion.gid, str(completion.idx)):
+                raise WireError("Completion: not the one its queue entry names")
+            prompt = self.prompt(completion.lane, completion.prompt)
+            attempt = int(fields[b"t"]) + 1
+        except (WireError, KeyError, ValueError) as error:
+            reason = str(error)[:200] if isinstance(error, WireError) else f"queue entry: {type(error).__name__}"
+            self._scripts(
+                "judge", verifier, consumer, self.settings.verify_attempts, entry, "", "", "malformed", reason, b""
+            )
+            return None
+        if consumer.encode() in fields.get(b"w", b"").split() and self._others(verifier, consumer):
+            self.put_back(verifier, consumer, [Work(entry, completion, prompt, attempt)])
+            time.sleep(0.05)  # do not spin on one entry while the other consumer is busy
+            return None
+        return Work(entry, completion, prompt, attempt)
+
+    def _others(self, verifier: str, consumer: str) -> bool:
+        consumers = cast(
+            list[dict[str, Any]],
+            self._scripts.retry(
+                lambda: self._redis.xinfo_consumers(self._key(f"verify:{verifier}"), "verifiers"), "counting consumers"
+            ),
+        )
+        names = {c["name"].decode() for c in consumers} - {consumer}
+        alive = {pulse.id for pulse in self.services() if pulse.age_seconds < self.settings.lease_seconds}
+        return bool(names & alive)
+
+    def keep(self, verifier: str, consumer: str, entries: Sequence[str]) -> None:
+        """Still judging these: resets their idle time, so that nobody else takes them."""
+        for start in range(0, len(entries), _BATCH):
+            batch = list(entries[start : start + _BATCH])
+            self._scripts.retry(
+                lambda batch=batch: self._redis.xclaim(  # type: ignore[misc]
+                    self._key(f"verify:{verifier}"), "verifiers", consumer, 0, batch, justid=True
+                ),
+                "keeping work",
+            )
+
+    def judge(self, verifier: str, consumer: str, verdicts: Sequence[tuple[Work, Verdict]]) -> list[str]:
+        """Record verdicts. Per verdict `done`, `duplicate`, `retry` (an error, tried again elsewhere) or `dead`."""
+        answers: list[str] = []
+        for start in range(0, len(verdicts), _BATCH):
+            args: list[str | bytes | int] = [verifier, consumer, self.settings.verify_attempts]
+            for work, verdict in verdicts[start : start + _BATCH]:
+                c = work.completion
+                args += [work.entry, c.gid, c.idx, verdict.outcome, verdict.reason, pack(verdict)]
+            answers += [answer.decode() for answer in self._scripts("judge", *args)]
+        return answers
+
+    def put_back(self, verifier: str, consumer: str, works: Sequence[Work]) -> int:
+        """Give work back unjudged: the next reader gets it at once, its attempts unchanged."""
+        return int(self._scripts("put_back", verifier, consumer, *[work.entry for work in works])) if works else 0
+
+    def leave(self, verifier: str, consumer: str) -> None:
+        """Stop being a consumer of this queue. Only with nothing in hand: what is still pending would be forgotten."""
+        queue = self._key(f"verify:{verifier}")
+        pending = cast(
+            list[Any],
+            self._scripts.retry(
+                lambda: self._redis.xpending_range(queue, "verifiers", "-", "+", 1, consumer), "leaving"
+            ),
+        )
+        if not pending:
+            self._scripts.retry(lambda: self._redis.xgroup_delconsumer(queue, "verifiers", consumer), "leaving")
+
+    # ------------------------------------------------------------------------------------------------ learner
+
+    def begin(self, learner: str, step: int = 0) -> Incarnation:
+        """Take the run, with the durable checkpoint of `step` loaded (0: none). Fences every earlier learner.
+
+        Groups leased for later steps become ready again; those up to `step` wait for `commit(step)`, which the
+        learner calls next.
+
+        Raises:
+            RunBusy: another learner's heartbeat is younger than broker.lease_seconds.
+            RunConflict: `step` is older than what is committed.
+        """
+        spec = self._opened()
+        number, committed, version, returned, opened = self._scripts(
+            "begin", learner, step, spec.groups_per_step, self.settings.lease_seconds, 0
+        )
+        return Incarnation(number, committed, version, returned, bool(opened))
+
+    def lease(self, incarnation: Incarnation, step: int, groups: int) -> list[str] | None:
+        """`groups` finished groups for optimiser step `step`, oldest version first; None while too few are ready."""
+        spec = self._opened()
+        per_version = spec.groups_per_step * spec.publish_every
+        gids = self._scripts("lease", incarnation.number, step, groups, per_version, spec.max_staleness)
+        return [gid.decode() for gid in gids] or None
+
+    def groups(self, gids: Sequence[str]) -> list[Group]:
+        """The payloads of finished groups, in the order asked for."""
+        spec = self._opened()
+        found: list[Group] = []
+        for start in range(0, len(gids), _BATCH):
+            batch = gids[start : start + _BATCH]
+
+            def read(batch: Sequence[str] = batch) -> list[dict[bytes, bytes]]:
+                pipeline = self._redis.pipeline(transaction=False)
+                for gid in batch:
+                    pipeline.hgetall(self._key(f"group:{gid}"))
+                return cast(list[dict[bytes, bytes]], pipeline.execute())
+
+            for gid, fields in zip(batch, self._scripts.retry(read, "fetching groups"), strict=True):
+                if not fields:
+                    raise BrokerError(f"group {gid} is gone: it was committed or dropped by someone else")
+                found.append(_group(gid, fields, prompt_of(gid, spec.seed, spec.train_prompts)))
+        return found
+
+    def store_base(self, scores: Mapping[tuple[str, int], bytes]) -> None:
+        """Base log-probs beside their completions (float32 bytes per token), so that each is scored once."""
+        items = list(scores.items())
+        for start in range(0, len(items), _BATCH):
+            args: list[str | bytes | int] = []
+            for (gid, idx), data in items[start : start + _BATCH]:
+                args += [gid, idx, data]
+            self._scripts("store_base", *args)
+
+    def publish(self, incarnation: Incarnation, version: int, step: int) -> None:
+        """The files of `version`, holding `step` optimiser steps, are complete: actors may load it.
+
+        Raises:
+            BrokerError: a newer version is already published; versions only grow.
+        """
+        spec = self._opened()
+        if not self._scripts("publish", incarnation.number, version, step, spec.groups_per_step):
+            raise BrokerError(f"version {version} is not newer than the published version {self.version()}")
+
+    def version(self) -> int:
+        """Newest published version (0 also before the base is published)."""
+        value = self._scripts.retry(lambda: self._redis.hget(self._key("state"), "version"), "reading the version")
+        return int(cast(bytes, value) or 0)
+
+    def commit(self, incarnation: Incarnation, step: int, z: Mapping[int, bytes] | None = None) -> CommitReply:
+        """A durable checkpoint holds all steps up to `step`: their groups become tombstones, Z advances with them.
+
+        `z` maps a train prompt to its packed Z statistics as of this step. Safe to repeat.
+        """
+        args: list[str | bytes | int] = []
+        for prompt, data in (z or {}).items():
+            args += [prompt, data]
+        groups, duplicates = self._scripts("commit", incarnation.number, step, *args)
+        return CommitReply(groups, duplicates)
+
+    def z(self) -> dict[int, bytes]:
+        """Packed Z statistics per train prompt, as of the last commit."""
+        raw = self._scripts.retry(lambda: self._redis.hgetall(self._key("z")), "reading Z")
+        return {int(prompt): data for prompt, data in cast(dict[bytes, bytes], raw).items()}
+
+    def request_eval(self, incarnation: Incarnation, version: int, prompts: int, n: int) -> None:
+        """Held-out tickets for the first `prompts` held-out prompts, pinned to `version`. Safe to repeat."""
+        self._scripts("request_eval", incarnation.number, version, prompts, n)
+
+    def eval_open(self) -> dict[int, int]:
+        """Evaluations asked for and not yet done: version → groups still missing."""
+        raw = cast(
+            dict[bytes, bytes], self._scripts.retry(lambda: self._redis.hgetall(self._key("evals")), "reading evals")
+        )
+        waiting = {int(version): int(groups) for version, groups in raw.items() if groups != b"done"}
+        return {version: groups - len(self.eval_ready(version)) for version, groups in sorted(waiting.items())}
+
+    def eval_ready(self, version: int) -> list[str]:
+        """The finished groups of an evaluation."""
+        found = self._scripts.retry(
+            lambda: self._redis.smembers(self._key(f"ready:eval:{version}")), "reading an evaluation"
+        )
+        return sorted((gid.decode() for gid in cast(set[bytes], found)), key=lambda gid: int(gid.split(":")[1]))
+
+    def eval_done(self, incarnation: Incarnation, version: int) -> None:
+        """The evaluation is written down: frees its groups. Safe to repeat."""
+        self._scripts("eval_done", incarnation.number, version)
+
+    def finish(self, incarnation: Incarnation) -> None:
+        """The run is over: actors and verifiers end when they next ask."""
+        self._scripts("finish", incarnation.number)
+
+    def finished(self) -> bool:
+        value = self._scripts.retry(lambda: self._redis.hget(self._key("state"), "finished"), "reading the state")
+        return value == b"1"
+
+    # ------------------------------------------------------------------------------------------------ everyone
+
+    def heartbeat(self, pulse: Pulse) -> None:
+        """A sign of life; phase `stopped` is the last one. Also gives back what dead actors held."""
+        body = pulse.model_dump_json(exclude={"age_seconds"})
+        self._scripts("heartbeat", pulse.id, body, pulse.phase, self.settings.lease_seconds)
+
+    def services(self) -> list[Pulse]:
+        """Every service seen lately, with the age of its last sign of life, by role and index."""
+        raw = self._scripts("services")
+        found = []
+        for body, age in zip(raw[::2], raw[1::2], strict=True):
+            found.append(Pulse.model_validate_json(body).model_copy(update={"age_seconds": float(age)}))
+        return sorted(found, key=lambda pulse: (pulse.role, pulse.index, pulse.id))
+
+    def depths(self) -> Depths:
+        """What waits where, at this moment."""
+        return Depths.model_validate(json.loads(self._scripts("depths")))
+
+    def audit(self) -> Audit:
+        """Account for every issued group and every completion."""
+        return Audit.model_validate(json.loads(self._scripts("audit")))
+
+    def dead_letters(self, count: int = 100) -> list[DeadLetter]:
+        """The newest dead letters with their reasons."""
+        raw = self._scripts.retry(lambda: self._redis.xrevrange(self._key("dead"), count=count), "reading dead letters")
+        letters = []
+        for entry, f in cast(Iterable[tuple[bytes, dict[bytes, bytes]]], raw):
+            text = {
+                name: f.get(name.encode(), b"").decode("utf-8", "replace") for name in ("g", "i", "verifier", "reason")
+            }
+            verdict = unpack(Verdict, f[b"verdict"]) if f.get(b"verdict") else None
+            letters.append(
+                DeadLetter(
+                    entry.decode(),
+                    text["g"],
+                    text["i"],
+                    text["verifier"],
+                    text["reason"],
+                    verdict,
+                    len(f.get(b"p", b"")),
+                )
+            )
+        return letters
+
+
+_LONGEST_BLOCK = 30.0
+
+
+def _group(gid: str, fields: dict[bytes, bytes], prompt: int) -> Group:
+    n = int(fields[b"n"])
+    members = []
+    for i in range(n):
+        verdict = fields.get(b"j%d" % i)
+        if verdict is not None:
+            base = fields.get(b"b%d" % i)
+            members.append(
+                Member(
+                    unpack(Completion, fields[b"c%d" % i]),
+                    unpack(Verdict, verdict),
+                    None if base is None else np.frombuffer(base, "<f4"),
+                )
+            )
+    return Group(
+        gid=gid,
+        prompt=prompt,
+        n=n,
+        version=int(fields[b"version"]),
+        oldest=int(fields.get(b"oldest", fields[b"version"])),
+        closed_short=int(fields.get(b"short", 0)),
+        ready_at=float(fields.get(b"ready_at", 0)),
+        members=members,
+    )

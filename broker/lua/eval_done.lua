@@ -1,0 +1,10 @@
+-- An evaluation is written down: free its groups. ARGV: incarnation, version.
+local refused = fence(ARGV[1])
+if refused then return refused end
+for _, gid in ipairs(redis.call('SMEMBERS', ready('eval:' .. ARGV[2]))) do
+  redis.call('HINCRBY', STATE, 'bytes', -tonumber(redis.call('HGET', group(gid), 'bytes') or '0'))
+  redis.call('DEL', group(gid))
+end
+redis.call('DEL', ready('eval:' .. ARGV[2]))
+redis.call('HSET', P .. 'evals', ARGV[2], 'done')
+return 1

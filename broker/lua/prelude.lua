@@ -1,0 +1,68 @@
+-- Shared by every script. KEYS[1] is the run's prefix "{sieve:<run>}"; its hash tag puts all keys of a run in one slot, so
+-- the keys derived from it below live on the same node. State machine and key layout: docs in broker/client.py.
+local P = KEYS[1] .. ':'
+local STATE, OPEN, LIVE, HELD = P .. 'state', P .. 'open', P .. 'live', P .. 'held'
+local RETURNED, EVALQ, LEASED = P .. 'returned', P .. 'evalq', P .. 'leased'
+local SEEN, DEAD, DONE, DROPPED = P .. 'seen', P .. 'dead', P .. 'done', P .. 'dropped'
+
+local function num(field) return tonumber(redis.call('HGET', STATE, field) or '0') end
+local function group(gid) return P .. 'group:' .. gid end
+local function stream(verifier) return P .. 'verify:' .. verifier end
+local function ready(lane) return P .. 'ready:' .. lane end
+local function lease_list(step) return P .. 'lease:' .. step end
+local function now()
+  local t = redis.call('TIME')
+  return tonumber(t[1]) + tonumber(t[2]) / 1e6
+end
+
+-- The absorbed count of the oldest open group, or of this moment when none is open.
+local function oldest_absorbed(absorbed)
+  local first = redis.call('ZRANGE', OPEN, 0, 0, 'WITHSCORES')
+  if first[2] then return math.min(tonumber(first[2]), absorbed) end
+  return absorbed
+end
+
+local function requeue(gid)
+  redis.call('HDEL', HELD, gid)
+  local g = redis.call('HMGET', group(gid), 'lane', 'order')
+  if not g[1] then return end
+  redis.call('ZADD', g[1] == 'eval' and EVALQ or RETURNED, g[2], gid)
+end
+
+-- A group that ends without training: counted, its bytes given back, its place in the window freed.
+local function drop(gid, reason)
+  local g = redis.call('HMGET', group(gid), 'lane', 'order', 'bytes')
+  redis.call('DEL', group(gid))
+  redis.call('HDEL', HELD, gid)
+  redis.call('HINCRBY', STATE, 'bytes', -tonumber(g[3] or '0'))
+  redis.call('HINCRBY', STATE, 'dropped:' .. reason, 1)
+  if g[1] == 'train' then
+    redis.call('ZREM', OPEN, gid)
+    redis.call('ZREM', LIVE, gid)
+    redis.call('SETBIT', DROPPED, g[2], 1)
+    redis.call('HINCRBY', STATE, 'dropped', 1)
+    redis.call('HINCRBY', STATE, 'absorbed', 1)
+  end
+end
+
+-- One completion of the group is settled (judged or dead-lettered); the last one makes the group ready, or ends it empty.
+local function settle(gid)
+  local key = group(gid)
+  if redis.call('HINCRBY', key, 'left', -1) > 0 then return end
+  local g = redis.call('HMGET', key, 'lane', 'judged', 'oldest', 'order', 'version')
+  if g[1] == 'eval' then
+    redis.call('SADD', ready('eval:' .. g[5]), gid)
+  elseif tonumber(g[2] or '0') == 0 then
+    drop(gid, 'empty')
+  else
+    redis.call('HSET', key, 'ready_at', string.format('%.3f', now()))
+    redis.call('ZADD', ready('train'), tonumber(g[3]) * 4294967296 + tonumber(g[4]), gid)
+  end
+end
+
+-- Only the newest learner may move the run; an older one that wakes up is refused.
+local function fence(incarnation)
+  if num('incarnation') ~= tonumber(incarnation) then
+    return redis.error_reply('FENCED ' .. tostring(num('incarnation')))
+  end
+end
