@@ -2,8 +2,8 @@
 
 A message names the value that was seen, the limit it broke and the remedy, in one line, because it is what a person
 reads on the terminal. Messages never contain a password (see `redact`). Exit codes follow sysexits.h: 64 a wrong
-command line or setting, 65 data that contradicts itself, 69 something needed is unavailable, 70 our own fault, 75 try
-again later. Each room derives its own errors from `SieveError`.
+command line or setting, 65 data that contradicts itself, 69 something needed is unavailable, 70 our own fault, 73 a
+directory cannot be written, 75 try again later. Each room derives its own errors from `SieveError`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ EX_USAGE = 64
 EX_DATA = 65
 EX_UNAVAILABLE = 69
 EX_INTERNAL = 70
+EX_CANNOT_CREATE = 73
 EX_TEMPORARY = 75
 
 _SECRET = re.compile(r"(?P<scheme>\b(?:rediss?|unix)://)(?P<user>[^:@/\s]*):(?P<secret>[^@\s]*)@")
@@ -34,6 +35,12 @@ class SieveError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(redact(" ".join(message.split())))
+
+
+class UsageError(SieveError):
+    """A command that makes no sense with these settings."""
+
+    exit_code = EX_USAGE
 
 
 class BrokerError(SieveError):
@@ -87,6 +94,12 @@ class PortTaken(SieveError):
     """The address that should answer /metrics is in use."""
 
     exit_code = EX_UNAVAILABLE
+
+
+class LogUnwritable(SieveError):
+    """The run directory cannot be written."""
+
+    exit_code = EX_CANNOT_CREATE
 
 
 class WeightsError(SieveError):

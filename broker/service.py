@@ -1,0 +1,409 @@
+"""What every service stands on: connect, heartbeat, answer HTTP, loop, drain, and end with a code that means something.
+
+    run()  =  log → /metrics → connect (deadline) → heartbeat thread → setup() → step(), step(), … → drain() → exit code
+
+Rules for a subclass. `step()` does a bounded piece of work and returns; it must be safe to repeat, because an outage of
+the broker in its middle is answered by calling it again. Blocking is done through `wait` or `waiting`, which name what is
+waited for. Phase names and wait reasons are fixed words in the code (they are metric labels), never data. Ends: `finish`
+from inside (nothing left to do), `request_stop` or SIGTERM/SIGINT from outside; both drain and exit 0.
+
+Holds no knowledge of what flows through the system; only Broker.connect, .heartbeat and .close are used here.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import secrets
+import select
+import signal
+import socket
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import ClassVar, Protocol, TypeVar
+
+import redis
+from prometheus_client import CollectorRegistry
+
+from broker.client import Broker
+from broker.errors import (
+    EX_INTERNAL,
+    EX_OK,
+    EX_TEMPORARY,
+    EX_UNAVAILABLE,
+    BrokerFull,
+    BrokerUnavailable,
+    Fenced,
+    SieveError,
+)
+from broker.liveness import Pulse, Role
+from broker.metrics import BaseMetrics, MetricsServer, build_version, close_log, open_log
+from broker.server import resolve_url
+from broker.settings import BrokerSettings, MetricsSettings, RunSettings
+
+FULL_SECONDS = 600.0
+"""How long a service waits for room in a full Redis: others free it by committing, unless they are stuck too."""
+STREAK_SECONDS = 1.0
+"""Waits for one reason with shorter gaps than this are one wait to a reader: `since` stays."""
+UNREACHABLE = (BrokerUnavailable, redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)
+
+T = TypeVar("T")
+
+
+class ServiceConfig(Protocol):
+    """The sections this base reads; each room asks for its own on top."""
+
+    @property
+    def run(self) -> RunSettings: ...
+    @property
+    def broker(self) -> BrokerSettings: ...
+    @property
+    def metrics(self) -> MetricsSettings: ...
+
+
+class Service(ABC):
+    """One service process (or one Ray actor). Subclasses set `role` and implement setup, step and drain."""
+
+    role: ClassVar[Role]
+    grace_seconds: float = 30.0
+    """From the stop signal to the forced end (exit 75); what was still held returns to others by its lease."""
+    stall_seconds: float = 900.0
+    """/healthz answers 503 when the loop has not moved for this long."""
+
+    def __init__(self, config: ServiceConfig, *, index: int = 0, url: str | None = None) -> None:
+        self.index = index
+        self.host = socket.gethostname()
+        self.id = f"{self.role}-{index}-{self.host[:32]}-{os.getpid()}-{secrets.token_hex(3)}"
+        self.broker: Broker
+        self.registry = CollectorRegistry()
+        self.log = logging.getLogger(f"sieve.{self.id}")
+        self.stopping = threading.Event()
+        self.finished = threading.Event()
+        self.values: dict[str, float] = {}
+        """A few figures sent with the heartbeat, for `sieve status`."""
+        self.metrics_url = ""
+        self._config = config
+        self._url = url
+        self._lock = threading.Lock()
+        self._phase, self._waiting_on, self._since = "starting", "", time.time()
+        self._streak = ("", 0.0, 0.0)  # reason, unix start, monotonic end of the last wait
+        self._moved = self._acknowledged = time.monotonic()
+        self._ready = False
+        self._failure: tuple[int, str] | None = None
+        self._silent = threading.Event()
+        self._measured = BaseMetrics(self.registry, self.role)
+        self._measured.phase.labels(self._phase).set(1)
+        self._measured.heartbeat_age.set_function(lambda: time.monotonic() - self._acknowledged)
+        self._measured.loop_age.set_function(lambda: time.monotonic() - self._moved)
+
+    # --- for subclasses to implement
+
+    @abstractmethod
+    def setup(self) -> None:
+        """Called once, connected and heartbeating. Calls that must survive an outage go through `retrying`."""
+
+    @abstractmethod
+    def step(self) -> None:
+        """One bounded piece of work; repeated until stopped or finished."""
+
+    def drain(self) -> None:  # noqa: B027 -- a service that holds nothing has nothing to drain
+        """Finish or hand back what is held, within `grace_seconds` of the stop."""
+
+    # --- for subclasses to call
+
+    def phase(self, name: str, waiting_on: str = "") -> None:
+        """Say what the service does from now on; `waiting_on` when it blocks in a call of its own."""
+        with self._lock:
+            self._moved = time.monotonic()
+            if (name, waiting_on) == (self._phase, self._waiting_on):
+                return
+            if name != self._phase:
+                self._measured.phase.labels(self._phase).set(0)
+                self._measured.phase.labels(name).set(1)
+            self._phase, self._waiting_on, self._since = name, waiting_on, time.time()
+
+    @contextmanager
+    def waiting(self, reason: str) -> Iterator[None]:
+        """Around a blocking call: names it, counts its seconds."""
+        begin = time.monotonic()
+        with self._lock:
+            last, since, ended = self._streak
+            if last != reason or begin - ended > STREAK_SECONDS:
+                since = time.time()
+            self._moved = begin
+            self._waiting_on, self._since = reason, since
+        try:
+            yield
+        finally:
+            end = time.monotonic()
+            self._measured.waiting.labels(reason).inc(end - begin)
+            with self._lock:
+                self._moved = end
+                self._streak = (reason, since, end)
+                if self._waiting_on == reason:
+                    self._waiting_on, self._since = "", time.time()
+
+    def wait(self, reason: str, seconds: float) -> bool:
+        """Wait `seconds` or until the stop, whichever is first; True if stopping."""
+        with self.waiting(reason):
+            return self.stopping.wait(seconds)
+
+    def retrying(self, call: Callable[[], T]) -> T:
+        """`call()`, repeated with backoff while Redis is away (at most broker.connect_seconds) or full (10 minutes).
+
+        The call must be safe to repeat. Raises the last error at the deadline, on a stop, or when waiting cannot help.
+        """
+        begin, pause, before = time.monotonic(), 0.05, ""
+        while True:
+            try:
+                answer = call()
+            except (*UNREACHABLE, BrokerFull) as error:
+                full = isinstance(error, BrokerFull)
+                limit = FULL_SECONDS if full else self._config.broker.connect_seconds
+                away = time.monotonic() - begin if before else 0.0
+                if self.stopping.is_set() or is_lasting(error) or away >= limit:
+                    raise
+                if not before:
+                    before, begin = self._phase, time.monotonic()
+                    self._measured.outages.inc()
+                    self.log.warning("%s; trying again for %g s", error, limit)
+                self.phase("broker full" if full else "broker unreachable")
+                self.wait("broker", pause)
+                pause = min(pause * 2, 2.0)
+            else:
+                if before:
+                    self.log.info("broker is back after %.1f s", time.monotonic() - begin)
+                    if self._phase in ("broker full", "broker unreachable"):
+                        self.phase(before)
+                return answer
+
+    def finish(self, reason: str) -> None:
+        """There is nothing left to do: drain and exit 0."""
+        self.log.info("finished: %s", reason)
+        self.finished.set()
+
+    def request_stop(self, reason: str = "asked to stop") -> None:
+        """Drain and exit; callable from any thread."""
+        if not self.stopping.is_set():
+            self.log.info("stopping: %s", reason)
+        self.stopping.set()
+
+    # --- what others see
+
+    def pulse(self) -> Pulse:
+        """What the heartbeat says now."""
+        with self._lock:
+            phase, waiting_on, since = self._phase, self._waiting_on, self._since
+        return Pulse(
+            id=self.id, role=self.role, phase=phase, waiting_on=waiting_on[:200], since=since, pid=os.getpid(),
+            host=self.host, metrics_url=self.metrics_url, index=self.index, values=dict(self.values),
+        )  # fmt: skip
+
+    def _line(self) -> str:
+        pulse = self.pulse()
+        waiting = f", waiting on {pulse.waiting_on}" if pulse.waiting_on else ""
+        return f"{self.id} {pulse.phase}{waiting} since {time.time() - pulse.since:.1f} s"
+
+    def _healthy(self) -> tuple[bool, str]:
+        still = time.monotonic() - self._moved
+        return (
+            still < self.stall_seconds,
+            f"{self._line()}; loop moved {still:.1f} s ago, limit {self.stall_seconds:g} s",
+        )
+
+    def _is_ready(self) -> tuple[bool, str]:
+        silent = time.monotonic() - self._acknowledged
+        limit = self._config.broker.lease_seconds
+        return self._ready and silent < limit, f"{self._line()}; heartbeat {silent:.1f} s ago, limit {limit:g} s"
+
+    # --- the run
+
+    def run(self) -> int:
+        """Serve until finished or stopped. Returns the exit code; prints one line on stderr for every failure."""
+        try:
+            handlers = open_log(self.log, self.id, self._config.run.path / "logs")
+        except SieveError as error:
+            logging.getLogger("sieve").error("%s", error)
+            return error.exit_code
+        try:
+            with self._signals():
+                code = self._serve()
+            self.log.info("exit %d", code)
+            return code
+        finally:
+            close_log(self.log, handlers)
+
+    def _serve(self) -> int:
+        http: MetricsServer | None = None
+        beating: threading.Thread | None = None
+        code = EX_INTERNAL
+        try:
+            settings = self._config.metrics
+            http = MetricsServer(
+                self.registry, settings.host, settings.port, healthy=self._healthy, ready=self._is_ready
+            )
+            self.metrics_url = http.url
+            self.log.info("sieve %s %s, %s", self.role, build_version(), http.url)
+            self.phase("connecting")
+            self.broker = self._connect()
+            beating = self._start_heartbeat(self._connect())
+            self.phase("setting up")
+            self.setup()
+            self._ready = True
+            self._measured.up.set(1)
+            self.log.info("ready")
+            self._loop()
+            if self._failure is None:
+                self.phase("draining")
+                self.drain()
+                self.phase("stopped")
+            code = EX_OK
+        except Exception as error:
+            code, line = explain(error)
+            self.log.error("%s", line, exc_info=not isinstance(error, SieveError))
+        finally:
+            self._ready = False
+            self._measured.up.set(0)
+            self._silent.set()
+            if beating is not None:
+                beating.join(self._config.broker.lease_seconds)
+            if hasattr(self, "broker"):
+                self.broker.close()
+            if http is not None:
+                http.close()
+        # What the heartbeat found explains whatever the loop stumbled over afterwards.
+        return self._failure[0] if self._failure is not None else code
+
+    def _loop(self) -> None:
+        while not (self.stopping.is_set() or self.finished.is_set()):
+            try:
+                self.retrying(self.step)
+            except (*UNREACHABLE, BrokerFull):
+                if not self.stopping.is_set():
+                    raise
+            self._measured.steps.inc()
+            self._moved = time.monotonic()
+
+    def _connect(self) -> Broker:
+        """A connection within broker.connect_seconds. Raises BrokerUnavailable with the last reason and a remedy."""
+        settings = self._config.broker
+        deadline = time.monotonic() + settings.connect_seconds
+        pause = 0.05
+        while True:
+            try:
+                url = resolve_url(settings, self._config.run, self._url)
+                return Broker.connect(settings, self._config.run, url=url)
+            except BrokerUnavailable as error:
+                left = deadline - time.monotonic()
+                if error.lasting or left <= 0:
+                    raise
+                if self.wait("broker", min(pause, left)):
+                    raise
+                pause = min(pause * 2, 1.0)
+
+    def _start_heartbeat(self, broker: Broker) -> threading.Thread:
+        """On its own connection, so that a long call of the loop never holds a heartbeat back."""
+        broker.heartbeat(self.pulse())
+        self._acknowledged = time.monotonic()
+        thread = threading.Thread(target=self._beat, args=(broker,), name="heartbeat", daemon=True)
+        thread.start()
+        return thread
+
+    def _beat(self, broker: Broker) -> None:
+        settings = self._config.broker
+        pause = settings.lease_seconds / 4
+        try:
+            while not self._silent.wait(pause):
+                pause = settings.lease_seconds / 4
+                try:
+                    broker.heartbeat(self.pulse())
+                    self._acknowledged = time.monotonic()
+                except (*UNREACHABLE, BrokerFull) as error:
+                    away = time.monotonic() - self._acknowledged
+                    if is_lasting(error) or away > settings.connect_seconds + settings.lease_seconds / 4:
+                        self._give_up(
+                            f"broker away for {away:.1f} s, limit broker.connect_seconds = "
+                            f"{settings.connect_seconds:g}; start it again, then this service: {error}"
+                        )
+                        return
+                    pause = min(pause, 0.5)
+            if self._phase == "stopped":  # only then is nothing held that this would keep from the others
+                broker.heartbeat(self.pulse())
+        except Fenced as error:
+            self._give_up(str(error))
+        except UNREACHABLE as error:
+            self.log.warning("the last heartbeat was not taken: %s", error)
+        except Exception as error:
+            self.log.error("heartbeat: %s", explain(error)[1], exc_info=True)
+            self._failure = (EX_INTERNAL, str(error))
+            self.stopping.set()
+        finally:
+            broker.close()
+
+    def _give_up(self, line: str) -> None:
+        self.log.error("%s", line)
+        self._failure = (EX_UNAVAILABLE, line)
+        self.stopping.set()
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGTERM and SIGINT ask for the stop; a second one, or the end of the grace period, ends the process.
+
+        Only in the main thread (elsewhere `request_stop` is the way). The handler only writes to a pipe: setting an
+        Event inside a signal handler can deadlock against the wait it interrupts.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        reading, writing = os.pipe()
+        previous = {
+            number: signal.signal(number, lambda signum, _: os.write(writing, bytes([signum])) and None)
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        watcher = threading.Thread(target=self._watch_signals, args=(reading,), name="signals", daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            os.write(writing, b"\0")
+            watcher.join()
+            os.close(reading)
+            os.close(writing)
+
+    def _watch_signals(self, reading: int) -> None:
+        first = os.read(reading, 1)
+        if first == b"\0":
+            return
+        self.request_stop(f"{signal.Signals(first[0]).name}, {self.grace_seconds:g} s to drain")
+        ready, _, _ = select.select([reading], [], [], self.grace_seconds)
+        if ready and os.read(reading, 1) == b"\0":
+            return
+        why = "second signal" if ready else f"not drained within {self.grace_seconds:g} s"
+        self.log.error("%s while %s; what it held returns to the others by its lease", why, self._line())
+        os._exit(EX_TEMPORARY)
+
+
+def is_lasting(error: Exception) -> bool:
+    """Whether waiting cannot help: wrong password, wrong version."""
+    return getattr(error, "lasting", False) or isinstance(error, redis.exceptions.AuthenticationError)
+
+
+def explain(error: Exception) -> tuple[int, str]:
+    """Exit code and one line for any exception."""
+    if isinstance(error, SieveError):
+        return error.exit_code, str(error)
+    if isinstance(error, UNREACHABLE):
+        return EX_UNAVAILABLE, f"broker: {error}; start it again (sieve broker CONFIG) or set broker.url"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = error.filename or "the run directory"
+        return EX_TEMPORARY, f"{where}: {error.strerror}; free space there and start again, nothing committed is lost"
+    return (
+        EX_INTERNAL,
+        f"unexpected {type(error).__name__}: {' '.join(str(error).split())}; the log file has the traceback",
+    )
