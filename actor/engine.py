@@ -1,0 +1,83 @@
+"""The engine protocol: what turns tickets into completions. Holds no engine, and knows nothing of Redis or of the service.
+
+Invariants every engine keeps:
+
+- A completion leaves through `poll` as soon as it ends; it never waits for the rest of its group.
+- Its version spans say which weights sampled which token, as it happened. Its log-probs are those the sampler used.
+- Eval tickets are sampled with exactly `ticket.version`, train tickets with `ticket.version` or newer, for every token.
+- After `load` returns, no token is sampled with (or attends to keys and values of) the weights before it, unless the
+  engine states that its approximate mode is on; the log-probs are the truth either way.
+- Running completions go on across a `load`: nothing is lost, restarted or sampled twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Protocol
+
+from broker.wire import Completion, Prompt, Ticket
+
+
+class EngineError(RuntimeError):
+    """The engine cannot do what was asked; the message has the value, the limit and the remedy."""
+
+
+class EngineMissing(EngineError):
+    """The chosen engine's package is not installed."""
+
+
+class WrongVersion(EngineError):
+    """A ticket may not be sampled with the loaded weights, or running completions forbid loading others."""
+
+
+class WeightsUnusable(EngineError):
+    """A version's files do not fit the model, or give log-probs that are not finite: never sampled from."""
+
+
+class PromptTooLong(EngineError):
+    """Prompt and answer do not fit the model's positions."""
+
+
+class Engine(Protocol):
+    """One engine per process, driven from one thread."""
+
+    @property
+    def version(self) -> int | None:
+        """The version that samples the next token; None before the first `load`."""
+
+    @property
+    def in_flight(self) -> int:
+        """Completions submitted and not yet returned by `poll`."""
+
+    @property
+    def running(self) -> int:
+        """Completions being decoded side by side at this moment, ≤ the engine's batch limit."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens sampled since the start, those of cancelled completions included."""
+
+    def load(self, version: int, directory: Path) -> None:
+        """Sample with the files in `directory` from the next token on (pause, load, stamp, resume).
+
+        Only verified directories are given here. Raises WrongVersion if `pinned(version)` > 0 and WeightsUnusable if
+        the files do not fit; the weights before stay loaded then."""
+
+    def pinned(self, version: int) -> int:
+        """Completions in flight that may not see `version`: eval ones of another version, train ones issued later."""
+
+    def submit(self, ticket: Ticket, prompt: Prompt) -> None:
+        """Start sampling `ticket.missing`. Raises WrongVersion or PromptTooLong, having started nothing."""
+
+    def cancel(self, gids: Collection[str]) -> int:
+        """Forget these tickets' unfinished completions (nobody waits for them any more); returns how many."""
+
+    def poll(self, seconds: float) -> list[Completion]:
+        """Go on for about `seconds` (at least one decoding step) and return what ended, possibly nothing."""
+
+    def oldest_version(self) -> int | None:
+        """The oldest version any running completion has a token from; None if nothing runs."""
+
+    def close(self) -> None:
+        """Free what the engine holds; unfinished completions are forgotten."""

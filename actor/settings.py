@@ -1,0 +1,36 @@
+"""Settings of the actor: which engine samples, on what, and how much at once. Reads nothing, starts nothing."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from broker.settings import Section, Shared
+
+
+class ActorSettings(Section):
+    """How one actor process samples."""
+
+    engine: Literal["torch"] = "torch"
+    """`torch`: the transformers model itself with continuous batching; runs anywhere torch runs."""
+    replicas: Annotated[int, Field(ge=0, le=4096)] = 1
+    """Actor processes the launcher keeps alive; more may join by hand at any time."""
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$")] = "auto"
+    """`auto` takes the first CUDA device, else the CPU."""
+    threads: Annotated[int, Field(ge=0, le=1024)] = 1
+    """CPU threads of one actor process; 0 leaves torch's own choice (all cores, which replicas then fight over)."""
+    max_batch: Annotated[int, Field(ge=1, le=65536)] = 128
+    """Completions sampled side by side. Their KV cache must fit: layers · 2 · KV heads · head size · length each."""
+    prefill_tokens: Annotated[int, Field(ge=1, le=1 << 24)] = 8192
+    """Prompt tokens (padding included) of one prefill pass: bounds its activation memory."""
+    offer_seconds: Annotated[float, Field(gt=0, le=60)] = 0.02
+    """Finished completions wait at most this long, or one decoding step, for others to share a round trip with."""
+    grace_seconds: Annotated[float, Field(ge=0, le=3600)] = 20.0
+    """After SIGTERM, running completions may finish for this long; what is left is handed back."""
+
+
+class ActorConfig(Shared):
+    """What the actor reads of the configuration tree."""
+
+    actor: ActorSettings = ActorSettings()

@@ -1,0 +1,383 @@
+"""The small default engine: a transformers model, sampled with continuous batching.
+
+Rows are running completions, always slots 0 … n−1 of one KV cache. A prompt is prefilled once and its keys and values are
+copied to every completion of its group. A row that ends leaves at once; the last rows move into the holes and waiting
+completions take the free slots while the others go on. New weights are loaded between two tokens: the keys and values of
+everything that runs are recomputed with them, so each token's log-prob is exactly that of the version its span names.
+
+Fast because little Python runs per step: sampling, end detection and bookkeeping are a handful of tensor operations on
+all rows. Never does I/O except reading weights; never samples at a temperature other than 1.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from actor import torch_weights
+from actor.engine import EngineError, PromptTooLong, WeightsUnusable, WrongVersion
+from actor.kv_slots import Slots
+from actor.sampling import draw, uniforms
+from broker.wire import Completion, Prompt, Ticket, float32, int32
+
+Decode = Callable[[list[list[int]]], list[str]]
+"""Token ids of several answers, the end token included, to their texts without special tokens."""
+
+
+@dataclass(eq=False)
+class _Group:
+    """A ticket being sampled: its prompt, what has not started, and its place in the prefill that holds its keys and values."""
+
+    ticket: Ticket
+    prompt: list[int]
+    waiting: deque[int]
+    prefill: _Prefill | None = None
+    slot: int = 0
+
+
+@dataclass(eq=False)
+class _Prefill:
+    """Keys, values and next-token logits (prompts, vocabulary) of prompts that went through the model together."""
+
+    slots: Slots
+    logits: torch.Tensor
+
+
+@dataclass(eq=False)
+class _Row:
+    """A running completion; its tokens and log-probs are in the engine's tensors at its slot."""
+
+    group: _Group
+    idx: int
+    starts: list[tuple[int, int]] = field(default_factory=list)
+    """(version, first token): what the spans are made of."""
+
+
+class TorchEngine:
+    """See the module's docstring; the methods' contract is `actor.engine.Engine`.
+
+    `eos`: ids that end an answer (kept in it, with their log-prob). `max_new_tokens`: finish `length` at this many.
+    `admit_share`: free share of the batch at which waiting completions are let in; a prefill pass has a fixed cost, so
+    one pass for several is faster than one per freed slot.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        decode: Decode,
+        *,
+        eos: Sequence[int],
+        max_new_tokens: int,
+        max_batch: int,
+        prefill_tokens: int = 8192,
+        admit_share: float = 0.125,
+        name: str = "",
+    ):
+        config = model.config
+        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+        if kinds != {"full_attention"} or getattr(config, "sliding_window", None):
+            raise EngineError(
+                f"actor.engine 'torch' caches full attention only, the model at model.path has {sorted(kinds)} "
+                f"(sliding_window {getattr(config, 'sliding_window', None)}); choose another engine or model"
+            )
+        self._model = model.eval().requires_grad_(False)
+        self._decode, self._name = decode, name
+        self._limit, self._max_batch, self._prefill_tokens = max_new_tokens, max_batch, prefill_tokens
+        self._admit = max(1, round(max_batch * admit_share))
+        self._positions_max = int(getattr(config, "max_position_embeddings", 0) or 1 << 30)
+        self._device = device = next(model.parameters()).device
+        vocabulary = model.get_output_embeddings().weight.shape[0]
+        outside = [token for token in eos if not 0 <= token < vocabulary]
+        if outside:
+            raise EngineError(
+                f"end token {outside[0]} is outside the model's vocabulary of {vocabulary}; the tokenizer "
+                f"at model.path belongs to another model"
+            )
+        self._ends = torch.zeros(vocabulary, dtype=torch.bool, device=device)
+        self._ends[list(eos)] = True
+        self._layers = int(config.num_hidden_layers)
+        self._slots = Slots(self._layers, max_batch, device)
+        self._rows: list[_Row] = []
+        self._groups: deque[_Group] = deque()
+        self._tokens = torch.zeros(max_batch, max_new_tokens, dtype=torch.int64, device=device)
+        self._logprobs = torch.zeros(max_batch, max_new_tokens, dtype=torch.float32, device=device)
+        self._uniforms = torch.zeros(max_batch, max_new_tokens, dtype=torch.float64, device=device)
+        self._last = torch.zeros(max_batch, dtype=torch.int64, device=device)
+        self._position = torch.zeros(max_batch, dtype=torch.int64, device=device)
+        self._made = torch.zeros(max_batch, dtype=torch.int64, device=device)
+        self._index = torch.arange(max_batch, device=device)
+        self._width = 0
+        self._ended: list[tuple[_Row, list[int], np.ndarray[Any, Any]]] = []
+        self._version: int | None = None
+        self._sampled = 0
+
+    # ------------------------------------------------------------------ what the service sees
+
+    @property
+    def version(self) -> int | None:
+        return self._version
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._rows) + len(self._ended) + sum(len(group.waiting) for group in self._groups)
+
+    @property
+    def running(self) -> int:
+        return len(self._rows)
+
+    @property
+    def tokens(self) -> int:
+        return self._sampled
+
+    def oldest_version(self) -> int | None:
+        return min((row.starts[0][0] for row in self._rows), default=None)
+
+    def pinned(self, version: int) -> int:
+        waiting = sum(len(group.waiting) for group in self._groups if _forbids(group.ticket, version))
+        return waiting + sum(_forbids(row.group.ticket, version) for row in self._rows)
+
+    @torch.inference_mode()
+    def load(self, version: int, directory: Path) -> None:
+        pinned = self.pinned(version)
+        if pinned:
+            raise WrongVersion(f"{pinned} completions in flight may not be sampled with version {version}; poll first")
+        torch_weights.put(self._model, torch_weights.read(directory), str(directory))
+        self._version = version
+        for group in self._groups:
+            group.prefill = None
+        self._recompute(version)
+
+    def submit(self, ticket: Ticket, prompt: Prompt) -> None:
+        if self._version is None or _forbids(ticket, self._version):
+            raise WrongVersion(
+                f"{ticket.lane} ticket {ticket.gid} needs version {ticket.version}, loaded is {self._version}"
+            )
+        tokens = np.frombuffer(prompt.tokens, "<i4").tolist()
+        if not tokens or len(tokens) + self._limit > self._positions_max:
+            raise PromptTooLong(
+                f"prompt {ticket.prompt} has {len(tokens)} tokens; with sampling.max_new_tokens = {self._limit} it must "
+                f"have 1 … {self._positions_max - self._limit} (the model has {self._positions_max} positions)"
+            )
+        if ticket.missing:
+            self._groups.append(_Group(ticket, tokens, deque(ticket.missing)))
+
+    @torch.inference_mode()
+    def cancel(self, gids: Collection[str]) -> int:
+        before = self.in_flight
+        self._groups = deque(group for group in self._groups if group.ticket.gid not in gids)
+        self._ended = [ended for ended in self._ended if ended[0].group.ticket.gid not in gids]
+        gone = [slot for slot, row in enumerate(self._rows) if row.group.ticket.gid in gids]
+        if gone:
+            self._compact(gone)
+        return before - self.in_flight
+
+    @torch.inference_mode()
+    def poll(self, seconds: float) -> list[Completion]:
+        until = time.monotonic() + seconds
+        while self._rows or self._groups:
+            free = self._max_batch - len(self._rows)
+            if self._groups and (free >= self._admit or not self._rows):
+                self._start(free)
+            if self._rows:
+                self._step()
+            if time.monotonic() >= until:
+                break
+        return self._completions()
+
+    def close(self) -> None:
+        self._rows, self._groups, self._ended = [], deque(), []
+        self._slots = Slots(self._layers, self._max_batch, self._device)
+
+    # ------------------------------------------------------------------ the model
+
+    def _forward(
+        self, slots: Slots, tokens: torch.Tensor, positions: torch.Tensor, width: int, keep: Any, first: int = 0
+    ) -> torch.Tensor:
+        """Logits (n, kept, vocabulary) of `tokens` (n, q) at `positions` (n,) …; fills the columns of slots `first` …."""
+        ids, mask = slots.aim(positions, tokens.shape[1], width, first)
+        output = self._model(
+            input_ids=tokens,
+            attention_mask=mask,
+            position_ids=ids,
+            past_key_values=slots.cache,
+            use_cache=True,
+            logits_to_keep=keep,
+        )
+        logits: torch.Tensor = output.logits
+        return logits
+
+    def _prefill(self, groups: list[_Group]) -> None:
+        """Run the prompts of these groups through the model, in passes of bounded size, each prompt once."""
+        groups = sorted(groups, key=lambda group: len(group.prompt))  # like lengths share a pass: less padding
+        while groups:
+            count = 1
+            while count < len(groups) and (count + 1) * len(groups[count].prompt) <= self._prefill_tokens:
+                count += 1
+            batch, groups = groups[:count], groups[count:]
+            width = len(batch[-1].prompt)
+            tokens = np.zeros((count, width), dtype=np.int64)
+            for row, group in enumerate(batch):
+                tokens[row, : len(group.prompt)] = group.prompt
+            # Only the columns where some prompt ends are worth a row of the output matrix.
+            ends = np.array([len(group.prompt) - 1 for group in batch])
+            columns, which = np.unique(ends, return_inverse=True)
+            slots = Slots(self._layers, count, self._device)
+            start = torch.zeros(count, dtype=torch.int64, device=self._device)
+            logits = self._forward(slots, self._tensor(tokens), start, width, self._tensor(columns))
+            prefill = _Prefill(slots, logits[torch.arange(count, device=self._device), self._tensor(which)])
+            for row, group in enumerate(batch):
+                group.prefill, group.slot = prefill, row
+
+    def _copy_prompts(self, rows: list[_Row], first: int) -> torch.Tensor:
+        """Prompt keys and values into slots `first` …, in the rows' order; returns their next-token logits (k, vocabulary)."""
+        logits, start = [], 0
+        while start < len(rows):  # neighbours mostly come from one prefill pass
+            prefill, end = rows[start].group.prefill, start
+            assert prefill is not None
+            while end < len(rows) and rows[end].group.prefill is prefill:
+                end += 1
+            source = self._tensor(np.array([row.group.slot for row in rows[start:end]]))
+            width = max(len(row.group.prompt) for row in rows[start:end])
+            self._slots.copy_from(prefill.slots, source, first + start, width)
+            logits.append(prefill.logits[source])
+            start = end
+        return torch.cat(logits)
+
+    def _start(self, free: int) -> None:
+        """Let up to `free` waiting completions in: prefill what is new, copy prompts to slots, draw each first token."""
+        rows: list[_Row] = []
+        fresh: list[_Group] = []
+        assert self._version is not None
+        for group in self._groups:
+            if len(rows) == free:
+                break
+            if group.prefill is None:
+                fresh.append(group)
+            for idx in list(group.waiting)[: free - len(rows)]:
+                rows.append(_Row(group, idx, [(self._version, 0)]))
+        self._prefill(fresh)
+        for row in rows:
+            row.group.waiting.popleft()
+        while self._groups and not self._groups[0].waiting:
+            self._groups.popleft()
+        rows.sort(key=lambda row: id(row.group.prefill))
+        first, last = len(self._rows), len(self._rows) + len(rows)
+        logits = self._copy_prompts(rows, first)
+        noise = [uniforms(row.group.ticket.seed, row.group.ticket.gid, row.idx, self._limit) for row in rows]
+        self._uniforms[first:last] = self._tensor(np.stack(noise))
+        self._position[first:last] = self._tensor(np.array([len(row.group.prompt) - 1 for row in rows]))
+        self._made[first:last] = 0
+        self._rows += rows
+        self._width = max(self._width, *(len(row.group.prompt) for row in rows))
+        self._draw(logits, first, last)
+
+    def _step(self) -> None:
+        """One more token for every row."""
+        count = len(self._rows)
+        self._width += 1
+        logits = self._forward(self._slots, self._last[:count].unsqueeze(1), self._position[:count], self._width, 1)
+        self._draw(logits[:, -1], 0, count)
+
+    def _draw(self, logits: torch.Tensor, first: int, last: int) -> None:
+        """Sample rows first … last−1 from `logits`, note token and log-prob, and let go of the rows that end."""
+        rows, made = self._index[first:last], self._made[first:last]
+        tokens, logprobs = draw(logits, self._uniforms[rows, made])
+        self._tokens[rows, made] = tokens
+        self._logprobs[rows, made] = logprobs
+        self._last[first:last] = tokens
+        self._position[first:last] += 1
+        made += 1
+        self._sampled += last - first
+        done = (self._ends[tokens] | (made == self._limit)).nonzero().squeeze(1)
+        if done.numel():
+            self._finish([first + slot for slot in done.tolist()])
+
+    # ------------------------------------------------------------------ rows
+
+    def _finish(self, slots: list[int]) -> None:
+        at = self._tensor(np.array(slots))
+        made, tokens = self._made[at].tolist(), self._tokens[at].tolist()
+        logprobs = self._logprobs[at].cpu().numpy()
+        for slot, length, ids, scores in zip(slots, made, tokens, logprobs, strict=True):
+            self._ended.append((self._rows[slot], ids[:length], scores[:length]))
+        self._compact(slots)
+
+    def _compact(self, gone: list[int]) -> None:
+        """Free the slots `gone`; rows from the end move into the holes."""
+        count = len(self._rows) - len(gone)
+        leaving = set(gone)
+        holes = [slot for slot in gone if slot < count]
+        movers = [slot for slot in range(count, len(self._rows)) if slot not in leaving]
+        if movers:
+            source, target = self._tensor(np.array(movers)), self._tensor(np.array(holes))
+            self._slots.move(source, target, self._width)
+            for tensor in (self._tokens, self._logprobs, self._uniforms, self._last, self._position, self._made):
+                tensor[target] = tensor[source]
+            for mover, hole in zip(movers, holes, strict=True):
+                self._rows[hole] = self._rows[mover]
+        del self._rows[count:]
+        self._width = int(self._position[:count].max()) if count else 0
+
+    def _recompute(self, version: int) -> None:
+        """Keys and values of all that runs, again, with the weights just loaded; later tokens belong to `version`."""
+        if not self._rows:
+            return
+        count = len(self._rows)
+        groups = list({id(row.group): row.group for row in self._rows}.values())
+        self._prefill(groups)
+        self._copy_prompts(self._rows, 0)
+        # The answers so far, but for their last token, which the next step feeds: passes on top of the prompts.
+        query = int(self._made[:count].max()) - 1
+        together = max(1, self._prefill_tokens // query) if query else count
+        for first in range(0, count if query else 0, together):
+            at = slice(first, min(first + together, count))
+            start = self._position[at] - self._made[at] + 1
+            self._forward(self._slots, self._tokens[at, :query], start, int(start.max()) + query, 1, first)
+        for row, made in zip(self._rows, self._made[:count].tolist(), strict=True):
+            if row.starts[-1][1] == made:
+                row.starts.pop()
+            row.starts.append((version, made))
+
+    def _completions(self) -> list[Completion]:
+        ended, self._ended = self._ended, []
+        if not ended:
+            return []
+        texts = self._decode([ids for _, ids, _ in ended])
+        return [self._completion(*one, text) for one, text in zip(ended, texts, strict=True)]
+
+    def _completion(self, row: _Row, ids: list[int], scores: np.ndarray[Any, Any], text: str) -> Completion:
+        ticket = row.group.ticket
+        if not np.isfinite(scores).all():
+            raise WeightsUnusable(
+                f"versions {[version for version, _ in row.starts]} gave a log-prob that is not finite "
+                f"for {ticket.gid}; use model.dtype: float32, or a lower learning rate"
+            )
+        ends = [start for _, start in row.starts[1:]] + [len(ids)]
+        return Completion(
+            gid=ticket.gid,
+            lane=ticket.lane,
+            prompt=ticket.prompt,
+            idx=row.idx,
+            n=ticket.n,
+            tokens=int32(ids),
+            logprobs=float32(scores),
+            spans=tuple((version, start, end) for (version, start), end in zip(row.starts, ends, strict=True)),
+            finish="stop" if bool(self._ends[ids[-1]]) else "length",
+            text=text,
+            actor=self._name,
+        )
+
+    def _tensor(self, array: np.ndarray[Any, Any]) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
+
+
+def _forbids(ticket: Ticket, version: int) -> bool:
+    """Whether a token of this ticket may not come from `version`."""
+    return ticket.version != version if ticket.lane == "eval" else ticket.version > version
