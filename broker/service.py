@@ -2,10 +2,14 @@
 
     run()  =  log → /metrics → connect (deadline) → heartbeat thread → setup() → step(), step(), … → drain() → exit code
 
-Rules for a subclass. `step()` does a bounded piece of work and returns; it must be safe to repeat, because an outage of
-the broker in its middle is answered by calling it again. Blocking is done through `wait` or `waiting`, which name what is
-waited for. Phase names and wait reasons are fixed words in the code (they are metric labels), never data. Ends: `finish`
-from inside (nothing left to do), `request_stop` or SIGTERM/SIGINT from outside; both drain and exit 0.
+Rules for a subclass. `step()` does a bounded piece of work and returns; it must be safe to repeat, because a broker
+that stays away longer than one call waits is answered by calling it again. Blocking is done through `wait` or
+`waiting`, which name what is waited for. Phase names and wait reasons are fixed words in the code (they are metric
+labels), never data. Ends: `finish` from inside (nothing left to do), `request_stop` or SIGTERM/SIGINT from outside;
+both drain and exit 0.
+
+An outage: calls of `self.broker` wait by themselves up to broker.connect_seconds; meanwhile the heartbeat notices
+within a few seconds, shows the phase `broker unreachable`, and ends the service with 69 when it lasts longer.
 
 Holds no knowledge of what flows through the system; only Broker.connect, .heartbeat and .close are used here.
 """
@@ -47,8 +51,11 @@ from broker.settings import BrokerSettings, MetricsSettings, RunSettings
 
 FULL_SECONDS = 600.0
 """How long a service waits for room in a full Redis: others free it by committing, unless they are stuck too."""
+PROBE_SECONDS = 1.0
+"""One try of the heartbeat or of the first connection; it is repeated, so that a stop is heeded in between."""
 STREAK_SECONDS = 1.0
 """Waits for one reason with shorter gaps than this are one wait to a reader: `since` stays."""
+UNREACHABLE_PHASE = "broker unreachable"
 UNREACHABLE = (BrokerUnavailable, redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)
 
 T = TypeVar("T")
@@ -90,6 +97,8 @@ class Service(ABC):
         self._url = url
         self._lock = threading.Lock()
         self._phase, self._waiting_on, self._since = "starting", "", time.time()
+        self._shown = self._phase
+        self._away_since: float | None = None
         self._streak = ("", 0.0, 0.0)  # reason, unix start, monotonic end of the last wait
         self._moved = self._acknowledged = time.monotonic()
         self._ready = False
@@ -119,12 +128,27 @@ class Service(ABC):
         """Say what the service does from now on; `waiting_on` when it blocks in a call of its own."""
         with self._lock:
             self._moved = time.monotonic()
-            if (name, waiting_on) == (self._phase, self._waiting_on):
+            if (name, waiting_on) != (self._phase, self._waiting_on):
+                self._phase, self._waiting_on, self._since = name, waiting_on, time.time()
+                self._show()
+
+    def _show(self) -> None:
+        shown = UNREACHABLE_PHASE if self._away_since is not None else self._phase
+        if shown != self._shown:
+            self._measured.phase.labels(self._shown).set(0)
+            self._measured.phase.labels(shown).set(1)
+            self._shown = shown
+
+    def _reached(self, reached: bool) -> None:
+        """What the heartbeat found; shown over the loop's own phase."""
+        with self._lock:
+            if reached:
+                self._acknowledged = time.monotonic()
+            if reached == (self._away_since is None):
                 return
-            if name != self._phase:
-                self._measured.phase.labels(self._phase).set(0)
-                self._measured.phase.labels(name).set(1)
-            self._phase, self._waiting_on, self._since = name, waiting_on, time.time()
+            self._away_since = None if reached else time.time()
+            self._measured.outages.inc(0 if reached else 1)
+            self._show()
 
     @contextmanager
     def waiting(self, reason: str) -> Iterator[None]:
@@ -157,28 +181,24 @@ class Service(ABC):
 
         The call must be safe to repeat. Raises the last error at the deadline, on a stop, or when waiting cannot help.
         """
-        begin, pause, before = time.monotonic(), 0.05, ""
+        begin, pause = time.monotonic(), 0.05
+        failed: float | None = None
         while True:
             try:
                 answer = call()
             except (*UNREACHABLE, BrokerFull) as error:
                 full = isinstance(error, BrokerFull)
                 limit = FULL_SECONDS if full else self._config.broker.connect_seconds
-                away = time.monotonic() - begin if before else 0.0
-                if self.stopping.is_set() or is_lasting(error) or away >= limit:
-                    raise
-                if not before:
-                    before, begin = self._phase, time.monotonic()
-                    self._measured.outages.inc()
+                if failed is None:
+                    failed = time.monotonic()
                     self.log.warning("%s; trying again for %g s", error, limit)
-                self.phase("broker full" if full else "broker unreachable")
-                self.wait("broker", pause)
+                if self.stopping.is_set() or is_lasting(error) or time.monotonic() - failed >= limit:
+                    raise
+                self.wait("room in the broker" if full else "broker", pause)
                 pause = min(pause * 2, 2.0)
             else:
-                if before:
-                    self.log.info("broker is back after %.1f s", time.monotonic() - begin)
-                    if self._phase in ("broker full", "broker unreachable"):
-                        self.phase(before)
+                if failed is not None:
+                    self.log.info("the broker took it after %.1f s", time.monotonic() - begin)
                 return answer
 
     def finish(self, reason: str) -> None:
@@ -198,6 +218,8 @@ class Service(ABC):
         """What the heartbeat says now."""
         with self._lock:
             phase, waiting_on, since = self._phase, self._waiting_on, self._since
+            if self._away_since is not None:
+                phase, since = UNREACHABLE_PHASE, self._away_since
         return Pulse(
             id=self.id, role=self.role, phase=phase, waiting_on=waiting_on[:200], since=since, pid=os.getpid(),
             host=self.host, metrics_url=self.metrics_url, index=self.index, values=dict(self.values),
@@ -250,7 +272,7 @@ class Service(ABC):
             self.log.info("sieve %s %s, %s", self.role, build_version(), http.url)
             self.phase("connecting")
             self.broker = self._connect()
-            beating = self._start_heartbeat(self._connect())
+            beating = self._start_heartbeat()
             self.phase("setting up")
             self.setup()
             self._ready = True
@@ -290,47 +312,60 @@ class Service(ABC):
 
     def _connect(self) -> Broker:
         """A connection within broker.connect_seconds. Raises BrokerUnavailable with the last reason and a remedy."""
-        settings = self._config.broker
+        settings, run = self._config.broker, self._config.run
         deadline = time.monotonic() + settings.connect_seconds
         pause = 0.05
         while True:
+            url = None
             try:
-                url = resolve_url(settings, self._config.run, self._url)
-                return Broker.connect(settings, self._config.run, url=url)
+                url = resolve_url(settings, run, self._url)
+                Broker.connect(self._impatient, run, url=url).close()  # short tries, so that a stop is heeded
+                return Broker.connect(settings, run, url=url)
             except BrokerUnavailable as error:
                 left = deadline - time.monotonic()
-                if error.lasting or left <= 0:
+                if error.lasting:
                     raise
-                if self.wait("broker", min(pause, left)):
-                    raise
+                if left <= 0 or self.wait("broker", min(pause, left)):
+                    remedy = "" if url is None else f" ({url}); start sieve broker CONFIG, or correct broker.url"
+                    raise BrokerUnavailable(
+                        f"no broker within broker.connect_seconds = {settings.connect_seconds:g} s: {error}{remedy}"
+                    ) from None
                 pause = min(pause * 2, 1.0)
 
-    def _start_heartbeat(self, broker: Broker) -> threading.Thread:
+    @property
+    def _impatient(self) -> BrokerSettings:
+        settings = self._config.broker
+        return settings.model_copy(update={"connect_seconds": min(PROBE_SECONDS, settings.connect_seconds)})
+
+    def _start_heartbeat(self) -> threading.Thread:
         """On its own connection, so that a long call of the loop never holds a heartbeat back."""
+        url = resolve_url(self._config.broker, self._config.run, self._url)
+        broker = Broker.connect(self._impatient, self._config.run, url=url)
         broker.heartbeat(self.pulse())
-        self._acknowledged = time.monotonic()
+        self._reached(True)
         thread = threading.Thread(target=self._beat, args=(broker,), name="heartbeat", daemon=True)
         thread.start()
         return thread
 
     def _beat(self, broker: Broker) -> None:
         settings = self._config.broker
-        pause = settings.lease_seconds / 4
+        period = pause = settings.lease_seconds / 4
         try:
             while not self._silent.wait(pause):
-                pause = settings.lease_seconds / 4
+                pause = period
                 try:
                     broker.heartbeat(self.pulse())
-                    self._acknowledged = time.monotonic()
+                    self._reached(True)
                 except (*UNREACHABLE, BrokerFull) as error:
+                    full = isinstance(error, BrokerFull)
+                    limit = FULL_SECONDS if full else settings.connect_seconds
                     away = time.monotonic() - self._acknowledged
-                    if is_lasting(error) or away > settings.connect_seconds + settings.lease_seconds / 4:
-                        self._give_up(
-                            f"broker away for {away:.1f} s, limit broker.connect_seconds = "
-                            f"{settings.connect_seconds:g}; start it again, then this service: {error}"
-                        )
+                    self._reached(False)
+                    if is_lasting(error) or away > limit + period:
+                        self._give_up(f"no heartbeat was taken for {away:.1f} s, limit {limit:g} s: {error}; start the "
+                                      f"broker again, then this service")  # fmt: skip
                         return
-                    pause = min(pause, 0.5)
+                    pause = min(period, 0.25)
             if self._phase == "stopped":  # only then is nothing held that this would keep from the others
                 broker.heartbeat(self.pulse())
         except Fenced as error:
