@@ -1,0 +1,306 @@
+"""The partition function Z_x = P_{y~π_b}(v = 1), the base pass rate of each prompt, from every verified sample ever
+seen.
+
+Z depends on prompt, base model and verifier only, so it never goes stale: a sample of any behaviour policy μ that
+covers the target contributes w = v·π_b/μ with E_μ[w] = Z. Kept per prompt: count, Σw, Σw². Invariants:
+
+- The estimate used for a sample never contains that sample: E[f(w_i)/Ẑ] would otherwise be biased, and with a small
+  group a lone right answer would cancel its own weight.
+- Ẑ lies in [floor, 1].
+- Statistics add: merging two runs, two ranks or two visits is a sum, in any order.
+
+Numbers only: no torch, no I/O. Storage (the broker, checkpoints) sees 25 bytes per prompt.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from broker.settings import Section
+
+Floats = NDArray[np.float64]
+_RECORD = struct.Struct("<Bqdd")
+_SCHEMA = 1
+_FEWEST_TO_FIT = 8
+"""Prompts below which the prior's strength is not fitted."""
+_STRENGTH_RANGE = (0.5, 20.0)
+"""A fitted prior weighs at least half a sample and at most twenty, so that no prompt is drowned by the others."""
+_VARIANCE_PRIOR = 4.0
+"""Samples' worth of Bernoulli variance mixed into a prompt's own: a variance from two or three weights is no
+knowledge."""
+
+
+class PartitionSettings(Section):
+    """How Ẑ is estimated."""
+
+    mode: Literal["pooled", "group", "fixed"] = "pooled"
+    """`pooled`: all visits plus the group's other samples. `group`: the group's own mean, itself included (the
+    paper's released practice; biased for small groups). `fixed`: pass rates that came with the prompts."""
+    floor: Annotated[float, Field(gt=0, le=0.1)] = 1e-3
+    """ε: smallest Ẑ; 1/ε bounds p/π_b."""
+    largest_weight: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = 10.0
+    """w = v·π_b/μ is truncated here: one sample of a drifted policy would otherwise own its prompt's Ẑ. A bias
+    toward smaller Ẑ of at most P(w > limit)-mass; null does not truncate."""
+    prior_mean: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Mean of the Beta prior; null: the mean of the other prompts (empirical Bayes)."""
+    prior_strength: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)] | None = None
+    """The prior's weight in samples; null: fitted to the spread between prompts, 1 until there are enough of
+    them."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What is known of one prompt: how many samples, Σw and Σw²."""
+
+    count: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+
+    def __add__(self, other: Statistics) -> Statistics:
+        return Statistics(self.count + other.count, self.total + other.total, self.squares + other.squares)
+
+    def pack(self) -> bytes:
+        """25 bytes: schema, count, Σw, Σw², little-endian."""
+        return _RECORD.pack(_SCHEMA, self.count, self.total, self.squares)
+
+    @staticmethod
+    def unpack(data: bytes) -> Statistics:
+        """Raises ValueError when `data` is not what `pack` wrote."""
+        if len(data) != _RECORD.size or data[0] != _SCHEMA:
+            raise ValueError(
+                f"Z statistics of {len(data)} bytes and schema {data[0] if data else 'none'}; expected {_RECORD.size} "
+                f"bytes of schema {_SCHEMA}: they were written by another release, drop them to start Ẑ afresh"
+            )
+        _, count, total, squares = _RECORD.unpack(data)
+        if count < 0 or not (0 <= total < math.inf) or not (0 <= squares < math.inf):
+            raise ValueError(f"Z statistics count {count}, Σw {total}, Σw² {squares}: all must be finite and ≥ 0")
+        return Statistics(count, total, squares)
+
+    @staticmethod
+    def of(weights: Iterable[float]) -> Statistics:
+        """Statistics of the given w."""
+        array = np.asarray(list(weights), dtype=np.float64)
+        return Statistics(len(array), float(array.sum()), float((array**2).sum()))
+
+
+def importance_weights(
+    log_base: NDArray[Any], log_behaviour: NDArray[Any], passed: NDArray[np.bool_], largest: float | None
+) -> Floats:
+    """w = v·π_b(y)/μ(y), truncated at `largest`; sequence log-probabilities (N,) in, (N,) float64 out."""
+    log_ratio = np.asarray(log_base, dtype=np.float64) - np.asarray(log_behaviour, dtype=np.float64)
+    # e^300 and its square sum are far from the end of float64's range even over a million samples.
+    limit = 300.0 if largest is None else math.log(largest)
+    return np.where(passed, np.exp(np.minimum(log_ratio, limit)), 0.0)
+
+
+class PartitionFunction:
+    """Ẑ of every prompt. `log_z` for a batch first, then `observe` the same batch."""
+
+    def __init__(self, settings: PartitionSettings, fixed: Mapping[int, float] | None = None) -> None:
+        """`fixed`: prompt -> base pass rate, required by mode `fixed`."""
+        if settings.mode == "fixed" and not fixed:
+            raise ValueError(
+                "learner.partition.mode = fixed needs a base pass rate with every prompt and there is none: "
+                "add them to the prompts' file, or use mode pooled"
+            )
+        for prompt, rate in (fixed or {}).items():
+            if not 0 <= rate <= 1:
+                raise ValueError(f"prompt {prompt} has base pass rate {rate}; it must be within 0 … 1")
+        self.settings = settings
+        self._fixed = dict(fixed or {})
+        self._known: dict[int, Statistics] = {}
+        self._sum = Statistics()
+        self._fitted: float | None = None
+
+    # --- what is known
+
+    def observe(self, prompts: NDArray[np.int64], weights: Floats) -> None:
+        """Add the samples of a batch; (N,) prompt indices and (N,) w."""
+        for prompt, found in _by_prompt(prompts, weights).items():
+            self._add(prompt, found)
+
+    def observe_base(self, prompt: int, samples: int, passes: int) -> None:
+        """Add `samples` draws from the base model itself, of which `passes` were right (there w = v)."""
+        if not 0 <= passes <= samples:
+            raise ValueError(f"{passes} passes of {samples} base samples of prompt {prompt}")
+        self._add(prompt, Statistics(samples, float(passes), float(passes)))
+
+    def _add(self, prompt: int, more: Statistics) -> None:
+        self._known[prompt] = self.statistics(prompt) + more
+        self._sum += more
+        self._fitted = None
+
+    def statistics(self, prompt: int) -> Statistics:
+        """What is known of `prompt`; empty when it was never visited."""
+        return self._known.get(prompt, Statistics())
+
+    def pack(self, prompts: Iterable[int] | None = None) -> dict[int, bytes]:
+        """Statistics as bytes, of the given prompts or of all: what the broker and checkpoints store."""
+        chosen = (
+            self._known if prompts is None else [prompt for prompt in dict.fromkeys(prompts) if prompt in self._known]
+        )
+        return {int(prompt): self._known[prompt].pack() for prompt in chosen}
+
+    def load(self, packed: Mapping[int, bytes]) -> None:
+        """Replace everything known by what `pack` gave. Raises ValueError naming the prompt that cannot be read."""
+        known: dict[int, Statistics] = {}
+        for prompt, data in packed.items():
+            try:
+                known[prompt] = Statistics.unpack(data)
+            except ValueError as error:
+                raise ValueError(f"prompt {prompt}: {error}") from None
+        self._known = known
+        self._sum = sum(known.values(), Statistics())
+        self._fitted = None
+
+    # --- estimates
+
+    def log_z(self, prompts: NDArray[np.int64], weights: Floats) -> NDArray[np.float32]:
+        """log Ẑ for each sample of a batch of whole groups; (N,) prompt indices and w in, (N,) float32 out.
+
+            pooled    Ẑ_i = (Σw − w_i + s·m) / (count − 1 + s)
+
+        over the prompt's samples of earlier visits and of this batch; prior mean m and strength s.
+        """
+        mode, floor = self.settings.mode, self.settings.floor
+        if mode == "fixed":
+            missing = sorted({int(p) for p in prompts} - self._fixed.keys())
+            if missing:
+                raise ValueError(
+                    f"no base pass rate for prompts {missing[:5]} ({len(missing)} in all): add them to the prompts' file"
+                )
+            z = np.array([self._fixed[int(p)] for p in prompts], dtype=np.float64)
+            return np.log(np.clip(z, floor, 1)).astype(np.float32)
+        batch = _by_prompt(prompts, weights)
+        if mode == "group":
+            z = np.array([batch[int(p)].total / batch[int(p)].count for p in prompts], dtype=np.float64)
+            return np.log(np.clip(z, floor, 1)).astype(np.float32)
+        everything = self._sum + sum(batch.values(), Statistics())
+        strength = self._prior_strength()
+        z = np.empty(len(prompts), dtype=np.float64)
+        for prompt, found in batch.items():
+            rows = np.flatnonzero(prompts == prompt)
+            own = np.asarray(weights, dtype=np.float64)[rows]
+            known = self.statistics(prompt)
+            others = known.total + _exclusive_sums(own)
+            count = known.count + len(rows) - 1
+            mean = self._prior_mean(everything, known + found)
+            # Nothing known and no prior: one half is the only estimate that prefers neither outcome.
+            z[rows] = (others + strength * mean) / (count + strength) if count + strength > 0 else 0.5
+        return np.log(np.clip(z, floor, 1)).astype(np.float32)
+
+    def z(self, prompt: int) -> float:
+        """Ẑ from all that is known, clamped to [floor, 1]."""
+        if self.settings.mode == "fixed":
+            return min(max(self._fixed[prompt], self.settings.floor), 1.0)
+        known, strength = self.statistics(prompt), self._prior_strength()
+        if known.count + strength == 0:
+            return 0.5
+        mean = self._prior_mean(self._sum, known)
+        return min(max((known.total + strength * mean) / (known.count + strength), self.settings.floor), 1.0)
+
+    def interval(self, prompt: int, score: float = 1.96) -> tuple[float, float]:
+        """Wilson confidence interval of Z, `score` standard errors wide (1.96: 95 %), within [0, 1].
+
+        Its sample size is the number of base samples that would give the variance that Σw² shows: samples of a
+        policy near the target say more than as many base samples, samples of a drifted policy say less.
+        """
+        if self.settings.mode == "fixed":
+            return self._fixed[prompt], self._fixed[prompt]
+        known = self.statistics(prompt)
+        n = self._effective_count(known) + self._prior_strength()
+        if n == 0:
+            return 0.0, 1.0
+        z = self.z(prompt)
+        centre = z + score**2 / (2 * n)
+        half = score * math.sqrt(z * (1 - z) / n + score**2 / (4 * n**2))
+        scale = 1 + score**2 / n
+        return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+
+    def summary(self) -> dict[str, float]:
+        """`z_mean` over known prompts, `z_prompts` and `z_narrow_share`: 95 % interval within a factor of two."""
+        prompts = list(self._fixed if self.settings.mode == "fixed" else self._known)
+        if not prompts:
+            return {"z_mean": 0.0, "z_prompts": 0.0, "z_narrow_share": 0.0}
+        intervals = [self.interval(prompt) for prompt in prompts]
+        return {
+            "z_mean": float(np.mean([self.z(prompt) for prompt in prompts])),
+            "z_prompts": float(len(prompts)),
+            "z_narrow_share": float(np.mean([high <= 2 * low for low, high in intervals])),
+        }
+
+    # --- the prior
+
+    def _prior_mean(self, everything: Statistics, own: Statistics) -> float:
+        """The prior's mean for a prompt with statistics `own`: what is left of `everything`, the other prompts."""
+        if self.settings.prior_mean is not None:
+            return self.settings.prior_mean
+        others = everything.count - own.count
+        mean = (everything.total - own.total) / others if others else 0.5
+        return min(max(mean, self.settings.floor), 1 - self.settings.floor)
+
+    def _prior_strength(self) -> float:
+        """s of Beta(s·m, s·(1−m)) by moments of the beta-binomial (Kleinman 1973), from earlier visits only."""
+        if self.settings.prior_strength is not None:
+            return self.settings.prior_strength
+        if self._fitted is None:
+            self._fitted = self._fit_strength()
+        return self._fitted
+
+    def _fit_strength(self) -> float:
+        known = [s for s in self._known.values() if s.count >= 2]
+        if len(known) < _FEWEST_TO_FIT:
+            return 1.0
+        count = np.array([s.count for s in known], dtype=np.float64)
+        rate = np.clip(np.array([s.total for s in known]) / count, 0, 1)
+        mean = float((rate * count).sum() / count.sum())
+        spread = float((count * (rate - mean) ** 2).sum() / count.sum())
+        within = float((count * rate * (1 - rate) / (count - 1)).sum() / count.sum())
+        between = spread - within
+        low, high = _STRENGTH_RANGE
+        if between <= 0:
+            return high
+        return min(max(mean * (1 - mean) / between - 1, low), high)
+
+    def _effective_count(self, known: Statistics) -> float:
+        n = known.count
+        if n < 2 or known.total == 0:
+            return float(n)
+        mean = known.total / n
+        variance = max(known.squares - n * mean**2, 0.0) / (n - 1)
+        bernoulli = min(mean, 1.0) * (1 - min(mean, 1.0))
+        if variance < 1e-12 * max(mean, 1e-6) ** 2 or bernoulli == 0:
+            return float(n)  # constant weights: a failure may simply not have been seen yet
+        ratio = variance / bernoulli
+        return n * (n + _VARIANCE_PRIOR) / (n * ratio + _VARIANCE_PRIOR)
+
+
+def _by_prompt(prompts: NDArray[np.int64], weights: Floats) -> dict[int, Statistics]:
+    if len(prompts) != len(weights):
+        raise ValueError(f"{len(prompts)} prompts against {len(weights)} weights")
+    unique, inverse = np.unique(np.asarray(prompts, dtype=np.int64), return_inverse=True)
+    w = np.asarray(weights, dtype=np.float64)
+    if not np.isfinite(w).all() or (w < 0).any():
+        raise ValueError("importance weights must be finite and ≥ 0")
+    count = np.bincount(inverse, minlength=len(unique))
+    total = np.bincount(inverse, w, minlength=len(unique))
+    squares = np.bincount(inverse, w * w, minlength=len(unique))
+    return {
+        int(p): Statistics(int(c), float(t), float(q)) for p, c, t, q in zip(unique, count, total, squares, strict=True)
+    }
+
+
+def _exclusive_sums(values: Floats) -> Floats:
+    """Sum of all entries but one's own. Prefix plus suffix: one huge weight must not cancel the small ones away."""
+    before = np.concatenate([[0.0], np.cumsum(values)[:-1]])
+    after = np.concatenate([np.cumsum(values[::-1])[::-1][1:], [0.0]])
+    sums: Floats = before + after
+    return sums
