@@ -1,0 +1,71 @@
+"""The measurements of the verifying service. Labels: verifier names and reason codes, both small fixed sets."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter as Tally
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from broker.state import Work
+from broker.wire import Verdict
+
+SECONDS = (1e-5, 2e-5, 5e-5, 1e-4, 1e-3, 1e-2, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600)
+WAITS = (1e-3, 5e-3, 1e-2, 5e-2, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800)
+
+
+class VerifierMetrics:
+    """What was judged and how long it took; `in_hand` is asked at every scrape for completions held, by verifier."""
+
+    def __init__(self, registry: CollectorRegistry, in_hand: Callable[[], dict[str, int]]) -> None:
+        self._verdicts = Counter(
+            "sieve_verdicts", "Verdicts given.", ["verifier", "outcome", "reason"], registry=registry
+        )
+        self._replies = Counter(
+            "sieve_verdict_replies",
+            "What the broker made of verdicts: done, retry, dead, duplicate.",
+            ["verifier", "reply"],
+            registry=registry,
+        )
+        self._seconds = Histogram(
+            "sieve_verdict_seconds", "Time of one verdict.", ["verifier"], buckets=SECONDS, registry=registry
+        )
+        self._waits = Histogram(
+            "sieve_verify_queue_wait_seconds",
+            "From entering the queue (Redis clock) to being received (this machine's clock).",
+            ["verifier"],
+            buckets=WAITS,
+            registry=registry,
+        )
+        registry.register(_InHand(in_hand))
+
+    def received(self, verifier: str, entries: Iterable[str]) -> None:
+        """`entries` are stream ids: milliseconds at which Redis took them, a dash, a counter."""
+        waits = self._waits.labels(verifier)
+        now = time.time()
+        for entry in entries:
+            waits.observe(max(0.0, now - int(entry.partition("-")[0]) / 1000))
+
+    def judged(self, verifier: str, judged: Sequence[tuple[Work, Verdict]], replies: Sequence[str]) -> None:
+        """Verdicts that the broker has taken, with its replies."""
+        seconds = self._seconds.labels(verifier)
+        for _, verdict in judged:
+            seconds.observe(verdict.seconds)
+        for (outcome, reason), count in Tally((verdict.outcome, verdict.reason) for _, verdict in judged).items():
+            self._verdicts.labels(verifier, outcome, reason).inc(count)
+        for reply, count in Tally(replies).items():
+            self._replies.labels(verifier, reply).inc(count)
+
+
+class _InHand(Collector):
+    def __init__(self, in_hand: Callable[[], dict[str, int]]) -> None:
+        self._in_hand = in_hand
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        family = GaugeMetricFamily("sieve_verifier_in_hand", "Completions this process holds.", labels=["verifier"])
+        for verifier, count in self._in_hand().items():
+            family.add_metric([verifier], count)
+        yield family
