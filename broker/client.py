@@ -251,6 +251,9 @@ class Broker:
         ]
 
     def _join(self, queue: str) -> None:
+        # Look first: at its memory limit Redis refuses XGROUP CREATE, even of a group that exists.
+        if self._redis.exists(queue) and self._redis.xinfo_groups(queue):
+            return
         try:
             self._redis.xgroup_create(queue, "verifiers", id="0", mkstream=True)
         except redis.ResponseError as error:
@@ -278,12 +281,8 @@ class Broker:
         return Work(entry, completion, prompt, attempt)
 
     def _others(self, verifier: str, consumer: str) -> bool:
-        consumers = cast(
-            list[dict[str, Any]],
-            self._scripts.retry(
-                lambda: self._redis.xinfo_consumers(self._key(f"verify:{verifier}"), "verifiers"), "counting consumers"
-            ),
-        )
+        queue = self._key(f"verify:{verifier}")
+        consumers = self._scripts.retry(lambda: self._redis.xinfo_consumers(queue, "verifiers"), "counting consumers")
         names = {c["name"].decode() for c in consumers} - {consumer}
         alive = {pulse.id for pulse in self.services() if pulse.age_seconds < self.settings.lease_seconds}
         return bool(names & alive)

@@ -10,7 +10,7 @@ for s = num('committed_step') + 1, step do
     redis.call('HDEL', LEASED, gid)
     redis.call('ZREM', LIVE, gid)
     if g[1] then
-      redis.call('HINCRBY', STATE, 'bytes', -tonumber(g[2]))
+      redis.call('HINCRBY', STATE, 'bytes', 0 - tonumber(g[2]))
       redis.call('HINCRBY', STATE, 'trained_completions', tonumber(g[4]) - tonumber(g[3] or '0'))
       if redis.call('SETBIT', DONE, g[1], 1) == 1 then duplicates = duplicates + 1 end
     else

@@ -2,7 +2,7 @@
 local refused = fence(ARGV[1])
 if refused then return refused end
 for _, gid in ipairs(redis.call('SMEMBERS', ready('eval:' .. ARGV[2]))) do
-  redis.call('HINCRBY', STATE, 'bytes', -tonumber(redis.call('HGET', group(gid), 'bytes') or '0'))
+  redis.call('HINCRBY', STATE, 'bytes', 0 - tonumber(redis.call('HGET', group(gid), 'bytes') or '0'))
   redis.call('DEL', group(gid))
 end
 redis.call('DEL', ready('eval:' .. ARGV[2]))

@@ -7,8 +7,8 @@ local function bury(gid, idx, reason, verdict, payload)
   redis.call('XADD', DEAD, '*', 'g', gid, 'i', idx, 'verifier', verifier, 'reason', reason, 'verdict', verdict, 'p', payload)
   redis.call('HINCRBY', STATE, 'dead', 1)
   if redis.call('EXISTS', group(gid)) == 1 then
-    redis.call('HINCRBY', group(gid), 'bytes', -#payload)
-    redis.call('HINCRBY', STATE, 'bytes', -#payload)
+    redis.call('HINCRBY', group(gid), 'bytes', 0 - #payload)
+    redis.call('HINCRBY', STATE, 'bytes', 0 - #payload)
     redis.call('HINCRBY', group(gid), 'short', 1)
     settle(gid)
   end

@@ -19,7 +19,10 @@ for i = 2, #ARGV, 6 do
     redis.call('HINCRBY', key, 'bytes', #payload)
     redis.call('HINCRBY', STATE, 'bytes', #payload)
     redis.call('HINCRBY', STATE, 'completions:' .. g[1], 1)
-    redis.call('SADD', P .. 'verifiers', verifier)
+    -- With the first entry comes the consumer group: a verifier that joins while Redis is full could not create it.
+    if redis.call('SADD', P .. 'verifiers', verifier) == 1 then
+      redis.pcall('XGROUP', 'CREATE', stream(verifier), 'verifiers', '0')
+    end
     if redis.call('HINCRBY', key, 'offered', 1) == tonumber(g[3]) then redis.call('HDEL', HELD, gid) end
     answer = 'new'
   end

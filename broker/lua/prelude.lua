@@ -1,5 +1,6 @@
 -- Shared by every script. KEYS[1] is the run's prefix "{sieve:<run>}"; its hash tag puts all keys of a run in one slot, so
--- the keys derived from it below live on the same node. State machine and key layout: docs in broker/client.py.
+-- the keys derived from it below live on the same node. State machine and key layout: broker/client.py.
+-- Amounts are subtracted as `0 - x`: Lua's `-x` of 0 prints as "-0", which HINCRBY refuses.
 local P = KEYS[1] .. ':'
 local STATE, OPEN, LIVE, HELD = P .. 'state', P .. 'open', P .. 'live', P .. 'held'
 local RETURNED, EVALQ, LEASED = P .. 'returned', P .. 'evalq', P .. 'leased'
@@ -34,7 +35,7 @@ local function drop(gid, reason)
   local g = redis.call('HMGET', group(gid), 'lane', 'order', 'bytes')
   redis.call('DEL', group(gid))
   redis.call('HDEL', HELD, gid)
-  redis.call('HINCRBY', STATE, 'bytes', -tonumber(g[3] or '0'))
+  redis.call('HINCRBY', STATE, 'bytes', 0 - tonumber(g[3] or '0'))
   redis.call('HINCRBY', STATE, 'dropped:' .. reason, 1)
   if g[1] == 'train' then
     redis.call('ZREM', OPEN, gid)

@@ -1,0 +1,58 @@
+"""Real wire messages for the broker's tests."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from broker.client import Broker
+from broker.settings import BrokerSettings, RunSettings
+from broker.state import RunSpec, Work
+from broker.wire import Completion, Outcome, Prompt, Ticket, Verdict, float32, int32
+
+
+def connect(url: str, name: str = "test", **settings: float) -> Broker:
+    return Broker.connect(BrokerSettings(**{"connect_seconds": 5, **settings}), RunSettings(name=name), url=url)
+
+
+def spec(**change: object) -> RunSpec:
+    base: dict[str, object] = {
+        "fingerprint": "f" * 64, "seed": 7, "steps": 5, "group_size": 2, "groups_per_step": 2, "publish_every": 1,
+        "max_staleness": 1, "max_queued_bytes": 1 << 20, "max_new_tokens": 8, "train_prompts": 5, "eval_prompts": 3,
+        "eos_token_ids": (1,), "weights": "/nowhere",
+    }  # fmt: skip
+    return RunSpec.model_validate(base | change)
+
+
+def prompts(count: int, verifier: str = "arithmetic") -> list[Prompt]:
+    return [
+        Prompt(index=i, text=f"prompt {i}", tokens=int32([i]), verifier=verifier, record={"i": i}) for i in range(count)
+    ]
+
+
+def open_run(broker: Broker, **change: object) -> RunSpec:
+    run = spec(**change)
+    broker.open_run(run, prompts(run.train_prompts), prompts(run.eval_prompts))
+    return run
+
+
+def complete(ticket: Ticket, idx: int, version: int | None = None, tokens: int = 3) -> Completion:
+    version = ticket.version if version is None else version
+    return Completion(
+        gid=ticket.gid, lane=ticket.lane, prompt=ticket.prompt, idx=idx, n=ticket.n, tokens=int32(np.arange(tokens)),
+        logprobs=float32(-np.ones(tokens)), spans=((version, 0, tokens),), finish="stop",
+        text=f"answer {idx}", actor="a",
+    )  # fmt: skip
+
+
+def offer_all(broker: Broker, actor: str, tickets: list[Ticket], version: int | None = None) -> None:
+    broker.offer(actor, [complete(ticket, idx, version) for ticket in tickets for idx in ticket.missing])
+
+
+def verdict(outcome: Outcome = "pass") -> Verdict:
+    return Verdict(outcome=outcome, reason="right", seconds=0.001, verifier="arithmetic/1")
+
+
+def judge_all(broker: Broker, consumer: str = "v", outcome: Outcome = "pass", count: int = 1000) -> list[Work]:
+    works = broker.receive("arithmetic", consumer, count, 0.01)
+    broker.judge("arithmetic", consumer, [(work, verdict(outcome)) for work in works])
+    return works

@@ -1,0 +1,407 @@
+"""The broker's arrows on a real Redis: what each does, and that repeating it changes nothing."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import redis
+
+from broker.client import Broker
+from broker.errors import BrokerError, BrokerFull, BrokerUnavailable, Fenced, RunBusy, RunConflict, RunUnknown
+from broker.liveness import Pulse
+from broker.settings import BrokerSettings, RunSettings
+from broker.wire import WireError, pack
+from tests.broker.builders import complete, connect, judge_all, offer_all, open_run, prompts, spec, verdict
+
+
+@pytest.fixture
+def broker(redis_url: str):
+    broker = connect(redis_url, lease_seconds=1)
+    yield broker
+    broker.close()
+
+
+def beat(broker, id: str, phase: str = "sampling", role: str = "actor") -> None:
+    broker.heartbeat(Pulse(id=id, role=role, phase=phase, since=time.time()))
+
+
+def start(broker, **change: object):
+    """A run whose base is published, and the learner's hold on it."""
+    open_run(broker, **change)
+    hold = broker.begin("learner")
+    broker.publish(hold, 0, 0)
+    return hold
+
+
+def finish_groups(broker, room: int = 100) -> int:
+    tickets = broker.take("a", room).tickets
+    offer_all(broker, "a", tickets, broker.version())
+    judge_all(broker)
+    return len(tickets)
+
+
+def test_a_run_goes_from_tickets_to_commit_and_everything_is_accounted_for(broker):
+    run = open_run(broker)
+    hold = broker.begin("learner")
+    assert broker.take("a", 10).waiting_on == "learner: version 0 not published yet"
+    broker.publish(hold, 0, 0)
+    for step in range(1, run.steps + 1):
+        finish_groups(broker)
+        gids = broker.lease(hold, step, run.groups_per_step)
+        assert gids is not None and len(gids) == 2
+        groups = broker.groups(gids)
+        assert all(len(group.members) == group.n == 2 for group in groups)
+        assert all(m.verdict.outcome == "pass" and m.completion.idx < 2 for g in groups for m in g.members)
+        broker.publish(hold, step, step)
+        reply = broker.commit(hold, step, {groups[0].prompt: b"z" * 24})
+        assert (reply.groups, reply.duplicates) == (2, 0)
+    audit = broker.audit()
+    assert audit.issued == audit.committed == run.steps * run.groups_per_step
+    assert audit.trained_completions == audit.completions == 2 * audit.issued
+    assert (audit.lost, audit.duplicates, audit.open, audit.bytes) == (0, 0, 0, 0)
+    assert broker.take("a", 10).waiting_on == "admission: every group of the run is issued"
+    assert set(broker.z().values()) == {b"z" * 24}
+
+
+def test_tickets_visit_every_prompt_once_an_epoch_in_a_shuffled_order(broker):
+    start(broker, steps=5, max_staleness=4)
+    tickets = broker.take("a", 100).tickets
+    assert [ticket.gid for ticket in tickets] == [f"{k // 5}:{k % 5}" for k in range(10)]
+    first, second = [t.prompt for t in tickets[:5]], [t.prompt for t in tickets[5:]]
+    assert sorted(first) == sorted(second) == list(range(5)) and first != second
+    assert len({ticket.seed for ticket in tickets}) == 10
+
+
+def test_admission_stops_at_the_window_and_names_the_reason(broker):
+    start(broker, max_staleness=1)
+    grant = broker.take("a", 100)
+    assert len(grant.tickets) == 4  # (1 + 1) versions of 2 groups
+    assert grant.waiting_on == "admission: oldest open group at schedule.max_staleness"
+    assert not broker.take("b", 100).tickets
+
+
+def test_a_slow_group_stops_new_tickets_before_it_grows_too_old(broker):
+    hold = start(broker, steps=20, max_staleness=1)
+    slow, *others = broker.take("a", 100).tickets
+    steps = 0
+    while True:
+        offer_all(broker, "a", others, steps)
+        judge_all(broker)
+        if broker.lease(hold, steps + 1, 2) is None:
+            break
+        steps += 1
+        broker.publish(hold, steps, steps)
+        others = broker.take("a", 100).tickets
+    assert steps == 1  # three other groups were enough for one steps; then the pipeline waits for the slow one
+    offer_all(broker, "a", [slow], 0)
+    judge_all(broker)
+    gids = broker.lease(hold, steps + 1, 2)
+    assert gids is not None and slow.gid in gids
+    assert steps - broker.groups([slow.gid])[0].oldest <= 1
+
+
+def test_queued_bytes_close_admission(broker):
+    start(broker, max_queued_bytes=300, max_staleness=100, steps=50)
+    finish_groups(broker, room=4)
+    assert broker.take("a", 4).waiting_on == "admission: queued bytes at broker.max_queued_bytes"
+
+
+def test_a_grant_whose_reply_was_lost_is_given_again(broker):
+    start(broker)
+    args = ["a", 4, "token", 2, 1, 1 << 20, 10, 5, 2]
+    first = broker._scripts("take", *args)
+    assert broker._scripts("take", *args) == first
+    assert broker.audit().issued == len(first) - 2
+
+
+def test_offering_twice_stores_once(broker):
+    start(broker)
+    (ticket,) = broker.take("a", 1).tickets
+    c = complete(ticket, 0)
+    assert broker.offer("a", [c, complete(ticket, 1)]) == ["new", "new"]
+    assert broker.offer("a", [c]) == ["duplicate"]
+    assert broker.depths().verify == {"arithmetic": 2}
+    assert broker.depths().tickets == 0  # fully offered: nobody holds it
+
+
+def test_a_completion_of_the_wrong_version_is_refused_loudly(broker):
+    hold = start(broker)
+    broker.publish(hold, 3, 0)
+    (ticket,) = broker.take("a", 1).tickets
+    with pytest.raises(BrokerError, match="sampled with version 2"):
+        broker.offer("a", [complete(ticket, 0, version=2)])
+    broker.request_eval(hold, 3, 1, 2)
+    (ticket,) = broker.take("a", 1).tickets
+    with pytest.raises(BrokerError, match="version 4"):
+        broker.offer("a", [complete(ticket, 0, version=4)])
+
+
+def test_a_dead_actors_ticket_goes_to_another_which_samples_only_what_is_missing(broker):
+    start(broker)
+    (ticket,) = broker.take("a", 1).tickets
+    broker.offer("a", [complete(ticket, 1)])
+    beat(broker, "b")
+    assert not [t for t in broker.take("b", 100).tickets if t.gid == ticket.gid]
+    time.sleep(1.1)
+    beat(broker, "b")
+    again = next(t for t in broker.take("b", 1).tickets if t.gid == ticket.gid)
+    assert (again.attempt, again.missing, again.seed) == (2, (0,), ticket.seed)
+    assert broker.offer("a", [complete(ticket, 0)]) == ["stale"]  # the dead one wakes up
+    assert broker.offer("b", [complete(again, 0)]) == ["new"]
+    assert broker.audit().lost == 0 and broker.depths().reissued == 1
+
+
+def test_handing_back_and_stopping_return_tickets_at_once(broker):
+    start(broker)
+    first, second = broker.take("a", 4).tickets[:2]
+    assert broker.hand_back("a", [first.gid]) == 1
+    assert broker.hand_back("a", [first.gid]) == 0
+    assert broker.take("b", 1).tickets[0].gid == first.gid
+    beat(broker, "a", "stopped")
+    assert broker.take("b", 1).tickets[0].gid == second.gid
+
+
+def test_an_error_is_retried_on_another_consumer_then_dead_lettered_and_the_group_closes_short(broker):
+    hold = start(broker, groups_per_step=1)
+    (ticket,) = broker.take("a", 1).tickets
+    offer_all(broker, "a", [ticket])
+    for name in ("v1", "v2"):
+        beat(broker, name, role="verifier")
+    broker.receive("arithmetic", "v2", 1, 0.01)
+    # v2 holds one; v1 answers the other with an error: v1 must not see it again while v2 lives.
+    (work,) = broker.receive("arithmetic", "v1", 1, 0.01)
+    assert broker.judge("arithmetic", "v1", [(work, verdict("error"))]) == ["retry"]
+    assert broker.receive("arithmetic", "v1", 1, 0.01) == []
+    (again,) = broker.receive("arithmetic", "v2", 10, 0.01)
+    assert (again.completion.idx, again.attempt) == (work.completion.idx, 2)
+    assert broker.judge("arithmetic", "v2", [(again, verdict("error"))]) == ["retry"]
+    beat(broker, "v3", role="verifier")
+    (third,) = broker.receive("arithmetic", "v3", 10, 0.01)
+    assert broker.judge("arithmetic", "v3", [(third, verdict("error"))]) == ["dead"]
+    (letter,) = broker.dead_letters()
+    assert (letter.gid, letter.verifier) == (ticket.gid, "arithmetic") and letter.verdict.outcome == "error"
+    time.sleep(1.1)
+    judge_all(broker, "v1")  # what v2 never answered comes back after its lease
+    (group,) = broker.groups(broker.lease(hold, 1, 1))
+    assert (group.closed_short, len(group.members)) == (1, 1)
+    assert broker.audit().lost == 0
+
+
+def test_a_group_whose_every_completion_is_dead_is_dropped_and_replaced(broker):
+    hold = start(broker, steps=1, groups_per_step=1, group_size=1, max_staleness=0)
+    (ticket,) = broker.take("a", 1).tickets
+    offer_all(broker, "a", [ticket])
+    for _ in range(3):
+        judge_all(broker, outcome="error")
+    audit = broker.audit()
+    assert (audit.dropped, audit.dead_letters, audit.lost, audit.bytes) == (1, 1, 0, 0)
+    finish_groups(broker)  # a replacement is admitted, so that the run can end
+    assert broker.lease(hold, 1, 1) is not None
+
+
+def test_judging_twice_counts_once(broker):
+    start(broker)
+    offer_all(broker, "a", broker.take("a", 1).tickets)
+    works = broker.receive("arithmetic", "v", 10, 0.01)
+    pairs = [(work, verdict()) for work in works]
+    assert broker.judge("arithmetic", "v", pairs) == ["done", "done"]
+    assert broker.judge("arithmetic", "v", pairs) == ["duplicate", "duplicate"]
+    assert broker.depths().passed == 2
+
+
+def test_work_of_a_dead_verifier_comes_back_after_the_lease_unless_it_is_kept(broker):
+    start(broker)
+    offer_all(broker, "a", broker.take("a", 1).tickets)
+    kept, left = broker.receive("arithmetic", "v1", 10, 0.01)
+    end = time.monotonic() + 1.3
+    while time.monotonic() < end:
+        broker.keep("arithmetic", "v1", [kept.entry])
+        time.sleep(0.1)
+    (again,) = broker.receive("arithmetic", "v2", 10, 0.01)
+    assert again.entry == left.entry
+
+
+def test_work_put_back_is_there_at_once_with_its_attempts(broker):
+    start(broker)
+    offer_all(broker, "a", broker.take("a", 1).tickets)
+    works = broker.receive("arithmetic", "v1", 10, 0.01)
+    assert broker.put_back("arithmetic", "v1", works) == 2
+    broker.leave("arithmetic", "v1")
+    again = broker.receive("arithmetic", "v2", 10, 0.01)
+    assert sorted(w.completion.idx for w in again) == [0, 1] and {w.attempt for w in again} == {1}
+
+
+def test_malformed_queue_entries_are_dead_lettered_with_their_reason_and_cost_nobody_anything(broker, redis_url):
+    start(broker)
+    (ticket,) = broker.take("a", 1).tickets
+    offer_all(broker, "a", [ticket])
+    raw = redis.Redis.from_url(redis_url)
+    queue = broker._key("verify:arithmetic")
+    raw.xadd(queue, {"g": "0:0", "i": "0", "v": 0, "t": 0, "w": "", "p": b"\xff\xff"})
+    raw.xadd(queue, {"nonsense": "1"})
+    raw.xadd(queue, {"g": "9:9", "i": "0", "v": 0, "t": 0, "w": "", "p": pack(complete(ticket, 0))})
+    assert len(judge_all(broker)) == 2
+    reasons = [letter.reason for letter in broker.dead_letters()]
+    assert len(reasons) == 3 and all("Completion" in reason for reason in reasons)
+    assert broker.depths().verify == {"arithmetic": 0}
+    assert broker.audit().lost == 0
+
+
+def test_an_oversized_completion_is_refused_before_it_is_sent(redis_url):
+    broker = connect(redis_url, max_item_bytes=4096)
+    start(broker)
+    (ticket,) = broker.take("a", 1).tickets
+    with pytest.raises(WireError, match="max_item_bytes = 4096"):
+        broker.offer("a", [complete(ticket, 0, tokens=1000)])
+
+
+def test_leasing_the_same_step_again_gives_the_same_groups_oldest_first(broker):
+    hold = start(broker, max_staleness=3, steps=20)
+    finish_groups(broker, room=4)
+    broker.publish(hold, 1, 0)
+    finish_groups(broker, room=8)
+    gids = broker.lease(hold, 1, 3)
+    assert gids == broker.lease(hold, 1, 3)
+    assert [group.oldest for group in broker.groups(gids)] == [0, 0, 1]
+
+
+def test_a_new_learner_fences_the_old_and_gets_its_uncommitted_groups_back(broker):
+    hold = start(broker, steps=20, max_staleness=3)
+    finish_groups(broker)
+    first = broker.lease(hold, 1, 2)
+    broker.publish(hold, 1, 1)
+    broker.commit(hold, 1)
+    second = broker.lease(hold, 2, 2)
+    with pytest.raises(RunBusy, match="learner"):
+        broker.begin("learner-2", 1)
+    time.sleep(1.1)
+    with pytest.raises(RunConflict, match="step 1"):
+        broker.begin("learner-2", 0)
+    new = broker.begin("learner-2", 1)
+    assert (new.committed_step, new.version, new.returned_groups) == (1, 1, 2)
+    for stale in (lambda: broker.lease(hold, 3, 2), lambda: broker.commit(hold, 2), lambda: broker.publish(hold, 9, 9)):
+        with pytest.raises(Fenced):
+            stale()
+    assert set(broker.lease(new, 2, 2)) == set(second) and not set(second) & set(first)
+    audit = broker.audit()
+    assert (audit.lost, audit.duplicates) == (0, 0)
+
+
+def test_a_checkpoint_newer_than_the_commit_is_committed_not_trained_again(broker):
+    hold = start(broker, steps=20, max_staleness=3)
+    finish_groups(broker)
+    broker.lease(hold, 1, 2)
+    broker.publish(hold, 1, 1)
+    # the learner wrote checkpoint 1 and died before COMMIT
+    time.sleep(1.1)
+    new = broker.begin("learner-2", 1)
+    assert new.returned_groups == 0
+    assert broker.commit(new, 1).groups == 2
+    assert broker.commit(new, 1).groups == 0
+    assert broker.audit().committed == 2
+
+
+def test_base_scores_are_kept_with_their_completion_and_survive_a_new_learner(broker):
+    hold = start(broker)
+    finish_groups(broker)
+    gids = broker.lease(hold, 1, 2)
+    (first, _) = broker.groups(gids)
+    data = b"\x00\x00\x80\xbf" * 3
+    broker.store_base({(first.gid, 0): data, ("0:4", 0): data})
+    again = broker.groups([first.gid])[0]
+    assert again.members[0].base.tolist() == [-1.0, -1.0, -1.0] and again.members[1].base is None
+
+
+def test_evaluation_uses_its_own_lane_pinned_to_a_version(broker):
+    hold = start(broker)
+    broker.request_eval(hold, 0, 3, 4)
+    broker.request_eval(hold, 0, 3, 4)
+    tickets = broker.take("a", 12).tickets
+    assert [(t.gid, t.lane, t.prompt, t.n, t.version) for t in tickets] == [
+        (f"e0:{i}", "eval", i, 4, 0) for i in range(3)
+    ]
+    offer_all(broker, "a", tickets[:2])
+    judge_all(broker)
+    assert broker.eval_open() == {0: 1} and broker.eval_ready(0) == ["e0:0", "e0:1"]
+    assert broker.depths().ready == 0
+    offer_all(broker, "a", tickets[2:])
+    judge_all(broker)
+    assert [g.prompt for g in broker.groups(broker.eval_ready(0))] == [0, 1, 2]
+    broker.eval_done(hold, 0)
+    assert broker.eval_open() == {} and broker.audit().bytes == 0
+    broker.request_eval(hold, 0, 3, 4)
+    assert broker.depths().eval_waiting == 0  # done is done
+
+
+def test_two_runs_with_one_name_and_other_settings_are_refused(broker):
+    open_run(broker)
+    with pytest.raises(RunConflict, match="other settings"):
+        open_run(broker, fingerprint="0" * 64)
+    open_run(broker, steps=9)
+    assert broker.run_spec(fresh=True).steps == 9
+
+
+def test_without_a_learner_the_run_is_unknown(broker):
+    with pytest.raises(RunUnknown, match="sieve learner"):
+        broker.take("a", 1)
+
+
+def test_the_end_of_the_run_is_told_to_those_who_ask(broker):
+    hold = start(broker)
+    assert not broker.finished()
+    broker.finish(hold)
+    assert broker.finished() and broker.take("a", 1).waiting_on == "run finished"
+
+
+def test_versions_only_grow(broker):
+    hold = start(broker)
+    broker.publish(hold, 2, 0)
+    broker.publish(hold, 2, 0)
+    with pytest.raises(BrokerError, match="not newer"):
+        broker.publish(hold, 1, 0)
+
+
+def test_services_are_listed_with_the_age_of_their_heartbeat(broker):
+    beat(broker, "a-1")
+    beat(broker, "v-1", "judging", "verifier")
+    time.sleep(0.3)
+    found = broker.services()
+    assert [pulse.id for pulse in found] == ["a-1", "v-1"] and all(0.2 < pulse.age_seconds < 2 for pulse in found)
+    beat(broker, "a-1", "stopped")
+    assert [pulse.id for pulse in broker.services()] == ["v-1"]
+
+
+def test_redis_at_its_memory_limit_is_named_and_judging_still_works(broker, redis_url):
+    start(broker, steps=50, max_staleness=50)
+    first, second = broker.take("a", 4).tickets
+    offer_all(broker, "a", [first])
+    raw = redis.Redis.from_url(redis_url)
+    before = raw.config_get("maxmemory")["maxmemory"]
+    raw.config_set("maxmemory", 1 << 20)
+    try:
+        with pytest.raises(BrokerFull, match="memory limit"):
+            offer_all(broker, "a", [second])
+        works = broker.receive("arithmetic", "v", 10, 0.01)
+        assert broker.judge("arithmetic", "v", [(w, verdict()) for w in works]) == ["done", "done"]
+    finally:
+        raw.config_set("maxmemory", before)
+    offer_all(broker, "a", [second])
+    judge_all(broker)
+    assert broker.audit().ready == 2 and broker.audit().lost == 0
+
+
+def test_an_unreachable_redis_is_named_within_its_deadline():
+    began = time.monotonic()
+    with pytest.raises(BrokerUnavailable, match=r"broker\.url"):
+        Broker.connect(BrokerSettings(connect_seconds=1), RunSettings(), url="redis://127.0.0.1:1/0")
+    assert time.monotonic() - began < 3
+
+
+def test_the_specification_and_prompts_survive_the_wire(broker, redis_url):
+    run = open_run(broker)
+    other = connect(redis_url)
+    assert other.run_spec() == run == spec()
+    assert other.prompt("train", 3) == prompts(5)[3]
+    with pytest.raises(WireError, match="no prompt 9"):
+        other.prompt("train", 9)
