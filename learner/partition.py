@@ -175,7 +175,7 @@ class PartitionFunction:
             missing = sorted({int(p) for p in prompts} - self._fixed.keys())
             if missing:
                 raise ValueError(
-                    f"no base pass rate for prompts {missing[:5]} ({len(missing)} in all): add them to the prompts' file"
+                    f"{len(missing)} prompts have no base pass rate, {missing[:5]} first: add them to the prompts' file"
                 )
             z = np.array([self._fixed[int(p)] for p in prompts], dtype=np.float64)
             return np.log(np.clip(z, floor, 1)).astype(np.float32)

@@ -48,8 +48,8 @@ def effective_share(log_weights: Tensor) -> Tensor:
 def diagnose(sequences: Sequences, settings: ObjectiveSettings, alpha: float, values: Tensor) -> dict[str, Tensor]:
     """Every diagnostic of the batch whose coefficients are `values`; scalars, float32, finite.
 
-    Sequence-level whatever the correction. `ess_weight` is over right answers only, so that it measures how evenly they
-    weigh and not how many there are.
+    Sequence-level whatever the correction. `ess_weight` is over right answers only, so that it measures how evenly
+    they weigh and not how many there are.
     """
     log_rho, passed = sequences.log_rho, sequences.passed
     bounded = log_rho.clamp(max=log_limit(settings.truncation))

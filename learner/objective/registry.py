@@ -7,14 +7,38 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from learner.objective import alpha_dpg
+from learner.objective import (
+    alpha_dpg,
+    dr_grpo,
+    gpg,
+    grpo,
+    kl,
+    pass_at_k,
+    rejection,
+    remax,
+    rloo,
+    tba,
+    unlikeliness,
+)
 from learner.objective.diagnostics import diagnose
 from learner.objective.sequences import Coefficients, Sequences
 from learner.objective.settings import ObjectiveName, ObjectiveSettings
 
-Advantages = Callable[[Sequences, ObjectiveSettings, float], Tensor]
+Baseline = Callable[[Sequences, ObjectiveSettings, float], Tensor]
 
-BASELINES: dict[ObjectiveName, Advantages] = {}
+BASELINES: dict[ObjectiveName, Baseline] = {
+    "grpo": grpo.values,
+    "dr_grpo": dr_grpo.values,
+    "rloo": rloo.values,
+    "remax": remax.values,
+    "gpg": gpg.values,
+    "pass_at_k": pass_at_k.values,
+    "unlikeliness": unlikeliness.values,
+    "kl": kl.values,
+    "tba": tba.values,
+    "rejection": rejection.values,
+}
+"""What α-DPG is compared with, by name; each takes (sequences, settings, length_norm)."""
 
 
 class Objective:

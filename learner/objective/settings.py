@@ -37,29 +37,31 @@ class ObjectiveSettings(Section):
     """(progress, α) points joined by straight lines, progress = step / steps; replaces `alpha` when not empty."""
     correction: Correction = "sequence"
     """How π_θ/μ enters. `sequence`: the sequence's ratio, truncated at C. `token`: each token's own ratio, truncated
-    at C (TIS). `band`: the token's ratio inside [band_low, band_high], else 0 (IcePop). `mask`: the sequence's ratio, 0
-    when it is above C (MIS). `none`: every sample is treated as drawn from π_θ, which is biased once one is stale."""
+    at C (TIS). `band`: the token's ratio inside [band_low, band_high], else 0 (IcePop). `mask`: the sequence's
+    ratio, 0 when it is above C (MIS). `none`: every sample is treated as drawn from π_θ, which is biased once one is
+    stale."""
     truncation: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = 5.0
     """C, the largest π_θ/μ that counts; null does not truncate (unbiased, heavy-tailed)."""
     band_low: Annotated[float, Field(gt=0, le=1)] = 0.5
     band_high: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 5.0
     clip: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = 10.0
     """α-DPG: largest W (pseudo-reward). A bias, reported as clipped_share and clipped_mass; it binds most at small α,
-    where a looser clip (100) with pooled Z keeps more coverage of hard prompts at the price of variance. null does not
-    clip."""
+    where a looser clip (100) with pooled Z keeps more coverage of hard prompts at the price of variance. null does
+    not clip."""
     control_variate: ControlVariate = "min_variance"
     """α-DPG: c in W − c·ρ, always from the group's other samples. `loo`: their mean W (the paper's). `min_variance`:
     Σ Wρ / Σ ρ², which equals `loo` on-policy and has less variance under staleness. `none`: W alone; wrong answers
     then push nothing."""
     kl_beta: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-    """β of a penalty β·log(π_θ/π_b) on the reward of every objective but α-DPG and rejection. null: the objective's own
-    value (.05 for `kl` and `tba`, 0 for the others)."""
+    """β of a penalty β·log(π_θ/π_b) on the reward of every objective but α-DPG and rejection. null: the objective's
+    own value (.05 for `kl` and `tba`, 0 for the others)."""
     pass_k: Annotated[int, Field(ge=1, le=4096)] = 4
     """pass_at_k: the k that is trained; a group with fewer than k samples uses its own size."""
     grpo_std: bool = True
     """grpo, unlikeliness: divide the advantage by the group's standard deviation."""
     grpo_length: bool = True
-    """grpo, unlikeliness: average over each sequence's own tokens (biased toward short right answers, as published)."""
+    """grpo, unlikeliness: average over each sequence's own tokens (biased toward short right answers, as
+    published)."""
     unlikeliness_beta: Unit = 0.25
     """unlikeliness: largest share of a right answer's reward that its rank can cost."""
 

@@ -1,0 +1,36 @@
+"""ReMax: REINFORCE with the reward of the most probable answer as baseline. Li et al., arXiv 2310.10505.
+
+    A_i = R_i − R(ŷ_i)          coefficient = ω · A_i
+
+The paper takes ŷ by greedy decoding. Samples here come from the policy at temperature 1 only, so ŷ_i is the most
+probable under π_θ of the group's other samples: independent of sample i, hence still unbiased. Stale samples: ω on
+the sample.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from learner.objective.groups import Groups
+from learner.objective.ratios import correction_weights
+from learner.objective.rewards import penalised
+from learner.objective.sequences import Sequences
+from learner.objective.settings import ObjectiveSettings
+
+
+def values(sequences: Sequences, settings: ObjectiveSettings, length_norm: float) -> Tensor:
+    """ReMax's coefficients; (N, 1) or (N, T). A group of one has baseline 0."""
+    reward = penalised(sequences, settings.beta(0.0))
+    groups = Groups(sequences.group)
+    log_policy = torch.where(sequences.mask, sequences.policy.float(), 0.0).sum(1)
+    likely = groups.pad(log_policy, fill=-torch.inf)
+    if likely.shape[1] < 2:
+        return correction_weights(sequences, settings) * reward[:, None]
+    best, second = likely.topk(2, dim=1).indices.T
+    # Everyone looks at the most probable answer; the most probable answer looks at the second.
+    seat = torch.arange(likely.shape[1], device=likely.device)[None, :].expand_as(likely)
+    other = torch.where(seat == best[:, None], second[:, None], best[:, None])
+    baseline = groups.unpad(groups.pad(reward).gather(1, other))
+    baseline = torch.where(groups.size > 1, baseline, 0.0)
+    return correction_weights(sequences, settings) * (reward - baseline)[:, None]

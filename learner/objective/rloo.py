@@ -1,0 +1,30 @@
+"""RLOO: REINFORCE with a leave-one-out baseline. Ahmadian et al., arXiv 2402.14740; Kool et al. 2019.
+
+    A_i = R_i − mean_{j≠i} R_j          coefficient = ω_i · A_i
+
+Stale samples: ω corrects the sample, and under a sequence-level correction the baseline is mean_{j≠i} ω_j R_j, so
+that it estimates E_π[R]. This is the α → 1 limit of α-DPG with control variate `loo`.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from learner.objective.groups import Groups
+from learner.objective.ratios import correction_weights, per_sequence
+from learner.objective.rewards import penalised
+from learner.objective.sequences import Sequences
+from learner.objective.settings import ObjectiveSettings
+
+
+def leave_one_out(sequences: Sequences, settings: ObjectiveSettings, reward: Tensor) -> Tensor:
+    """ω_i·(R_i − baseline_i) for any (N,) reward; (N, 1) or (N, T)."""
+    weights = correction_weights(sequences, settings)
+    counted = weights[:, 0] * reward if per_sequence(settings) else reward
+    baseline = Groups(sequences.group).mean_of_others(counted)
+    return weights * (reward - baseline)[:, None]
+
+
+def values(sequences: Sequences, settings: ObjectiveSettings, length_norm: float) -> Tensor:
+    """RLOO's coefficients; (N, 1) or (N, T)."""
+    return leave_one_out(sequences, settings, penalised(sequences, settings.beta(0.0)))

@@ -1,0 +1,30 @@
+"""Unlikeliness reward: rare right answers are worth more than frequent ones. He et al., arXiv 2506.02355.
+
+    R_i = v_i · (1 − β_rank · (n − rank_i) / n)          then as GRPO
+
+rank 0 is the sample that the sampler thought the most probable of its group. Stale samples: as GRPO; the rank is by
+log μ, the policy that chose among the group's answers.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from learner.objective.groups import Groups
+from learner.objective.grpo import group_relative
+from learner.objective.rewards import penalised
+from learner.objective.sequences import Sequences
+from learner.objective.settings import ObjectiveSettings
+
+
+def values(sequences: Sequences, settings: ObjectiveSettings, length_norm: float) -> Tensor:
+    """Coefficients of the rank-discounted reward; (N, 1) or (N, T). Ties keep the batch's order."""
+    groups = Groups(sequences.group)
+    log_behaviour = torch.where(sequences.mask, sequences.behaviour.float(), 0.0).sum(1)
+    order = groups.pad(log_behaviour, fill=-torch.inf).argsort(dim=1, descending=True, stable=True)
+    rank = groups.unpad(order.argsort(dim=1)).float()
+    penalty = penalised(sequences, settings.beta(0.0)) - sequences.passed.float()
+    worth = 1 - settings.unlikeliness_beta * (groups.size - rank) / groups.size
+    reward = torch.where(sequences.passed, worth, 0.0) + penalty
+    return group_relative(sequences, settings, length_norm, reward)
