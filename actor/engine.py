@@ -1,4 +1,4 @@
-"""The engine protocol: what turns tickets into completions. Holds no engine, and knows nothing of Redis or of the service.
+"""The engine protocol: what turns tickets into completions. Holds no engine; knows nothing of Redis or of the service.
 
 Invariants every engine keeps:
 
@@ -16,27 +16,40 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Protocol
 
+from broker.errors import EX_DATA, EX_USAGE, SieveError
 from broker.wire import Completion, Prompt, Ticket
 
 
-class EngineError(RuntimeError):
+class EngineError(SieveError):
     """The engine cannot do what was asked; the message has the value, the limit and the remedy."""
 
 
 class EngineMissing(EngineError):
     """The chosen engine's package is not installed."""
 
+    exit_code = EX_USAGE
 
-class WrongVersion(EngineError):
-    """A ticket may not be sampled with the loaded weights, or running completions forbid loading others."""
+
+class ModelUnusable(EngineError):
+    """The model at model.path cannot be opened or served by this engine."""
+
+    exit_code = EX_DATA
+
+
+class PromptTooLong(EngineError):
+    """Prompt and answer do not fit the model's positions."""
+
+    exit_code = EX_DATA
 
 
 class WeightsUnusable(EngineError):
     """A version's files do not fit the model, or give log-probs that are not finite: never sampled from."""
 
+    exit_code = EX_DATA
 
-class PromptTooLong(EngineError):
-    """Prompt and answer do not fit the model's positions."""
+
+class WrongVersion(EngineError):
+    """A ticket may not be sampled with the loaded weights, or running completions forbid loading others."""
 
 
 class Engine(Protocol):

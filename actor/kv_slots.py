@@ -13,7 +13,7 @@ import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 
-class _Layer(CacheLayerMixin):
+class _Layer(CacheLayerMixin):  # type: ignore[misc]
     """One attention layer's window onto the slots."""
 
     is_sliding = False
@@ -41,7 +41,7 @@ class _Layer(CacheLayerMixin):
 
 
 class Slots:
-    """Keys (layers, slots, columns, heads, size) and values likewise, for any transformers model with full attention."""
+    """Keys and values, per layer (slots, columns, heads, size), of a transformers model with full attention."""
 
     def __init__(self, layers: int, capacity: int, device: torch.device):
         self.cache = Cache(layers=[_Layer(self, index) for index in range(layers)])
@@ -69,7 +69,7 @@ class Slots:
         return columns, (self._range[:width] <= columns.unsqueeze(2)).unsqueeze(1)
 
     def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store (n, heads, query, size) where `aim` said; returns all that the pass may attend to, (n, heads, width, size)."""
+        """Store (n, heads, query, size) where `aim` said; returns what it may attend to, (n, heads, width, size)."""
         if not self.keys[layer].numel():
             self.keys[layer] = self._empty(keys)
             self.values[layer] = self._empty(values)

@@ -1,9 +1,9 @@
 """The small default engine: a transformers model, sampled with continuous batching.
 
-Rows are running completions, always slots 0 … n−1 of one KV cache. A prompt is prefilled once and its keys and values are
-copied to every completion of its group. A row that ends leaves at once; the last rows move into the holes and waiting
-completions take the free slots while the others go on. New weights are loaded between two tokens: the keys and values of
-everything that runs are recomputed with them, so each token's log-prob is exactly that of the version its span names.
+Rows are running completions, always slots 0 … n−1 of one KV cache. A prompt is prefilled once and its keys and values
+are copied to every completion of its group. A row that ends leaves at once; the last rows move into the holes and
+waiting completions take the free slots while the others go on. New weights are loaded between two tokens: the keys and
+values of all that runs are recomputed, so each token's log-prob is exactly that of the version its span names.
 
 Fast because little Python runs per step: sampling, end detection and bookkeeping are a handful of tensor operations on
 all rows. Never does I/O except reading weights; never samples at a temperature other than 1.
@@ -13,41 +13,28 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
-from actor import torch_weights
-from actor.engine import EngineError, PromptTooLong, WeightsUnusable, WrongVersion
-from actor.kv_slots import Slots
+from actor.engine import ModelUnusable, PromptTooLong, WeightsUnusable, WrongVersion
 from actor.sampling import draw, uniforms
+from actor.torch_model import Decode, Policy, Prefill
 from broker.wire import Completion, Prompt, Ticket, float32, int32
-
-Decode = Callable[[list[list[int]]], list[str]]
-"""Token ids of several answers, the end token included, to their texts without special tokens."""
 
 
 @dataclass(eq=False)
 class _Group:
-    """A ticket being sampled: its prompt, what has not started, and its place in the prefill that holds its keys and values."""
+    """A ticket being sampled: its prompt, what has not started, and where its prompt's keys and values are."""
 
     ticket: Ticket
     prompt: list[int]
     waiting: deque[int]
-    prefill: _Prefill | None = None
-    slot: int = 0
-
-
-@dataclass(eq=False)
-class _Prefill:
-    """Keys, values and next-token logits (prompts, vocabulary) of prompts that went through the model together."""
-
-    slots: Slots
-    logits: torch.Tensor
+    prefill: tuple[Prefill, int] | None = None
 
 
 @dataclass(eq=False)
@@ -70,40 +57,29 @@ class TorchEngine:
 
     def __init__(
         self,
-        model: Any,
+        policy: Policy,
         decode: Decode,
         *,
         eos: Sequence[int],
         max_new_tokens: int,
         max_batch: int,
-        prefill_tokens: int = 8192,
         admit_share: float = 0.125,
         name: str = "",
-    ):
-        config = model.config
-        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-        if kinds != {"full_attention"} or getattr(config, "sliding_window", None):
-            raise EngineError(
-                f"actor.engine 'torch' caches full attention only, the model at model.path has {sorted(kinds)} "
-                f"(sliding_window {getattr(config, 'sliding_window', None)}); choose another engine or model"
-            )
-        self._model = model.eval().requires_grad_(False)
-        self._decode, self._name = decode, name
-        self._limit, self._max_batch, self._prefill_tokens = max_new_tokens, max_batch, prefill_tokens
-        self._admit = max(1, round(max_batch * admit_share))
-        self._positions_max = int(getattr(config, "max_position_embeddings", 0) or 1 << 30)
-        self._device = device = next(model.parameters()).device
-        vocabulary = model.get_output_embeddings().weight.shape[0]
-        outside = [token for token in eos if not 0 <= token < vocabulary]
+    ) -> None:
+        outside = [token for token in eos if not 0 <= token < policy.vocabulary]
         if outside:
-            raise EngineError(
-                f"end token {outside[0]} is outside the model's vocabulary of {vocabulary}; the tokenizer "
-                f"at model.path belongs to another model"
+            raise ModelUnusable(
+                f"end token {outside[0]} is outside the model's vocabulary of {policy.vocabulary}; the tokenizer at "
+                f"model.path belongs to another model"
             )
-        self._ends = torch.zeros(vocabulary, dtype=torch.bool, device=device)
+        self._policy, self._decode, self._name = policy, decode, name
+        self._limit, self._max_batch = max_new_tokens, max_batch
+        self._admit = max(1, round(max_batch * admit_share))
+        device = policy.device
+        self._ends = torch.zeros(policy.vocabulary, dtype=torch.bool, device=device)
         self._ends[list(eos)] = True
-        self._layers = int(config.num_hidden_layers)
-        self._slots = Slots(self._layers, max_batch, device)
+        self._end_ids = frozenset(eos)
+        self._slots = policy.slots(max_batch)
         self._rows: list[_Row] = []
         self._groups: deque[_Group] = deque()
         self._tokens = torch.zeros(max_batch, max_new_tokens, dtype=torch.int64, device=device)
@@ -148,7 +124,7 @@ class TorchEngine:
         pinned = self.pinned(version)
         if pinned:
             raise WrongVersion(f"{pinned} completions in flight may not be sampled with version {version}; poll first")
-        torch_weights.put(self._model, torch_weights.read(directory), str(directory))
+        self._policy.load(directory)
         self._version = version
         for group in self._groups:
             group.prefill = None
@@ -160,10 +136,10 @@ class TorchEngine:
                 f"{ticket.lane} ticket {ticket.gid} needs version {ticket.version}, loaded is {self._version}"
             )
         tokens = np.frombuffer(prompt.tokens, "<i4").tolist()
-        if not tokens or len(tokens) + self._limit > self._positions_max:
+        if not tokens or len(tokens) + self._limit > self._policy.positions:
             raise PromptTooLong(
-                f"prompt {ticket.prompt} has {len(tokens)} tokens; with sampling.max_new_tokens = {self._limit} it must "
-                f"have 1 … {self._positions_max - self._limit} (the model has {self._positions_max} positions)"
+                f"prompt {ticket.prompt} has {len(tokens)} tokens; with sampling.max_new_tokens = {self._limit} it "
+                f"must have 1 … {self._policy.positions - self._limit} (the model has {self._policy.positions} positions)"
             )
         if ticket.missing:
             self._groups.append(_Group(ticket, tokens, deque(ticket.missing)))
@@ -193,65 +169,31 @@ class TorchEngine:
 
     def close(self) -> None:
         self._rows, self._groups, self._ended = [], deque(), []
-        self._slots = Slots(self._layers, self._max_batch, self._device)
+        self._slots = self._policy.slots(self._max_batch)
 
-    # ------------------------------------------------------------------ the model
-
-    def _forward(
-        self, slots: Slots, tokens: torch.Tensor, positions: torch.Tensor, width: int, keep: Any, first: int = 0
-    ) -> torch.Tensor:
-        """Logits (n, kept, vocabulary) of `tokens` (n, q) at `positions` (n,) …; fills the columns of slots `first` …."""
-        ids, mask = slots.aim(positions, tokens.shape[1], width, first)
-        output = self._model(
-            input_ids=tokens,
-            attention_mask=mask,
-            position_ids=ids,
-            past_key_values=slots.cache,
-            use_cache=True,
-            logits_to_keep=keep,
-        )
-        logits: torch.Tensor = output.logits
-        return logits
-
-    def _prefill(self, groups: list[_Group]) -> None:
-        """Run the prompts of these groups through the model, in passes of bounded size, each prompt once."""
-        groups = sorted(groups, key=lambda group: len(group.prompt))  # like lengths share a pass: less padding
-        while groups:
-            count = 1
-            while count < len(groups) and (count + 1) * len(groups[count].prompt) <= self._prefill_tokens:
-                count += 1
-            batch, groups = groups[:count], groups[count:]
-            width = len(batch[-1].prompt)
-            tokens = np.zeros((count, width), dtype=np.int64)
-            for row, group in enumerate(batch):
-                tokens[row, : len(group.prompt)] = group.prompt
-            # Only the columns where some prompt ends are worth a row of the output matrix.
-            ends = np.array([len(group.prompt) - 1 for group in batch])
-            columns, which = np.unique(ends, return_inverse=True)
-            slots = Slots(self._layers, count, self._device)
-            start = torch.zeros(count, dtype=torch.int64, device=self._device)
-            logits = self._forward(slots, self._tensor(tokens), start, width, self._tensor(columns))
-            prefill = _Prefill(slots, logits[torch.arange(count, device=self._device), self._tensor(which)])
-            for row, group in enumerate(batch):
-                group.prefill, group.slot = prefill, row
+    # ------------------------------------------------------------------ passes
 
     def _copy_prompts(self, rows: list[_Row], first: int) -> torch.Tensor:
-        """Prompt keys and values into slots `first` …, in the rows' order; returns their next-token logits (k, vocabulary)."""
+        """Prompt keys and values into slots `first` …, in the rows' order; returns next-token logits (k, V)."""
         logits, start = [], 0
-        while start < len(rows):  # neighbours mostly come from one prefill pass
-            prefill, end = rows[start].group.prefill, start
-            assert prefill is not None
-            while end < len(rows) and rows[end].group.prefill is prefill:
+        places = [cast(tuple[Prefill, int], row.group.prefill) for row in rows]
+        while start < len(rows):  # neighbours mostly come from one pass
+            prefill, end = places[start][0], start
+            while end < len(rows) and places[end][0] is prefill:
                 end += 1
-            source = self._tensor(np.array([row.group.slot for row in rows[start:end]]))
+            source = self._policy.tensor([slot for _, slot in places[start:end]])
             width = max(len(row.group.prompt) for row in rows[start:end])
             self._slots.copy_from(prefill.slots, source, first + start, width)
             logits.append(prefill.logits[source])
             start = end
         return torch.cat(logits)
 
+    def _prefill(self, groups: list[_Group]) -> None:
+        for group, place in zip(groups, self._policy.prefill([group.prompt for group in groups]), strict=True):
+            group.prefill = place
+
     def _start(self, free: int) -> None:
-        """Let up to `free` waiting completions in: prefill what is new, copy prompts to slots, draw each first token."""
+        """Let up to `free` waiting completions in: prefill new prompts, fill slots, draw each first token."""
         rows: list[_Row] = []
         fresh: list[_Group] = []
         assert self._version is not None
@@ -267,12 +209,12 @@ class TorchEngine:
             row.group.waiting.popleft()
         while self._groups and not self._groups[0].waiting:
             self._groups.popleft()
-        rows.sort(key=lambda row: id(row.group.prefill))
+        rows.sort(key=lambda row: id(cast(tuple[Prefill, int], row.group.prefill)[0]))
         first, last = len(self._rows), len(self._rows) + len(rows)
         logits = self._copy_prompts(rows, first)
-        noise = [uniforms(row.group.ticket.seed, row.group.ticket.gid, row.idx, self._limit) for row in rows]
-        self._uniforms[first:last] = self._tensor(np.stack(noise))
-        self._position[first:last] = self._tensor(np.array([len(row.group.prompt) - 1 for row in rows]))
+        noise = [uniforms(row.group.ticket.seed, row.idx, self._limit) for row in rows]
+        self._uniforms[first:last] = self._policy.tensor(np.stack(noise))
+        self._position[first:last] = self._policy.tensor(np.array([len(row.group.prompt) - 1 for row in rows]))
         self._made[first:last] = 0
         self._rows += rows
         self._width = max(self._width, *(len(row.group.prompt) for row in rows))
@@ -282,7 +224,7 @@ class TorchEngine:
         """One more token for every row."""
         count = len(self._rows)
         self._width += 1
-        logits = self._forward(self._slots, self._last[:count].unsqueeze(1), self._position[:count], self._width, 1)
+        logits = self._policy.forward(self._slots, self._last[:count].unsqueeze(1), self._position[:count], self._width)
         self._draw(logits[:, -1], 0, count)
 
     def _draw(self, logits: torch.Tensor, first: int, last: int) -> None:
@@ -302,7 +244,7 @@ class TorchEngine:
     # ------------------------------------------------------------------ rows
 
     def _finish(self, slots: list[int]) -> None:
-        at = self._tensor(np.array(slots))
+        at = self._policy.tensor(np.array(slots))
         made, tokens = self._made[at].tolist(), self._tokens[at].tolist()
         logprobs = self._logprobs[at].cpu().numpy()
         for slot, length, ids, scores in zip(slots, made, tokens, logprobs, strict=True):
@@ -316,7 +258,7 @@ class TorchEngine:
         holes = [slot for slot in gone if slot < count]
         movers = [slot for slot in range(count, len(self._rows)) if slot not in leaving]
         if movers:
-            source, target = self._tensor(np.array(movers)), self._tensor(np.array(holes))
+            source, target = self._policy.tensor(np.array(movers)), self._policy.tensor(np.array(holes))
             self._slots.move(source, target, self._width)
             for tensor in (self._tokens, self._logprobs, self._uniforms, self._last, self._position, self._made):
                 tensor[target] = tensor[source]
@@ -335,11 +277,11 @@ class TorchEngine:
         self._copy_prompts(self._rows, 0)
         # The answers so far, but for their last token, which the next step feeds: passes on top of the prompts.
         query = int(self._made[:count].max()) - 1
-        together = max(1, self._prefill_tokens // query) if query else count
+        together = max(1, self._policy.pass_tokens // query) if query else count
         for first in range(0, count if query else 0, together):
             at = slice(first, min(first + together, count))
             start = self._position[at] - self._made[at] + 1
-            self._forward(self._slots, self._tokens[at, :query], start, int(start.max()) + query, 1, first)
+            self._policy.forward(self._slots, self._tokens[at, :query], start, int(start.max()) + query, first=first)
         for row, made in zip(self._rows, self._made[:count].tolist(), strict=True):
             if row.starts[-1][1] == made:
                 row.starts.pop()
@@ -369,13 +311,10 @@ class TorchEngine:
             tokens=int32(ids),
             logprobs=float32(scores),
             spans=tuple((version, start, end) for (version, start), end in zip(row.starts, ends, strict=True)),
-            finish="stop" if bool(self._ends[ids[-1]]) else "length",
+            finish="stop" if ids[-1] in self._end_ids else "length",
             text=text,
             actor=self._name,
         )
-
-    def _tensor(self, array: np.ndarray[Any, Any]) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
 
 
 def _forbids(ticket: Ticket, version: int) -> bool:

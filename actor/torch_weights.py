@@ -1,4 +1,4 @@
-"""Putting a published version's tensors into a transformers model, all or nothing. Fetching and checksums are not here."""
+"""Putting a published version's tensors into a transformers model, all or nothing. Checksums are the broker's."""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from actor.torch_engine import TorchEngine
+from actor.torch_model import Policy
 from broker.wire import Prompt, Ticket, int32
 
 EOS, NEW_TOKENS, GROUP, GROUPS = 2, 14, 8, 64
@@ -84,7 +85,7 @@ def _bare(model: LlamaForCausalLM, prompts: list[list[int]], batch: int) -> Call
 def _engine(model: LlamaForCausalLM, prompts: list[list[int]], batch: int, directory: Path) -> Callable[[], int]:
     model.save_pretrained(directory)
     engine = TorchEngine(
-        model,
+        Policy(model),
         lambda rows: [" ".join(map(str, row)) for row in rows],
         eos=[EOS],
         max_new_tokens=NEW_TOKENS,

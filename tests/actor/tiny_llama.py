@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from actor.torch_engine import TorchEngine
+from actor.torch_model import Policy
 from broker.wire import Completion, Lane, Prompt, Ticket, int32
 
 EOS = 2
@@ -23,7 +24,8 @@ def llama(
     """A random Llama whose next-token distributions are far from uniform (so a wrong cache shows)."""
     torch.manual_seed(seed)
     config = LlamaConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=heads, num_key_value_heads=kv_heads, intermediate_size=48,
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=heads, num_key_value_heads=kv_heads,
+        intermediate_size=48,
         vocab_size=vocabulary, max_position_embeddings=64, tie_word_embeddings=tied, initializer_range=0.25,
         pad_token_id=0, bos_token_id=1, eos_token_id=EOS,
     )  # fmt: skip
@@ -44,8 +46,9 @@ def spell(rows: list[list[int]]) -> list[str]:
     return [" ".join(str(token) for token in row if token != EOS) for row in rows]
 
 
-def engine(model: LlamaForCausalLM, **options: Any) -> TorchEngine:
-    return TorchEngine(model, spell, **{"eos": [EOS], "max_new_tokens": 12, "max_batch": 16, **options})
+def engine(model: LlamaForCausalLM, *, pass_tokens: int = 8192, **options: Any) -> TorchEngine:
+    policy = Policy(model, pass_tokens=pass_tokens)
+    return TorchEngine(policy, spell, **{"eos": [EOS], "max_new_tokens": 12, "max_batch": 16, **options})
 
 
 def prompt(tokens: Iterable[int], index: int = 0) -> Prompt:
@@ -58,9 +61,10 @@ def ticket(
     *,
     version: int = 0,
     lane: Lane = "train",
-    seed: int = 5,
+    seed: int | None = None,
     missing: Iterable[int] | None = None,
 ) -> Ticket:
+    seed = 1000 + index if seed is None else seed
     gid = f"e{version}:{index}" if lane == "eval" else f"0:{index}"
     return Ticket(
         gid=gid, lane=lane, prompt=index, n=n, seed=seed, version=version, attempt=1,

@@ -1,0 +1,152 @@
+"""The transformers model as the torch engine uses it: passes that fill slots, prompts prefilled together, opening it.
+
+Knows prompts and slots, not tickets, rows or sampling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from actor import torch_weights
+from actor.engine import ModelUnusable
+from actor.kv_slots import Slots
+from broker.settings import ModelSettings
+
+Decode = Callable[[list[list[int]]], list[str]]
+"""Token ids of several answers, the end token included, to their texts without special tokens."""
+
+
+@dataclass(eq=False)
+class Prefill:
+    """Keys, values and next-token logits (prompts, vocabulary) of prompts that went through the model together."""
+
+    slots: Slots
+    logits: torch.Tensor
+
+
+class Policy:
+    """A causal language model with full attention, in eval mode. Call its methods in torch.inference_mode.
+
+    `pass_tokens` bounds the tokens (padding included) of one pass, and with them its activation memory.
+    Raises ModelUnusable for models whose cache is not one key and value per position and layer.
+    """
+
+    def __init__(self, model: Any, *, pass_tokens: int = 8192) -> None:
+        config = model.config
+        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+        window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+        if kinds != {"full_attention"} or window:
+            raise ModelUnusable(
+                f"actor.engine torch caches full attention only, but the model at model.path has {sorted(kinds)} with "
+                f"sliding_window {window}: use another model or engine"
+            )
+        self._model = model.eval().requires_grad_(False)
+        self.pass_tokens = pass_tokens
+        self.device: torch.device = next(model.parameters()).device
+        self.vocabulary = int(model.get_output_embeddings().weight.shape[0])
+        self.positions = int(getattr(config, "max_position_embeddings", 0) or 1 << 30)
+        self._layers = int(config.num_hidden_layers)
+
+    def load(self, directory: Path) -> None:
+        """Take a version's weights, all or nothing. Raises WeightsUnusable."""
+        torch_weights.put(self._model, torch_weights.read(directory), str(directory))
+
+    def slots(self, count: int) -> Slots:
+        """An empty cache for `count` sequences."""
+        return Slots(self._layers, count, self.device)
+
+    def forward(
+        self, slots: Slots, tokens: torch.Tensor, positions: torch.Tensor, width: int, keep: Any = 1, first: int = 0
+    ) -> torch.Tensor:
+        """One pass of `tokens` (n, q), the first of each row at `positions` (n,), through slots `first` … .
+
+        `width`: largest position + 1. Fills the slots' columns and returns logits (n, kept, vocabulary): of the last
+        `keep` tokens, or of the columns that a tensor `keep` names."""
+        ids, mask = slots.aim(positions, tokens.shape[1], width, first)
+        output = self._model(
+            input_ids=tokens,
+            attention_mask=mask,
+            position_ids=ids,
+            past_key_values=slots.cache,
+            use_cache=True,
+            logits_to_keep=keep,
+        )
+        logits: torch.Tensor = output.logits
+        return logits
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> list[tuple[Prefill, int]]:
+        """Each prompt once through the model; returns, per prompt, the pass it was in and its slot there."""
+        order = sorted(range(len(prompts)), key=lambda at: len(prompts[at]))  # like lengths share a pass: less padding
+        places: dict[int, tuple[Prefill, int]] = {}
+        while order:
+            count = 1
+            while count < len(order) and (count + 1) * len(prompts[order[count]]) <= self.pass_tokens:
+                count += 1
+            together, order = order[:count], order[count:]
+            prefill = self._pass([prompts[at] for at in together])
+            places |= {at: (prefill, slot) for slot, at in enumerate(together)}
+        return [places[at] for at in range(len(prompts))]
+
+    def _pass(self, prompts: list[Sequence[int]]) -> Prefill:
+        """`prompts` by rising length."""
+        count, width = len(prompts), len(prompts[-1])
+        tokens = np.zeros((count, width), dtype=np.int64)
+        for row, prompt in enumerate(prompts):
+            tokens[row, : len(prompt)] = prompt
+        # Only the columns where some prompt ends are worth a multiplication with the output matrix.
+        columns, which = np.unique([len(prompt) - 1 for prompt in prompts], return_inverse=True)
+        slots = self.slots(count)
+        start = torch.zeros(count, dtype=torch.int64, device=self.device)
+        logits = self.forward(slots, self.tensor(tokens), start, width, self.tensor(columns))
+        return Prefill(slots, logits[torch.arange(count, device=self.device), self.tensor(which)])
+
+    def tensor(self, values: Any) -> torch.Tensor:
+        """An array (or list) of numbers as a tensor on the model's device."""
+        return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
+
+
+def device_of(name: str) -> torch.device:
+    """The device that actor.device names. Raises ModelUnusable for a CUDA device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ModelUnusable(
+            f"actor.device = {name}, but torch sees {torch.cuda.device_count()} CUDA devices: use auto or cpu"
+        )
+    return device
+
+
+def open_model(settings: ModelSettings, device: torch.device, pass_tokens: int) -> tuple[Policy, Decode]:
+    """The model and tokenizer in the directory model.path; nothing is fetched from a network.
+
+    Raises ModelUnusable if they cannot be read or do not fit each other."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            settings.path, dtype=getattr(torch, settings.dtype), local_files_only=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(settings.path, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelUnusable(
+            f"model.path = {settings.path}: not a Hugging Face model directory with a tokenizer ({error})"
+        ) from error
+    policy = Policy(model.to(device), pass_tokens=pass_tokens)
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= policy.vocabulary:
+        raise ModelUnusable(
+            f"model.path = {settings.path}: the tokenizer has token id {largest}, the model only {policy.vocabulary} "
+            f"tokens; they belong to different models"
+        )
+
+    def decode(rows: list[list[int]]) -> list[str]:
+        return list(tokenizer.batch_decode(rows, skip_special_tokens=True))
+
+    return policy, decode
