@@ -47,6 +47,8 @@ LOAD_SECONDS = 600.0
 """How long a server may read its append-only file before it counts as stuck (about 100 MB a second on a slow disk)."""
 LOCK_SECONDS = 10.0
 """How long a former server of the same run may take to close before the new one gives up."""
+CLOSING_SECONDS = 2.0
+"""A server that answers for longer than this is at work, not closing."""
 STOP_SECONDS = 30.0
 RESTARTS = 5
 """Restarts within RESTART_SECONDS after which the server counts as broken, not unlucky."""
@@ -427,7 +429,7 @@ def serve(settings: BrokerSettings, run: RunSettings, announce: Callable[[Server
 
 def _hold(lock: int, run: RunSettings) -> None:
     """Take the directory's lock. A server's processes hold it too: two on one append-only file destroy it."""
-    deadline = time.monotonic() + LOCK_SECONDS
+    begin = time.monotonic()
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -435,8 +437,9 @@ def _hold(lock: int, run: RunSettings) -> None:
         except BlockingIOError:
             pass
         known = read_endpoint(run)
-        running = known is not None and answers(known.url)
-        if running or time.monotonic() > deadline:
+        waited = time.monotonic() - begin
+        # One whose owner has just died answers for a moment more.
+        if waited > LOCK_SECONDS or (waited > CLOSING_SECONDS and known is not None and answers(known.url)):
             who = f"pid {known.pid} on {known.host}" if known is not None else "another process"
             raise BrokerUnavailable(
                 f"{run.path / 'redis'} is in use by a server ({who}); services find it by themselves, so start no "
