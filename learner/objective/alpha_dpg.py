@@ -18,7 +18,15 @@ import torch
 from torch import Tensor
 
 from learner.objective.groups import Groups
-from learner.objective.ratios import bounded_exp, correction_weights, kept, log_sequence_ratio, per_sequence
+from learner.objective.ratios import (
+    bounded_exp,
+    correction_weights,
+    inside_band,
+    kept,
+    log_sequence_ratio,
+    per_sequence,
+    token_log_ratio,
+)
 from learner.objective.sequences import Sequences
 from learner.objective.settings import ControlVariate, ObjectiveSettings
 
@@ -44,20 +52,34 @@ def control(weight: Tensor, rho: Tensor, groups: Groups, kind: ControlVariate) -
 
 
 def values(sequences: Sequences, settings: ObjectiveSettings, alpha: float) -> Tensor:
-    """W − c·ρ: (N, 1) for `sequence` and `mask`; for `token` and `band` (r − c)·ρ_t: (N, T); `none`: r − c, (N, 1).
+    """W − c·ρ; (N, 1), or (N, T) for the token-level corrections.
 
-    The token-level corrections replace the sequence's ρ by the token's own; the pseudo-reward r is then taken at π_θ.
+    sequence, mask   W = v·(p/μ)^{1−α}·ρ^α             with the sequence's bounded ρ
+    token, band      W_t = v·(p/μ)^{1−α}·ρ_t^α, c·ρ_t  each token's own bounded ratio in both terms
+    none             W = v·(p/π_θ)^{1−α}, ρ = 1        as if μ were π_θ
+
+    Token-level corrections ignore the ratio of what came before the token. That leaves c·ρ_t free of bias (the
+    token's own score has mean 0 under it), and W_t at α = 0; the bias grows with α to that of plain TIS at α = 1.
     """
     groups = Groups(sequences.group)
-    log_rho = sequences.log_rho
+    passed = sequences.passed
+    if settings.correction == "none":
+        log_reward = (1 - alpha) * (sequences.log_target_over_behaviour - sequences.log_rho)
+        reward = torch.where(passed, bounded_exp(log_reward, settings.clip), 0.0)
+        return (reward - control(reward, torch.ones_like(reward), groups, settings.control_variate))[:, None]
+    bounded = log_sequence_ratio(sequences, settings)
+    keep = kept(sequences, settings)
+    rho = torch.where(keep, bounded.exp(), 0.0)
+    weight = bounded_exp(log_weight(sequences, bounded, alpha), settings.clip)
+    weight = torch.where(passed & keep, weight, 0.0)
+    c = control(weight, rho, groups, settings.control_variate)
     if per_sequence(settings):
-        bounded = log_sequence_ratio(sequences, settings)
-        keep = kept(sequences, settings)
-        rho = torch.where(keep, bounded.exp(), 0.0)
-        weight = bounded_exp(log_weight(sequences, bounded, alpha), settings.clip)
-        weight = torch.where(sequences.passed & keep, weight, 0.0)
-        return (weight - control(weight, rho, groups, settings.control_variate) * rho)[:, None]
-    log_reward = (1 - alpha) * (sequences.log_target_over_behaviour - log_rho)
-    reward = torch.where(sequences.passed, bounded_exp(log_reward, settings.clip), 0.0)
-    baseline = control(reward, torch.ones_like(reward), groups, settings.control_variate)
-    return (reward - baseline)[:, None] * correction_weights(sequences, settings)
+        return (weight - c * rho)[:, None]
+    ratio = correction_weights(sequences, settings)
+    log_tokens = (1 - alpha) * sequences.log_target_over_behaviour[:, None] + alpha * token_log_ratio(
+        sequences, settings
+    )
+    weights = torch.where(
+        passed[:, None] & inside_band(sequences, settings), bounded_exp(log_tokens, settings.clip), 0.0
+    )
+    return weights - c[:, None] * ratio

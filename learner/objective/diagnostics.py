@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from learner.objective.alpha_dpg import log_weight
-from learner.objective.ratios import LOG_CEILING, log_limit
+from learner.objective.ratios import LOG_CEILING, inside_band, log_limit
 from learner.objective.sequences import Sequences
 from learner.objective.settings import ObjectiveSettings
 
@@ -73,12 +73,10 @@ def diagnose(sequences: Sequences, settings: ObjectiveSettings, alpha: float, va
 def _truncation(sequences: Sequences, settings: ObjectiveSettings, free: Tensor, used: Tensor) -> dict[str, Tensor]:
     """Share of samples (tokens, for token-level corrections) whose ratio is bounded, of right answers whose W is
     clipped, and the share of all W that bounding and clipping together take away."""
-    if settings.correction in ("token", "band"):
-        ratio = sequences.token_log_rho[sequences.mask]
-        high = settings.truncation if settings.correction == "token" else settings.band_high
-        beyond = ratio > log_limit(high)
-        if settings.correction == "band":
-            beyond |= ratio < math.log(settings.band_low)
+    if settings.correction == "band":
+        beyond = ~inside_band(sequences, settings)[sequences.mask]
+    elif settings.correction == "token":
+        beyond = sequences.token_log_rho[sequences.mask] > log_limit(settings.truncation)
     else:
         beyond = sequences.log_rho > log_limit(settings.truncation)
     log_free, log_used = free[sequences.passed], used[sequences.passed]

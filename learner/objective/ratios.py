@@ -48,15 +48,25 @@ def per_sequence(settings: ObjectiveSettings) -> bool:
     return settings.correction in ("sequence", "mask")
 
 
+def inside_band(sequences: Sequences, settings: ObjectiveSettings) -> Tensor:
+    """False for tokens that the correction drops (`band`: ρ_t outside the band); (N, T) bool."""
+    log_rho = sequences.token_log_rho
+    if settings.correction != "band":
+        return torch.ones_like(log_rho, dtype=torch.bool)
+    return (log_rho >= math.log(settings.band_low)) & (log_rho <= math.log(settings.band_high))
+
+
+def token_log_ratio(sequences: Sequences, settings: ObjectiveSettings) -> Tensor:
+    """log ρ_t, at most log C, or log band_high for `band`; (N, T) float32."""
+    limit = settings.band_high if settings.correction == "band" else settings.truncation
+    return sequences.token_log_rho.clamp(max=log_limit(limit))
+
+
 def correction_weights(sequences: Sequences, settings: ObjectiveSettings) -> Tensor:
     """What multiplies an advantage so that samples from μ count as samples from π_θ; (N, 1) or (N, T) float32."""
-    if settings.correction == "token":
-        return bounded_exp(sequences.token_log_rho, settings.truncation)
-    if settings.correction == "band":
-        log_rho = sequences.token_log_rho
-        inside = (log_rho >= math.log(settings.band_low)) & (log_rho <= math.log(settings.band_high))
-        return torch.where(inside, bounded_exp(log_rho, settings.band_high), 0.0)
     if settings.correction == "none":
         return torch.ones_like(sequences.log_rho)[:, None]
-    ratio = log_sequence_ratio(sequences, settings).exp()
-    return torch.where(kept(sequences, settings), ratio, 0.0)[:, None]
+    if per_sequence(settings):
+        ratio = log_sequence_ratio(sequences, settings).exp()
+        return torch.where(kept(sequences, settings), ratio, 0.0)[:, None]
+    return torch.where(inside_band(sequences, settings), token_log_ratio(sequences, settings).exp(), 0.0)
