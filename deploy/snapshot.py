@@ -1,0 +1,138 @@
+"""One look at a run: queue depths and services from the broker, progress from metrics.jsonl, and where it is stuck,
+if it is.
+
+Read by the live view, `sieve status` and the exporter. Changes nothing. `stuck` is a pure function of the look.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from broker.client import Broker
+from broker.errors import SieveError
+from broker.liveness import Pulse
+from broker.service import UNREACHABLE, explain
+from broker.state import Depths
+
+RECENT = 20
+"""Steps over which rates are averaged."""
+STILL_SECONDS = 30.0
+"""A wait shorter than this is the pipeline breathing, not stuck."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What one look saw; `error` says why the broker could not be asked."""
+
+    at: float
+    depths: Depths | None = None
+    services: list[Pulse] = field(default_factory=list)
+    error: str = ""
+
+    def alive(self, role: str, lease_seconds: float) -> list[Pulse]:
+        """The services of a role that heartbeat and have not ended."""
+        return [
+            pulse for pulse in self.services
+            if pulse.role == role and pulse.age_seconds < lease_seconds and pulse.phase != "stopped"
+        ]  # fmt: skip
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Sampled by all actors together, as they report it."""
+        return sum(pulse.values.get("tokens_per_second", 0.0) for pulse in self.services if pulse.role == "actor")
+
+
+def look(broker: Broker) -> Snapshot:
+    """Ask the broker once."""
+    try:
+        return Snapshot(time.time(), broker.depths(), broker.services())
+    except (*UNREACHABLE, SieveError) as error:
+        return Snapshot(time.time(), error=explain(error)[1])
+
+
+class Tail:
+    """Follows metrics.jsonl: the newest record and the pace, reading only what was appended since the last call."""
+
+    def __init__(self, run: Path) -> None:
+        self._path = run / "metrics.jsonl"
+        self._offset = 0
+        self.recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
+
+    def read(self) -> dict[str, Any] | None:
+        """The newest step's record, None before the first."""
+        try:
+            with self._path.open("rb") as file:
+                if file.seek(0, 2) < self._offset:
+                    self._offset = 0  # written anew
+                file.seek(self._offset)
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        break  # being written now
+                    self._offset += len(line)
+                    self.recent.append(json.loads(line))
+        except FileNotFoundError:
+            return None
+        return self.recent[-1] if self.recent else None
+
+    def seconds_per_step(self) -> float | None:
+        """Mean over the recent steps; None before two of them, or when a restart went back over them."""
+        if len(self.recent) < 2:
+            return None
+        first, last = self.recent[0], self.recent[-1]
+        steps = last["step"] - first["step"]
+        return (last["time"] - first["time"]) / steps if steps > 0 else None
+
+
+def stuck(snapshot: Snapshot, lease_seconds: float, served: list[str]) -> list[str]:
+    """The edges of the graph on which nothing can move, each with what to do; empty when the run moves or is over."""
+    depths = snapshot.depths
+    if snapshot.error:
+        return [f"everything → BROKER: {snapshot.error}"]
+    if depths is None or depths.finished:
+        return []
+    found = []
+    learners = snapshot.alive("learner", lease_seconds)
+    actors = snapshot.alive("actor", lease_seconds)
+    verifiers = snapshot.alive("verifier", lease_seconds)
+    if not depths.opened and not learners:
+        found.append("LEARNER → run: nobody has opened the run; start `sieve learner CONFIG`")
+    elif not learners:
+        found.append(
+            f"group → LEARNER: no live learner, {depths.ready} groups are ready and {depths.leased} leased; "
+            f"start `sieve learner CONFIG`"
+        )
+    if depths.opened and not actors:
+        waiting = depths.returned + depths.eval_waiting
+        found.append(f"ticket → ACTOR: no live actor, {waiting} tickets wait; start `sieve actor CONFIG`")
+    for name in sorted({*depths.verify, *served}):
+        if depths.verify.get(name, 0) and not verifiers:
+            found.append(
+                f"completion → VERIFIER {name}: no live verifier, {depths.verify[name]} completions wait; "
+                f"start `sieve verifier CONFIG`"
+            )
+    if found:
+        return found
+    for pulse in snapshot.services:
+        lost = pulse.age_seconds >= lease_seconds and pulse.phase != "stopped"
+        if lost and pulse.age_seconds < 10 * lease_seconds and pulse.role in ("actor", "verifier", "learner"):
+            found.append(
+                f"{pulse.role.upper()}: {pulse.id} has not been heard of for {pulse.age_seconds:.0f} s (limit "
+                f"{lease_seconds:g} s);"
+                f" what it held goes to the others"
+            )
+    if depths.opened and _all_wait(snapshot, [*learners, *actors, *verifiers]):
+        found += [
+            f"{pulse.role.upper()}: {pulse.id} waits on {pulse.waiting_on} for {snapshot.at - pulse.since:.0f} s"
+            for pulse in [*learners, *actors]
+        ]
+    return found
+
+
+def _all_wait(snapshot: Snapshot, services: list[Pulse]) -> bool:
+    """Nobody works: every live service has waited for the same thing for long."""
+    return bool(services) and all(pulse.waiting_on and snapshot.at - pulse.since > STILL_SECONDS for pulse in services)
