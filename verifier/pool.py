@@ -22,6 +22,9 @@ Judged = tuple[Work, Verdict]
 SMOOTHING = 0.1
 """Weight of the newest verdict in the moving average of seconds per verdict."""
 
+FIRST_PAUSE_SECONDS = 0.05
+LONGEST_PAUSE_SECONDS = 10.0
+
 
 @dataclass(frozen=True, slots=True)
 class Result:
@@ -48,6 +51,7 @@ class Pool:
         self.seconds: float | None = None
         """Moving average of seconds per verdict; None before the first."""
         self.left_behind = 0
+        self._pause, self._resume_at = 0.0, 0.0
         self._done = done
         self._todo: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self._workers = [self._start() for _ in range(threads)]
@@ -106,6 +110,15 @@ class Pool:
                     detail=f"no verdict within {self.deadline_seconds:g} s",
                 ),
             )
+
+    def note_health(self, all_errors: bool) -> None:
+        """After each delivery: nothing but errors doubles the pause before more is received, anything else ends it."""
+        self._pause = min(max(2 * self._pause, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS) if all_errors else 0.0
+        self._resume_at = time.monotonic() + self._pause
+
+    def backing_off(self) -> float:
+        """Seconds until more work should be received; 0 while the verifier is well."""
+        return max(0.0, self._resume_at - time.monotonic())
 
     def withdraw(self) -> list[Work]:
         """Take back what no thread has begun; it stays in hand until `settled`."""

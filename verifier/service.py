@@ -4,7 +4,9 @@
 
 Everything in hand is kept alive by a thread of its own until the broker has acknowledged its verdict, so a slow
 verdict is never taken for a dead service, and a killed service's work goes to the others. `error` verdicts are retried
-elsewhere by the broker. A stop puts unfinished work back at once. Decides nothing about answers itself (verdicts.py).
+elsewhere by the broker, and a queue whose verdicts are all errors is read more and more slowly: a tool that is away
+for a minute must not dead-letter a minute of work, nor a broken service outrun the sound ones. A stop puts unfinished
+work back at once. Decides nothing about answers itself (verdicts.py).
 """
 
 from __future__ import annotations
@@ -70,13 +72,22 @@ class VerifierService(Service):
         self.grace_seconds = self._settings.drain_seconds + 20.0
         self._pools: list[Pool] = []
         self._done: queue.SimpleQueue[Result] = queue.SimpleQueue()
-        self._kept = threading.Event()
+        self._ended = threading.Event()
         self._keeper_failure: Exception | None = None
         self._asked_finished = 0.0
         self._seen = VerifierMetrics(self.registry, lambda: {pool.name: len(pool.in_hand) for pool in self._pools})
         self.values.update(verdicts=0.0, passed=0.0)
 
     # --- the service's life
+
+    def run(self) -> int:
+        """Serve; returns the exit code (see Service.run)."""
+        try:
+            return super().run()
+        finally:  # however it ended: what is still held must return to the others by its lease
+            self._ended.set()
+            for pool in self._pools:
+                pool.close()
 
     def setup(self) -> None:
         """Make the verifiers, start their threads and the keep-alive."""
@@ -101,12 +112,15 @@ class VerifierService(Service):
         else:
             self.phase("idle")
             self._finish_if_over()
+            pause = min(pool.backing_off() for pool in self._pools)
+            if pause > 0:
+                self.wait("errors of the verifier", min(pause, FINISHED_SECONDS))
+        self.values["in_hand"] = float(sum(len(pool.in_hand) for pool in self._pools))
 
     def drain(self) -> None:
         """Put back what has not begun, give what is under way `drain_seconds`, then put back the rest and leave."""
         for pool in self._pools:
             self._put_back(pool, pool.withdraw())
-            pool.close()
         deadline = time.monotonic() + self._settings.drain_seconds
         while any(pool.under_way for pool in self._pools) and time.monotonic() < deadline:
             self._collect(BUSY_SECONDS)
@@ -114,7 +128,6 @@ class VerifierService(Service):
         for pool in self._pools:
             self._put_back(pool, list(pool.in_hand.values()))
             self.retrying(lambda name=pool.name: self.broker.leave(name, self.id))  # type: ignore[misc]
-        self._kept.set()
 
     # --- one turn
 
@@ -127,7 +140,7 @@ class VerifierService(Service):
             if pool.under_way > target // 2 and pool.under_way >= pool.threads:
                 continue
             room = target - len(pool.in_hand)
-            if room <= 0:
+            if room <= 0 or pool.backing_off() > 0:
                 continue
             if self._busy():
                 works = self.broker.receive(pool.name, self.id, room, 0.0)
@@ -159,6 +172,7 @@ class VerifierService(Service):
             judged = list(pool.judged.values())
             replies = self.broker.judge(pool.name, self.id, judged)
             pool.settled([work.entry for work, _ in judged])
+            pool.note_health(all(verdict.outcome == "error" for _, verdict in judged))
             self._seen.judged(pool.name, judged, replies)
             self.values["verdicts"] += len(judged)
             self.values["passed"] += sum(verdict.outcome == "pass" for _, verdict in judged)
@@ -198,7 +212,7 @@ class VerifierService(Service):
     def _keep(self, broker: Broker) -> None:
         """Thread: tell the broker what is still being worked on, several times within a lease."""
         try:
-            while not self._kept.wait(self._lease_seconds / 4):
+            while not self._ended.wait(self._lease_seconds / 4):
                 for pool in self._pools:
                     entries = list(pool.in_hand)
                     if not entries:

@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from verifier_rig import Rig, obedient, ready, serving, until
 
 from broker.client import Broker
 from broker.errors import EX_TEMPORARY, EX_USAGE
+from broker.server import Binary, Server
+from broker.settings import BrokerSettings, RunSettings
 from verifier.service import VerifierService
 from verifier.verdicts import VerifierError
 
@@ -53,6 +56,39 @@ def test_what_every_verifier_fails_at_is_dead_lettered_not_passed_around_for_eve
     with serving(*services):
         until(lambda: len(broker.dead_letters()) == 4, 20, "all completions are dead letters")
     assert sum(service.values["verdicts"] for service in services) == 4 * rig.attempts
+
+
+def test_a_verifier_that_only_errs_slows_down_and_recovers(rig: Rig, tmp_path: Path) -> None:
+    flag = tmp_path / "tool"
+    rig.attempts = 10
+    broker = rig.open([f"needs {flag} {i}" for i in range(4)], n=4)
+    service = VerifierService(rig.config(obedient()), url=rig.url)
+    with serving(service):
+        until(lambda: service.values["verdicts"] >= 4, 10, "it is at work")
+        time.sleep(0.7)
+        assert service.values["verdicts"] < 25  # 40 attempts are gone in 0.1 s without a pause
+        flag.touch()
+        until(lambda: ready(broker) == 1, 10, "the group is judged")
+    assert service.values["passed"] == 4
+    assert broker.dead_letters() == []
+
+
+@pytest.mark.slow
+def test_work_survives_a_redis_that_is_killed_and_started_again(server_binary: Binary, tmp_path: Path) -> None:
+    run = RunSettings(directory=tmp_path / "redis")
+    with Server.start(BrokerSettings(), run, server_binary) as server:
+        rig = Rig(server.url, tmp_path, "verifying", lease_seconds=2.0, attempts=3)
+        broker = rig.open([f"sleep 0.02 {i}" for i in range(100)])
+        service = VerifierService(rig.config(obedient(concurrency=2)), url=rig.url)
+        with serving(service) as codes:
+            until(lambda: judged(broker) >= 10, 20, "it is at work")
+            os.kill(server.pid, signal.SIGKILL)
+            time.sleep(0.5)
+            server.ensure()
+            until(lambda: ready(broker) == 100, 30, "all groups are judged")
+        assert codes == [0]
+        assert broker.audit().lost == 0
+        assert broker.dead_letters() == []
 
 
 def test_two_queues_are_served_by_one_process(rig: Rig) -> None:

@@ -29,7 +29,7 @@ HERE = Path(__file__).parent
 
 
 class Obedient:
-    """Does what the answer's first word says: pass, fail, error, crash, exit, sleep SECONDS, hang, kill."""
+    """Does what the answer's first word says: pass, fail, error, crash, exit, sleep SECONDS, needs FILE, hang."""
 
     version = "1"
     reasons = frozenset({"told"})
@@ -50,6 +50,8 @@ class Obedient:
             raise RuntimeError("told to crash")
         if word == "exit":
             sys.exit(3)
+        if word == "needs" and not os.path.exists(rest[0]):
+            raise FileNotFoundError(rest[0])
         if word == "sleep":
             time.sleep(float(rest[0]))
         time.sleep(self.seconds)
