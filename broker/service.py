@@ -23,6 +23,7 @@ import secrets
 import select
 import signal
 import socket
+import sys
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -59,6 +60,10 @@ UNREACHABLE_PHASE = "broker unreachable"
 UNREACHABLE = (BrokerUnavailable, redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)
 
 T = TypeVar("T")
+
+
+class _Stopped(Exception):
+    """The stop came before there was anything to drain."""
 
 
 class ServiceConfig(Protocol):
@@ -249,7 +254,7 @@ class Service(ABC):
         try:
             handlers = open_log(self.log, self.id, self._config.run.path / "logs")
         except SieveError as error:
-            logging.getLogger("sieve").error("%s", error)
+            print(f"sieve {self.role}: {error}", file=sys.stderr)
             return error.exit_code
         try:
             with self._signals():
@@ -283,6 +288,8 @@ class Service(ABC):
                 self.phase("draining")
                 self.drain()
                 self.phase("stopped")
+            code = EX_OK
+        except _Stopped:
             code = EX_OK
         except Exception as error:
             code, line = explain(error)
@@ -325,7 +332,9 @@ class Service(ABC):
                 left = deadline - time.monotonic()
                 if error.lasting:
                     raise
-                if left <= 0 or self.wait("broker", min(pause, left)):
+                if left > 0 and self.wait("broker", min(pause, left)):
+                    raise _Stopped from None
+                if left <= 0:
                     remedy = "" if url is None else f" ({url}); start sieve broker CONFIG, or correct broker.url"
                     raise BrokerUnavailable(
                         f"no broker within broker.connect_seconds = {settings.connect_seconds:g} s: {error}{remedy}"
