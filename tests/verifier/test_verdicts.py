@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.errors import EX_USAGE
-from broker.wire import Completion, Prompt, Verdict, float32, int32, pack, unpack
+from broker.wire import Completion, Finish, Prompt, Verdict, float32, int32, pack, unpack
 from verifier import verdicts
 from verifier.arithmetic import Arithmetic
 from verifier.verdicts import Judgement, VerifierError, known, make, register, verdict
@@ -44,14 +44,14 @@ def prompt() -> Prompt:
     return Prompt(index=0, text="?", tokens=int32([1]), verifier="told", record={"numbers": (1, 2), "target": 3})
 
 
-def completion(text: str, finish: str = "stop") -> Completion:
+def completion(text: str, finish: Finish = "stop") -> Completion:
     return Completion(
         gid="0:0", lane="train", prompt=0, idx=0, n=1, tokens=int32([1, 2]), logprobs=float32([-0.5, -0.1]),
         spans=((0, 0, 2),), finish=finish, text=text,
     )  # fmt: skip
 
 
-def judged(says: Any, text: str = "an  answer\n", finish: str = "stop") -> Verdict:
+def judged(says: Any, text: str = "an  answer\n", finish: Finish = "stop") -> Verdict:
     found = verdict(Told(says), completion(text, finish), prompt())
     assert unpack(Verdict, pack(found)) == found
     assert math.isfinite(found.seconds)

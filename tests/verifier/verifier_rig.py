@@ -145,7 +145,7 @@ def obedient(**settings: Any) -> dict[str, Any]:
 def serving(*services: VerifierService) -> Iterator[list[int]]:
     """Run services in threads; the yielded list fills with their exit codes once they ended."""
     codes: list[int] = []
-    threads = [threading.Thread(target=lambda s=service: codes.append(s.run()), daemon=True) for service in services]  # type: ignore[misc]
+    threads = [threading.Thread(target=lambda s=service: codes.append(s.run()), daemon=True) for service in services]
     for thread in threads:
         thread.start()
     try:
