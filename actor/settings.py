@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 from pydantic import Field
 
-from broker.settings import Section, Shared
+from broker.settings import BrokerSettings, MetricsSettings, ModelSettings, RunSettings, Section
 
 
 class ActorSettings(Section):
@@ -30,7 +30,16 @@ class ActorSettings(Section):
     """After SIGTERM, running completions may finish for this long; what is left is handed back."""
 
 
-class ActorConfig(Shared):
+class ActorConfig(Protocol):
     """What the actor reads of the configuration tree."""
 
-    actor: ActorSettings = ActorSettings()
+    @property
+    def run(self) -> RunSettings: ...
+    @property
+    def broker(self) -> BrokerSettings: ...
+    @property
+    def metrics(self) -> MetricsSettings: ...
+    @property
+    def model(self) -> ModelSettings: ...
+    @property
+    def actor(self) -> ActorSettings: ...

@@ -136,10 +136,11 @@ class TorchEngine:
                 f"{ticket.lane} ticket {ticket.gid} needs version {ticket.version}, loaded is {self._version}"
             )
         tokens = np.frombuffer(prompt.tokens, "<i4").tolist()
-        if not tokens or len(tokens) + self._limit > self._policy.positions:
+        longest = self._policy.positions - self._limit
+        if not 1 <= len(tokens) <= longest:
             raise PromptTooLong(
                 f"prompt {ticket.prompt} has {len(tokens)} tokens; with sampling.max_new_tokens = {self._limit} it "
-                f"must have 1 … {self._policy.positions - self._limit} (the model has {self._policy.positions} positions)"
+                f"must have 1 … {longest} (the model has {self._policy.positions} positions)"
             )
         if ticket.missing:
             self._groups.append(_Group(ticket, tokens, deque(ticket.missing)))

@@ -128,7 +128,9 @@ def open_model(settings: ModelSettings, device: torch.device, pass_tokens: int) 
 
     Raises ModelUnusable if they cannot be read or do not fit each other."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # a service's stderr is its log
     try:
         model = AutoModelForCausalLM.from_pretrained(
             settings.path, dtype=getattr(torch, settings.dtype), local_files_only=True

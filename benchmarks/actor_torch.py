@@ -20,6 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from actor.torch_engine import TorchEngine
 from actor.torch_model import Policy
@@ -121,6 +122,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    disable_progress_bar()
     model, prompts = _model(), _prompts()
     with tempfile.TemporaryDirectory() as directory:
         sides = {

@@ -1,0 +1,76 @@
+"""What an actor measures. Label values are the fixed words below; nothing here is read back by the service."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from broker.wire import Completion
+
+RATE_SECONDS = 2.0
+"""Window of tokens per second: long enough to smooth single polls, short enough to see a stall."""
+
+
+class Measures:
+    """The actor's own metrics, on the service's registry."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.tokens = Counter(
+            "sieve_actor_tokens", "Tokens sampled, cancelled completions included.", registry=registry
+        )
+        self.completions = Counter(
+            "sieve_actor_completions", "Completions sampled.", ["lane", "finish"], registry=registry
+        )
+        self.dropped = Counter(
+            "sieve_actor_tickets_dropped",
+            "Tickets given up: stale (no longer held when offered) or handed_back.",
+            ["reason"],
+            registry=registry,
+        )
+        self.failures = Counter(
+            "sieve_actor_weights_failures",
+            "Versions that could not be loaded: missing, corrupt (checksum) or unusable (do not fit the model).",
+            ["reason"],
+            registry=registry,
+        )
+        self.rate = Gauge("sieve_actor_tokens_per_second", "Sampling speed, last seconds.", registry=registry)
+        self.version = Gauge("sieve_actor_version", "Version of the weights loaded.", registry=registry)
+        self.occupancy = Gauge(
+            "sieve_actor_batch_occupancy_ratio", "Share of actor.max_batch in use.", registry=registry
+        )
+        self.in_flight = Gauge("sieve_actor_in_flight", "Completions submitted and not ended.", registry=registry)
+        self.staleness = Gauge(
+            "sieve_actor_staleness_in_flight",
+            "Newest published version − oldest version among running completions.",
+            registry=registry,
+        )
+        self.update = Histogram(
+            "sieve_actor_update_seconds",
+            "Picking up a version: fetch (with verification, while sampling goes on) and load (sampling stands still).",
+            ["part"],
+            buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300),
+            registry=registry,
+        )
+        for lane in ("train", "eval"):
+            for finish in ("stop", "length"):
+                self.completions.labels(lane, finish)
+        for reason in ("stale", "handed_back"):
+            self.dropped.labels(reason)
+        for reason in ("missing", "corrupt", "unusable"):
+            self.failures.labels(reason)
+        self.tokens_per_second = 0.0
+        self._since, self._at_since, self._total = time.monotonic(), 0, 0
+
+    def sampled(self, total: int, completions: Iterable[Completion]) -> None:
+        """`total` tokens since the start; `completions` just ended."""
+        self.tokens.inc(total - self._total)
+        self._total = total
+        now = time.monotonic()
+        if now - self._since >= RATE_SECONDS:
+            self.tokens_per_second = (total - self._at_since) / (now - self._since)
+            self.rate.set(self.tokens_per_second)
+            self._since, self._at_since = now, total
+        for completion in completions:
+            self.completions.labels(completion.lane, completion.finish).inc()

@@ -1,0 +1,259 @@
+"""The sampling service: takes tickets, samples them with an engine, offers each completion as soon as it ends.
+
+    step()  =  newer version? → take tickets as there is room → submit what the loaded version may sample → poll → offer
+
+Which weights are wanted: while eval tickets are held, those of an eval ticket (evaluations are pinned); else the newest
+published. Weights change under running completions as soon as none of them forbids it. While older ones are wanted for
+an evaluation, train tickets that forbid these wait here, so that the change always comes.
+
+Completions that could not be offered yet (the broker is away or full) are kept and offered again: never sampled twice,
+never lost while this process lives. If it dies, its tickets return to others by its lease.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from actor.engine import Engine, WeightsUnusable
+from actor.engines import open_engine
+from actor.fetching import Fetched, Fetching
+from actor.measures import Measures
+from actor.settings import ActorConfig
+from broker.errors import SieveError, WeightsCorrupt, WeightsError
+from broker.liveness import Role
+from broker.service import Service
+from broker.state import RunSpec
+from broker.weights import WeightsDirectory
+from broker.wire import Completion, Ticket
+
+LOOK_SECONDS = 0.1
+"""How often to look for a newer version while the batch is full, and for tickets after a grant came back short."""
+IDLE_SECONDS = 0.05
+EXIT_SECONDS = 10.0
+"""From the end of the drain to the forced end of the process."""
+
+
+@dataclass
+class _Held:
+    ticket: Ticket
+    missing: set[int]
+    submitted: bool = False
+
+
+class ActorService(Service):
+    """One actor process; see the module's docstring. Raises EngineError and BrokerError out of `run` as exit codes."""
+
+    role: ClassVar[Role] = "actor"
+
+    def __init__(self, config: ActorConfig, *, index: int = 0, url: str | None = None) -> None:
+        super().__init__(config, index=index, url=url)
+        self._settings = config.actor
+        self._actor_config = config
+        self.grace_seconds = config.actor.grace_seconds + EXIT_SECONDS
+        self._measures = Measures(self.registry)
+        self._engine: Engine
+        self._fetching: Fetching
+        self._held: dict[str, _Held] = {}
+        self._unsent: list[Completion] = []
+        self._newest = 0
+        self._looked = self._asked = float("-inf")
+        self._short = ""
+
+    # ------------------------------------------------------------------ life cycle
+
+    def setup(self) -> None:
+        spec = self._wait_for_run()
+        if spec is None:
+            return
+        self.phase("opening the model")
+        self._engine = open_engine(self._actor_config, spec, self.id)
+        self._fetching = Fetching(WeightsDirectory(Path(spec.weights)).fetch)
+        self.phase("waiting for weights")
+
+    def step(self) -> None:
+        self._offer()
+        self._update()
+        self._take()
+        self._submit()
+        if self._engine.in_flight:
+            self.phase("sampling")
+            self._poll()
+        elif self._held:
+            self._idle("weights: a version that cannot be loaded" if self._fetching.failing else "weights")
+        elif self._short == "run finished":
+            self.finish("the run is finished")
+        else:
+            self._idle(self._short or "tickets")
+
+    def drain(self) -> None:
+        """Finish what runs within actor.grace_seconds; what has not begun or does not end by then is handed back."""
+        if not hasattr(self, "_engine"):
+            return
+        until = time.monotonic() + self._settings.grace_seconds
+        self._hand_back([gid for gid, held in self._held.items() if not held.submitted])
+        while (self._engine.in_flight or self._unsent) and time.monotonic() < until:
+            self._poll()
+        self._hand_back(list(self._held))
+        self._engine.close()
+        self._fetching.close()
+
+    def _wait_for_run(self) -> RunSpec | None:
+        self.phase("waiting for the run")
+        while not self.stopping.is_set():
+            spec = self.retrying(lambda: self.broker.run_spec(fresh=True))
+            if spec is not None:
+                return spec
+            self.wait("learner: the run is not opened yet", 0.2)
+        return None
+
+    # ------------------------------------------------------------------ weights
+
+    def _wanted(self) -> int:
+        """The version the next tokens should come from."""
+        evals = {held.ticket.version for held in self._held.values() if held.ticket.lane == "eval"}
+        loaded = self._engine.version
+        if loaded in evals:
+            return loaded
+        return min(evals, default=self._newest)
+
+    def _update(self) -> None:
+        """Fetch the wanted version beside the sampling, and load it when no running completion forbids that."""
+        now = time.monotonic()
+        if now - self._looked >= LOOK_SECONDS:
+            self._newest, self._looked = max(self._newest, self.broker.version()), now
+        wanted = self._wanted()
+        # Before the first ticket there may be no version at all; with it, there is.
+        if wanted == self._engine.version or (self._engine.version is None and not self._held):
+            return
+        try:
+            fetched = self._fetching.get(wanted)
+        except WeightsError as error:
+            self._refused(wanted, "corrupt" if isinstance(error, WeightsCorrupt) else "missing", error)
+            return
+        if fetched is not None:
+            self._load(fetched, wanted)
+
+    def _load(self, fetched: Fetched, wanted: int) -> None:
+        """Load what was fetched, unless something newer was loaded since or running completions forbid it."""
+        version = fetched.version
+        # A version on the way to the wanted one is welcome: a newer one, while nothing is pinned.
+        if version != wanted and not (self._engine.version or 0) < version < wanted:
+            self._fetching.taken()
+            return
+        if self._engine.pinned(version):
+            return
+        start = time.monotonic()
+        try:
+            self._engine.load(version, fetched.directory)
+        except WeightsUnusable as error:
+            self._fetching.reject(version)
+            self._refused(version, "unusable", error)
+            return
+        self._fetching.taken()
+        self._measures.update.labels("fetch").observe(fetched.seconds)
+        self._measures.update.labels("load").observe(time.monotonic() - start)
+        self._measures.version.set(version)
+        self.values["version"] = version
+
+    def _refused(self, version: int, reason: str, error: SieveError) -> None:
+        """A version that cannot be used is never sampled from; it is tried again, or a newer one takes its place."""
+        self._measures.failures.labels(reason).inc()
+        loaded = self._engine.version
+        state = "nothing is sampled" if loaded is None else f"version {loaded} stays loaded"
+        self.log.warning("version %d is %s, trying again; %s: %s", version, reason, state, error)
+        # An evaluation may be over (its version deleted, its tickets void) or feasible elsewhere: do not sit on it.
+        self._hand_back(
+            [
+                gid
+                for gid, held in self._held.items()
+                if held.ticket.lane == "eval" and held.ticket.version == version and not held.submitted
+            ]
+        )
+
+    # ------------------------------------------------------------------ tickets
+
+    def _take(self) -> None:
+        """Tickets for a full batch and a quarter more, so that free slots never wait for a round trip."""
+        now = time.monotonic()
+        if self._short and now - self._asked < LOOK_SECONDS / 2:
+            return
+        missing = sum(len(held.missing) for held in self._held.values())
+        room = self._settings.max_batch + self._settings.max_batch // 4 - missing
+        if room <= 0 or (self._held and room < self._settings.max_batch // 16):
+            return
+        grant = self.broker.take(self.id, room)
+        self._asked, self._short = now, grant.waiting_on
+        self._newest = max(self._newest, grant.version)
+        for ticket in grant.tickets:
+            self._held[ticket.gid] = _Held(ticket, set(ticket.missing))
+
+    def _submit(self) -> None:
+        """Give the engine every held ticket that the loaded and the wanted version may both sample."""
+        loaded, wanted = self._engine.version, self._wanted()
+        if loaded is None:
+            return
+        for held in self._held.values():
+            ticket = held.ticket
+            if held.submitted:
+                continue
+            if ticket.lane == "eval":
+                fits = ticket.version == loaded == wanted
+            else:
+                fits = ticket.version <= min(loaded, wanted)
+            if fits:
+                self._engine.submit(ticket, self.broker.prompt(ticket.lane, ticket.prompt))
+                held.submitted = True
+
+    def _drop(self, gids: Collection[str], reason: str) -> None:
+        self._engine.cancel(gids)
+        for gid in gids:
+            if self._held.pop(gid, None) is not None:
+                self._measures.dropped.labels(reason).inc()
+
+    def _hand_back(self, gids: list[str]) -> None:
+        if gids:
+            self.broker.hand_back(self.id, gids)
+            self._drop(gids, "handed_back")
+            self._unsent = [completion for completion in self._unsent if completion.gid not in gids]
+
+    # ------------------------------------------------------------------ completions
+
+    def _poll(self) -> None:
+        done = self._engine.poll(self._settings.offer_seconds)
+        self._unsent += done
+        engine, measures = self._engine, self._measures
+        measures.sampled(engine.tokens, done)
+        measures.occupancy.set(engine.running / self._settings.max_batch)
+        measures.in_flight.set(engine.in_flight)
+        oldest = engine.oldest_version()
+        measures.staleness.set(0 if oldest is None else max(0, self._newest - oldest))
+        self.values["tokens_per_second"] = measures.tokens_per_second
+        self._offer()
+
+    def _offer(self) -> None:
+        if not self._unsent:
+            return
+        answers = self.broker.offer(self.id, self._unsent)
+        sent, self._unsent = self._unsent, []
+        stale: set[str] = set()
+        for completion, answer in zip(sent, answers, strict=True):
+            held = self._held.get(completion.gid)
+            if answer == "stale":
+                stale.add(completion.gid)
+            elif held is not None:
+                held.missing.discard(completion.idx)
+                if not held.missing:
+                    del self._held[completion.gid]
+        if stale:
+            self._drop(stale, "stale")
+
+    def _idle(self, reason: str) -> None:
+        self.phase("waiting")
+        self._measures.sampled(self._engine.tokens, ())
+        self._measures.occupancy.set(0)
+        self._measures.in_flight.set(0)
+        self.wait(reason, IDLE_SECONDS)

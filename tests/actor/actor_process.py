@@ -1,0 +1,30 @@
+"""One actor as a process: `python actor_process.py CONFIG-JSON URL`. Also the configuration the tests use."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from actor.service import ActorService
+from actor.settings import ActorSettings
+from broker.settings import BrokerSettings, MetricsSettings, ModelSettings, RunSettings, Section
+
+
+class Tree(Section):
+    run: RunSettings = RunSettings()
+    broker: BrokerSettings = BrokerSettings(lease_seconds=1.0, connect_seconds=10.0)
+    metrics: MetricsSettings = MetricsSettings()
+    model: ModelSettings
+    actor: ActorSettings = ActorSettings(max_batch=16)
+
+
+def tree(directory: Path, model: Path, **actor: object) -> Tree:
+    return Tree(
+        run=RunSettings(name="test", directory=directory),
+        model=ModelSettings(path=model),
+        actor=ActorSettings.model_validate({"max_batch": 16, **actor}),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(ActorService(Tree.model_validate_json(sys.argv[1]), url=sys.argv[2]).run())

@@ -1,0 +1,271 @@
+"""The sampling service over a real Redis, with a real model directory, published versions, stops and kills."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from actor_process import Tree, tree
+from tiny_llama import EOS, llama, ragged, reference
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
+
+from actor.service import ActorService
+from broker.client import Broker
+from broker.settings import BrokerSettings, RunSettings
+from broker.state import Incarnation, Member, RunSpec
+from broker.weights import WeightsDirectory
+from broker.wire import Verdict
+
+VOCABULARY = 24
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def model_path(tmp_path_factory) -> Path:
+    """A Hugging Face directory: tiny Llama and a word-level tokenizer of the same size."""
+    path = tmp_path_factory.mktemp("model")
+    words = {"<pad>": 0, "<s>": 1, "</s>": EOS} | {f"w{token}": token for token in range(3, VOCABULARY)}
+    raw = Tokenizer(WordLevel(words, unk_token="<pad>"))
+    raw.pre_tokenizer = WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", bos_token="<s>", eos_token="</s>").save_pretrained(
+        path
+    )
+    llama(0, vocabulary=VOCABULARY).save_pretrained(path)
+    return path
+
+
+class Run:
+    """The rest of the system as the actor meets it: a learner that opens and publishes, a verifier that passes all."""
+
+    def __init__(self, url: str, directory: Path, **change: object) -> None:
+        settings = BrokerSettings(lease_seconds=1.0, connect_seconds=10.0)
+        self.broker = Broker.connect(settings, RunSettings(name="test"), url=url)
+        self.weights = WeightsDirectory(directory / "weights")
+        self.prompts = ragged(40, seed=3, vocabulary=VOCABULARY)
+        spec = {
+            "fingerprint": "f" * 64, "seed": 7, "steps": 6, "group_size": 4, "groups_per_step": 8, "publish_every": 1,
+            "max_staleness": 50, "max_queued_bytes": 1 << 26, "max_new_tokens": 12, "train_prompts": 40,
+            "eval_prompts": 10, "eos_token_ids": (EOS,), "weights": str(directory / "weights"),
+        }  # fmt: skip
+        self.spec = RunSpec.model_validate(spec | change)
+        self.broker.open_run(self.spec, self.prompts, self.prompts[: self.spec.eval_prompts])
+        self.incarnation: Incarnation = self.broker.begin("learner")
+        self.step = 0
+
+    def files(self, version: int) -> Path:
+        llama(version + 1, vocabulary=VOCABULARY).save_pretrained(self.weights.begin(version))
+        return self.weights.publish(version, {})
+
+    def publish(self, version: int) -> None:
+        self.files(version)
+        self.point(version)
+
+    def point(self, version: int) -> None:
+        self.broker.publish(self.incarnation, version, self.step)
+
+    def judge(self) -> int:
+        verdict = Verdict(outcome="pass", reason="right", seconds=0.0, verifier="none/1")
+        works = self.broker.receive("none", "v", 1000, 0.05)
+        self.broker.judge("none", "v", [(work, verdict) for work in works])
+        return len(works)
+
+    def train(self) -> list[Member] | None:
+        """The members of the next step's groups, committed; None while they are not ready."""
+        self.judge()
+        gids = self.broker.lease(self.incarnation, self.step + 1, self.spec.groups_per_step)
+        if gids is None:
+            return None
+        members = [member for group in self.broker.groups(gids) for member in group.members]
+        self.step += 1
+        self.broker.commit(self.incarnation, self.step, {})
+        return members
+
+    def check(self, members: list[Member]) -> None:
+        """Every token's recorded log-prob is that of the version its span names."""
+        models: dict[int, torch.nn.Module] = {}
+        for member in members:
+            one = member.completion
+            for version, start, end in one.spans:
+                model = models.setdefault(version, llama(version + 1, vocabulary=VOCABULARY))
+                expected = reference(model, self.prompts[one.prompt], one.ids)
+                np.testing.assert_allclose(one.behaviour[start:end], expected[start:end], atol=1e-4)
+            assert one.text == " ".join(f"w{token}" for token in one.ids if token > EOS)
+
+
+def eventually(condition: Callable[[], object], seconds: float = 30.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "did not happen in time"
+        time.sleep(0.02)
+
+
+@contextmanager
+def serving(config: Tree, url: str) -> Iterator[ActorService]:
+    """An actor in a thread of this process; it must end with 0."""
+    service = ActorService(config, url=url)
+    codes: list[int] = []
+    thread = threading.Thread(target=lambda: codes.append(service.run()))
+    thread.start()
+    try:
+        yield service
+    finally:
+        service.request_stop()
+        thread.join(60)
+    assert codes == [0]
+
+
+def value(service: ActorService, name: str, **labels: str) -> float:
+    found = service.registry.get_sample_value(name, labels)
+    assert found is not None, name
+    return found
+
+
+def test_groups_come_out_whole_and_versions_published_meanwhile_are_picked_up(redis_url, tmp_path, model_path):
+    run = Run(redis_url, tmp_path)
+    members: list[Member] = []
+    with serving(tree(tmp_path, model_path), redis_url) as service:
+        run.publish(0)
+        while run.step < run.spec.steps:
+            step = run.train()
+            if step is not None:
+                members += step
+                if run.step < run.spec.steps:
+                    run.publish(run.step)
+        run.broker.finish(run.incarnation)
+        eventually(service.finished.is_set)
+        assert value(service, "sieve_actor_tokens_total") >= sum(len(one.completion.ids) for one in members)
+        assert value(service, "sieve_actor_update_seconds_count", part="load") >= 2
+    groups = {member.completion.gid for member in members}
+    assert len(groups) == 48
+    assert {(one.completion.gid, one.completion.idx) for one in members} == {(g, i) for g in groups for i in range(4)}
+    assert len({version for one in members for version, _, _ in one.completion.spans}) > 1
+    run.check(members)
+    audit = run.broker.audit()
+    assert (audit.lost, audit.open) == (0, 0)
+
+
+def test_an_evaluation_is_sampled_with_exactly_its_version_even_after_newer_ones_are_loaded(
+    redis_url, tmp_path, model_path
+):
+    run = Run(redis_url, tmp_path, groups_per_step=2, steps=10**6)
+    with serving(tree(tmp_path, model_path), redis_url) as service:
+        run.publish(0)
+        run.publish(3)
+        eventually(lambda: run.train() and service.values.get("version") == 3)
+        run.broker.request_eval(run.incarnation, 0, 10, 6)
+        members: list[Member] = []
+        eventually(lambda: run.judge() + 1 and len(run.broker.eval_ready(0)) == 10)
+        for group in run.broker.groups(run.broker.eval_ready(0)):
+            members += group.members
+        assert len(members) == 60
+        assert {one.completion.spans for one in members} == {((0, 0, len(one.completion.ids)),) for one in members}
+        run.check(members)
+        # Training goes on afterwards with the newest.
+        eventually(lambda: run.train() and service.values.get("version") == 3)
+
+
+def test_corrupt_weights_are_named_and_never_sampled_from(redis_url, tmp_path, model_path):
+    run = Run(redis_url, tmp_path, groups_per_step=2, steps=10**6)
+    with serving(tree(tmp_path, model_path), redis_url) as service:
+        run.publish(0)
+        eventually(run.train)
+        path = run.files(1) / "model.safetensors"
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(bytes(data))
+        run.point(1)
+        eventually(lambda: value(service, "sieve_actor_weights_failures_total", reason="corrupt") >= 2)
+        assert value(service, "sieve_actor_version") == 0
+        run.publish(2)
+        eventually(lambda: run.train() and value(service, "sieve_actor_version") == 2)
+        members: list[Member] = []
+        while not any(one.completion.oldest == 2 for one in members):
+            members += run.train() or []
+        assert 1 not in {version for one in members for version, _, _ in one.completion.spans}
+        run.check(members)
+    logs = "".join(file.read_text() for file in (tmp_path / "test" / "logs").iterdir())
+    assert "version 1 is corrupt, trying again; version 0 stays loaded" in logs
+    assert "model.safetensors: expected sha256" in logs
+
+
+def test_a_stop_finishes_what_runs_and_hands_the_rest_back(redis_url, tmp_path, model_path):
+    run = Run(redis_url, tmp_path)
+    with serving(tree(tmp_path, model_path), redis_url) as service:
+        run.publish(0)
+        eventually(lambda: value(service, "sieve_actor_tokens_total") > 0)
+    assert run.broker.depths().tickets == 0
+    with serving(tree(tmp_path, model_path, grace_seconds=0), redis_url) as service:
+        eventually(lambda: value(service, "sieve_actor_tokens_total") > 0)
+    assert run.broker.depths().tickets == 0
+    with serving(tree(tmp_path, model_path), redis_url):
+        eventually(lambda: (run.train(), run.step == run.spec.steps)[1])
+    assert run.broker.audit().lost == 0
+
+
+def test_a_stop_before_the_run_is_opened_ends_at_once(redis_url, tmp_path, model_path):
+    with serving(tree(tmp_path, model_path), redis_url) as service:
+        eventually(lambda: service.pulse().waiting_on == "learner: the run is not opened yet")
+
+
+def test_a_model_that_cannot_be_opened_ends_the_actor_with_one_line(redis_url, tmp_path, model_path, capfd):
+    Run(redis_url, tmp_path)
+    assert ActorService(tree(tmp_path, tmp_path / "nothing"), url=redis_url).run() == 65
+    assert f"model.path = {tmp_path / 'nothing'}: not a Hugging Face model directory" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_killed_and_stopped_actors_lose_and_repeat_nothing(redis_url, tmp_path, model_path):
+    run = Run(redis_url, tmp_path, steps=60)
+    config = tree(tmp_path, model_path).model_dump_json()
+
+    def start() -> subprocess.Popen[bytes]:
+        root = Path(__file__).parents[2]
+        return subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("actor_process.py")), config, redis_url],
+            env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        )
+
+    run.publish(0)
+    first, second = start(), start()
+    try:
+        eventually(lambda: run.train() and run.step >= 5, 90)
+        first.kill()
+        assert first.wait(10) == -signal.SIGKILL
+        first = start()
+        eventually(lambda: run.train() and run.step >= 12, 90)
+        second.send_signal(signal.SIGTERM)
+        assert second.wait(30) == 0
+        members: list[Member] = []
+        until = time.monotonic() + 90
+        while run.step < run.spec.steps and time.monotonic() < until:
+            step = run.train()
+            if step and run.step % 10 == 0:
+                run.publish(run.step // 10)
+            members += step or []
+        assert run.step == run.spec.steps
+        run.check(members)
+        run.broker.finish(run.incarnation)
+        assert first.wait(30) == 0
+    finally:
+        for process in (first, second):
+            process.kill()
+            process.wait()
+    audit = run.broker.audit()
+    assert (audit.lost, audit.open, audit.committed) == (0, 0, 60 * 8)
