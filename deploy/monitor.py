@@ -77,9 +77,9 @@ class Monitor:
         self._verify = Gauge(
             "sieve_queue_verify", "Completions waiting or being judged.", ["verifier"], registry=self.registry
         )
-        self._services = Gauge("sieve_services", "Live services.", ["role"], registry=self.registry)
+        self._services = Gauge("sieve_services", "Live services.", ["service"], registry=self.registry)
         self.restarted = Counter(
-            "sieve_restarts", "Services started again by the launcher.", ["role", "reason"], registry=self.registry
+            "sieve_restarts", "Services started again by the launcher.", ["service", "reason"], registry=self.registry
         )
         self._http = MetricsServer(
             self.registry,

@@ -71,7 +71,7 @@ def build(run: Path, audit: dict[str, Any] | None = None) -> Report:
         "base": _summary(base),
         "tuned": _summary(tuned),
         "wall_seconds": None if wall is None else round(wall, 1),
-        "groups_trained": counted.get("committed", sum(int(record["groups"]) for record in steps)),
+        "groups_trained": counted.get("committed", sum(int(record.get("groups", 0)) for record in steps)),
         "completions": counted.get("completions", sum(int(record["completions"]) for record in steps)),
         # Only the broker knows these two: without its count they are unknown, not zero.
         "duplicates": counted.get("duplicates"),
@@ -128,7 +128,7 @@ def _summary(found: Evaluation | None) -> dict[str, float | None] | None:
 def _weighted(steps: list[dict[str, Any]], name: str) -> float | None:
     """Mean over steps, each counted by its groups."""
     known = [
-        (float(step[name]), float(step["groups"])) for step in steps if step.get(name) is not None and step["groups"]
+        (float(step[name]), float(step["groups"])) for step in steps if step.get(name) is not None and step.get("groups")
     ]
     total = sum(weight for _, weight in known)
     return round(sum(value * weight for value, weight in known) / total, 5) if total else None

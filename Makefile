@@ -1,0 +1,58 @@
+# make demo    train the Countdown example for a few minutes and show what came out
+# make test    run every test (make quick: without those that start whole systems)
+# make lint    formatting, lints, types, alert rules
+# make base    make the example's base model again (several minutes; one ships in the repository)
+#
+# Everything is installed into .venv and used again from there. PYTHON=… chooses the interpreter, ARGS=… goes to `sieve run`.
+
+PYTHON ?= $(firstword $(foreach name,python3 python3.11 python3.12 python3.13,$(shell command -v $(name) >/dev/null 2>&1 \
+	&& $(name) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $(name))))
+VENV := .venv
+BIN := $(VENV)/bin
+CONFIG ?= examples/countdown/countdown.yaml
+ARGS ?=
+# Without an NVIDIA driver the CPU build of torch is installed: 200 MB in place of 3 GB.
+TORCH_CPU := https://download.pytorch.org/whl/cpu
+
+.PHONY: demo test quick lint base clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/installed
+	$(BIN)/sieve run $(CONFIG) --fresh $(ARGS)
+	$(BIN)/sieve report $(CONFIG) $(filter-out --no-view --view,$(ARGS))
+
+test: $(VENV)/installed-test
+	$(BIN)/python -m pytest
+
+quick: $(VENV)/installed-test
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(VENV)/installed-test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	@if command -v promtool >/dev/null; then promtool check config deploy/prometheus/prometheus.yml; \
+	else echo "promtool is not here (apt install prometheus): alert rules not checked"; fi
+
+base: $(VENV)/installed
+	$(BIN)/python examples/countdown/make_base.py
+
+clean:
+	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/bin/pip:
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11, 3.12 or 3.13 on PATH; apt install python3 python3-venv, or make PYTHON=/path/to/python" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "make: $(PYTHON) cannot make virtual environments; apt install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/pip
+	@if ! command -v nvidia-smi >/dev/null && ! $(BIN)/python -c 'import torch' 2>/dev/null && $(BIN)/python -c \
+	'import urllib.request as r; r.urlopen("$(TORCH_CPU)/torch/", timeout=5).read(1)' 2>/dev/null; then \
+	echo "torch for CPUs from $(TORCH_CPU)"; \
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --index-url $(TORCH_CPU) torch; fi
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
