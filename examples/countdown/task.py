@@ -10,7 +10,7 @@ Nothing here samples a model, judges a sampled answer (verifier/ does) or decide
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import combinations, combinations_with_replacement
 from typing import Any, NamedTuple
 
@@ -90,7 +90,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def _expressions(numbers: tuple[int, ...]) -> tuple[Expression, ...]:
     """Every distinct expression over `numbers` (ascending), whatever its value."""
     if len(numbers) == 1:
