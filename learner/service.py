@@ -1,0 +1,335 @@
+"""The learner: opens the run, then lease → train → publish → checkpoint and commit, until the steps are done.
+
+Rank 0 decides what comes next and tells the others; every rank then does the same thing, so that collectives always meet.
+All broker calls but the fetching of groups are rank 0's. What makes a kill at any moment harmless:
+
+- groups are committed only after a checkpoint that contains their gradient is durable, and with it;
+- the version pointer moves only after a version's files are complete;
+- a restart loads the newest checkpoint, settles it (`begin(step)`, `commit(step)`), and publishes what it loaded under a
+  new version number if actors have seen newer weights than these: a version number never means two sets of weights.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from broker.errors import RunBusy, SieveError
+from broker.liveness import Role
+from broker.service import Service
+from broker.state import Incarnation
+from broker.weights import WeightsDirectory
+from broker.wire import float32
+from learner.batching import balance
+from learner.checkpoint import Checkpoints, Progress
+from learner.held_out import HeldOut
+from learner.objective.sequences import Sequences
+from learner.publish import export, publish_weights
+from learner.ranks import Ranks
+from learner.samples import Samples, shape_of
+from learner.settings import LearnerConfig
+from learner.start import Run, build_trainer, compute_dtype, open_run
+from learner.telemetry import Journal, LearnerMetrics, PartitionSummary, figures, whole_step
+
+Order = Literal["train", "publish", "checkpoint", "finish", "idle"]
+POLL_SECONDS = 0.02
+"""Between two looks for ready groups: a few per cent of the shortest step."""
+EVAL_GROUPS = 8
+"""Held-out groups read between two steps."""
+
+
+class TooManyRefusals(SieveError):
+    """Several steps in a row gave numbers that are not finite."""
+
+
+class LearnerService(Service):
+    """One rank of the learner. RANK and WORLD_SIZE say which; without them it is the only one."""
+
+    role: ClassVar[Role] = "learner"
+    grace_seconds = 120.0
+
+    def __init__(self, config: LearnerConfig, *, index: int = 0, url: str | None = None) -> None:
+        super().__init__(config, index=index, url=url)
+        self.config = config
+        self.metrics = LearnerMetrics(self.registry)
+        self.ranks: Ranks
+        self.progress = Progress()
+        self.committed = 0
+        self._agreed_stop = False
+        self._refused_in_a_row = 0
+        self._idle_since = time.perf_counter()
+        self._pending: tuple[dict[str, Any], Sequences | None] | None = None
+        self._done_since: float | None = None
+
+    # --- setting up
+
+    def setup(self) -> None:
+        settings = self.config.learner
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        self.ranks = Ranks(settings.device, settings.collective_seconds)
+        self.phase("loading")
+        self.run_data: Run = open_run(self.config, self.ranks, self.broker)
+        path = self.config.run.path
+        self.trainer = build_trainer(self.config, self.ranks)
+        self.weights = WeightsDirectory(path / "weights")
+        self.checkpoints = Checkpoints(path / "checkpoints", self.ranks)
+        self.journal = Journal(path / "metrics.jsonl")
+        self.held_out = HeldOut(self.broker, self.weights, path, self.log.info)
+        self.z_summary = PartitionSummary(self.trainer.partition)
+        self.incarnation: Incarnation = self._resume()
+        self.metrics.step.set(self.progress.step)
+        self.metrics.committed.set(self.committed)
+        self._publish_at_start()
+
+    def _resume(self) -> Incarnation:
+        """Load the newest checkpoint and take the run with it; what it contains is committed, the rest is done again."""
+        steps = self.ranks.tell(self.checkpoints.steps())
+        fingerprint = self.run_data.fingerprint
+        self.progress = Progress(fingerprint=fingerprint)
+        if steps:
+            self.progress = self.checkpoints.load(
+                steps[-1], self.trainer.policy, self.trainer.optimizer, fingerprint=fingerprint
+            )
+            self.trainer.partition.load(self.progress.z)
+        incarnation = self.ranks.tell(self._begin() if self.ranks.first else None)
+        step = self.progress.step
+        if self.ranks.first:
+            if step:
+                self.broker.commit(incarnation, step, self.progress.z)
+            self.journal.truncate(step)
+            self.log.info(
+                "incarnation %d: step %d, version %d, %d groups returned",
+                incarnation.number, step, incarnation.version, incarnation.returned_groups,
+            )  # fmt: skip
+        self.committed = step
+        return incarnation
+
+    def _begin(self) -> Incarnation:
+        """Take the run; a learner that has just died holds it until its heartbeat's lease runs out."""
+        deadline = time.monotonic() + 2 * self.config.broker.lease_seconds
+        while True:
+            try:
+                return self.broker.begin(self.id, self.progress.step)
+            except RunBusy:
+                if time.monotonic() > deadline or self.wait("the previous learner's lease", 0.25):
+                    raise
+
+    def _publish_at_start(self) -> None:
+        """Make sure that the newest version is the weights just loaded."""
+        known = self.incarnation
+        there = self.ranks.tell(self.weights.versions())
+        if known.opened and known.version == self.progress.version and known.version in there:
+            self.metrics.version.set(known.version)
+        else:
+            self._publish(known.version + 1 if known.opened else self.progress.version)
+        if self.ranks.first and self.progress.version == 0:
+            self._request_evaluation(0)
+
+    # --- the loop
+
+    def step(self) -> None:
+        """One order of rank 0, carried out by all ranks."""
+        order, gids = self._agree()
+        if order == "train":
+            self._train(gids)
+        elif order == "publish":
+            self._publish(self.progress.version + 1)
+        elif order == "checkpoint":
+            self._checkpoint()
+        elif order == "finish":
+            self._finish()
+
+    def _agree(self) -> tuple[Order, list[str]]:
+        """Rank 0's next order, and whether any rank has been asked to stop: the same answer everywhere."""
+        mine = self._next() if self.ranks.first and not self.stopping.is_set() else None
+        answers = self.ranks.gather((mine, self.stopping.is_set()))
+        if any(stop for _, stop in answers):
+            self._agreed_stop = True
+            self.request_stop("a rank was asked to stop")
+        return answers[0][0] or ("idle", [])
+
+    def _next(self) -> tuple[Order, list[str]]:
+        """What comes next (rank 0)."""
+        schedule, now = self.config.schedule, self.progress
+        last = now.step >= schedule.steps
+        if now.step - now.published_step >= (1 if last else schedule.publish_every):
+            return "publish", []
+        self._write_line()
+        if now.step - self.committed >= (1 if last else schedule.checkpoint_every):
+            return "checkpoint", []
+        busy = self._collect_evaluations()
+        if last:
+            return self._await_evaluations(busy)
+        gids = self.broker.lease(self.incarnation, now.step + 1, schedule.groups_per_step)
+        if gids:
+            return "train", gids
+        self.phase("waiting")
+        if not busy:
+            self.wait("ready groups", POLL_SECONDS)
+        return "idle", []
+
+    def drain(self) -> None:
+        """Keep what was learned: a checkpoint and commit of the steps since the last one. All ranks together."""
+        while not self._agreed_stop and not self.finished.is_set():
+            self.step()  # other ranks may still be in the middle of an order
+        if self.progress.step > self.committed:
+            self._checkpoint()
+        self.ranks.close()
+
+    # --- the orders
+
+    def _train(self, gids: list[str]) -> None:
+        self.phase("training")
+        begin = time.perf_counter()
+        before, schedule = self.progress, self.config.schedule
+        samples = self._fetch(gids)
+        unscored = [index for index, base in enumerate(samples.base) if base is None]
+        clock = {"waiting": begin - self._idle_since, "fetch": time.perf_counter() - begin}
+
+        def scored() -> None:
+            scores = {samples.keys[index]: float32(samples.base[index]) for index in unscored}
+            if scores:
+                self.retrying(lambda: self.broker.store_base(scores))
+            self.metrics.scored.inc(len(scores))
+
+        step = before.step + 1
+        progress = step / schedule.steps
+        report = self.trainer.step(samples, step=step, progress=progress, version=before.version, scored=scored)
+        # From here on the step is done: whatever fails below must not repeat it.
+        self.progress = replace(before, step=step)
+        sequences = whole_step(self.ranks, report)
+        if self.ranks.first:
+            line = figures(
+                sequences, report, self.trainer.objective, step=step, version=before.version, progress=progress,
+                current=before.published_step == before.step,
+            )  # fmt: skip
+            line["z_narrow_share"] = self.z_summary.narrow_share()
+            clock |= report.seconds
+            self._pending = line | {f"seconds_{part}": seconds for part, seconds in clock.items()}, sequences
+        self._note_refusal(report.refused, step, gids)
+
+    def _fetch(self, gids: list[str]) -> Samples:
+        """This rank's groups of the step: a slice first, then what balancing by tokens says."""
+        places = range(len(gids))
+        slice_ = list(places[self.ranks.rank :: self.ranks.world])
+        found = dict(zip(slice_, self.retrying(lambda: self.broker.groups([gids[p] for p in slice_])), strict=True))
+        prompts = self.run_data.prompts
+        shapes = {place: shape_of(group, prompts[group.prompt]) for place, group in found.items()}
+        everywhere = {place: shape for part in self.ranks.gather(shapes) for place, shape in part.items()}
+        mine = balance([everywhere[place] for place in places], self.ranks.world)[self.ranks.rank]
+        lacking = [place for place in mine if place not in found]
+        more = self.retrying(lambda: self.broker.groups([gids[place] for place in lacking]))
+        found |= dict(zip(lacking, more, strict=True))
+        groups = [found[place] for place in mine]
+        return Samples.of(groups, [prompts[group.prompt] for group in groups], mine)
+
+    def _note_refusal(self, refused: str, step: int, gids: list[str]) -> None:
+        self._refused_in_a_row = self._refused_in_a_row + 1 if refused else 0
+        if refused:
+            self.log.warning("step %d refused, weights unchanged: %s; groups %s … %s", step, refused, gids[0], gids[-1])
+        if self._refused_in_a_row >= self.config.learner.refusals_in_a_row:
+            raise TooManyRefusals(
+                f"{self._refused_in_a_row} steps in a row up to {step} were refused ({refused}), limit "
+                f"learner.refusals_in_a_row: lower learner.optimizer.lr, or train in bfloat16 or float32 instead of float16; "
+                f"the run resumes from step {self.committed}"
+            )
+
+    def _publish(self, version: int) -> None:
+        self.phase("publishing")
+        begin = time.perf_counter()
+        now, model = self.progress, self.config.model
+        publish_weights(
+            self.weights, version, self.trainer.policy, model.path, compute_dtype(model), first=self.ranks.first, step=now.step
+        )  # fmt: skip
+        if self.ranks.first:
+            self.retrying(lambda: self.broker.publish(self.incarnation, version, now.step))
+            every, last = self.config.evaluation.every, now.step >= self.config.schedule.steps
+            if last or (every and version % every == 0):
+                self._request_evaluation(version)
+            self.weights.keep(self.config.learner.keep_versions, set(self.held_out.open))
+        self.progress = replace(now, version=version, published_step=now.step)
+        self.metrics.version.set(version)
+        self._write_line(publish=time.perf_counter() - begin)
+
+    def _write_line(self, publish: float = 0.0) -> None:
+        """The line of the step that has just ended, once its publication is timed too."""
+        if self._pending is not None:
+            line, sequences = self._pending
+            end = time.perf_counter()
+            line |= {"seconds_publish": publish, "seconds": end - self._idle_since}
+            self.journal.append(line)
+            self.metrics.observe(line, sequences)
+            self.values = {
+                "step": line["step"], "steps": self.config.schedule.steps, "version": self.progress.version,
+                "pass_rate": line.get("pass_rate", 0.0), "ess": line.get("ess_rho_alpha", 0.0),
+                "staleness": line.get("staleness_mean", 0.0), "step_seconds": line["seconds"],
+                "tokens_per_second": line.get("tokens", 0) / line["seconds"],
+            }  # fmt: skip
+            self._pending = None
+            self._idle_since = end
+
+    def _checkpoint(self) -> None:
+        self._write_line()
+        self.phase("checkpointing")
+        begin = time.perf_counter()
+        now = replace(self.progress, z=self.trainer.partition.pack())
+        self.checkpoints.save(now, self.trainer.policy, self.trainer.optimizer)
+        if self.ranks.first:
+            reply = self.retrying(lambda: self.broker.commit(self.incarnation, now.step, now.z))
+            if reply.duplicates:
+                self.log.error("step %d: %d groups had been committed before", now.step, reply.duplicates)
+        self.committed = now.step
+        self.checkpoints.keep(self.config.learner.keep_checkpoints, now.step)
+        self.metrics.committed.set(now.step)
+        self.metrics.seconds.labels("checkpoint").observe(time.perf_counter() - begin)
+
+    # --- evaluation and the end
+
+    def _request_evaluation(self, version: int) -> None:
+        prompts = self.run_data.eval_prompts
+        if prompts and version not in self.held_out.written():
+            samples = self.config.evaluation.samples
+            self.retrying(lambda: self.broker.request_eval(self.incarnation, version, prompts, samples))
+            self.held_out.open.setdefault(version, prompts)
+
+    def _collect_evaluations(self, *, now: bool = False) -> bool:
+        before = self.held_out.last
+        busy = self.held_out.poll(self.incarnation, EVAL_GROUPS, now=now)
+        if self.held_out.last is not before:
+            self.metrics.evaluated(self.held_out.last)
+        return busy
+
+    def _await_evaluations(self, busy: bool) -> tuple[Order, list[str]]:
+        """All steps are done: wait for the evaluations still out, then finish."""
+        if self._done_since is None:
+            self._done_since = time.monotonic()
+            busy = self._collect_evaluations(now=True)
+        if not self.held_out.open:
+            return "finish", []
+        waited = time.monotonic() - self._done_since
+        if waited > self.config.evaluation.deadline_seconds:
+            self.log.error(
+                "evaluation of version(s) %s not in after evaluation.deadline_seconds = %g: the run ends without it",
+                sorted(self.held_out.open), self.config.evaluation.deadline_seconds,
+            )  # fmt: skip
+            return "finish", []
+        self.phase("evaluating")
+        if not busy:
+            self.wait("held-out groups", POLL_SECONDS)
+        return "idle", []
+
+    def _finish(self) -> None:
+        """The weights as a Hugging Face model in <run>/model, then the word that the run is over."""
+        self.phase("exporting")
+        model = self.config.model
+        export(
+            self.config.run.path / "model", self.trainer.policy, model.path, compute_dtype(model), first=self.ranks.first
+        )  # fmt: skip
+        if self.ranks.first:
+            self.retrying(lambda: self.broker.finish(self.incarnation))
+        self.ranks.barrier()
+        self.finish(f"{self.progress.step} steps, version {self.progress.version}")

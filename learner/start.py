@@ -1,0 +1,161 @@
+"""What the learner does once, before its loop: read and tokenise the prompts, open the run, load and shard the models."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AutoConfig
+
+from broker.client import Broker
+from broker.errors import EX_USAGE, SieveError
+from broker.settings import ModelSettings
+from broker.state import RunSpec
+from broker.wire import Prompt, pack
+from learner.data import end_tokens, load_tokenizer, read_prompts
+from learner.model import ModelUnusable, Scorer, load, shard, verify_scoring
+from learner.objective.registry import build
+from learner.partition import PartitionFunction
+from learner.ranks import Ranks
+from learner.settings import LearnerConfig
+from learner.train import Trainer
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FLOAT16_LOSS_SCALE = 2.0**14
+"""The loss is a mean over all tokens of a step, so its gradients start below float16's smallest number."""
+SAMPLE_BYTES = 1 << 20
+"""Read from each end of a weights file to tell base models apart without reading all of it."""
+
+
+class SettingsUnfit(SieveError):
+    """Settings that do not go with this model or these prompts."""
+
+    exit_code = EX_USAGE
+
+
+@dataclass(frozen=True)
+class Run:
+    """The run as this rank needs it."""
+
+    fingerprint: str
+    prompts: list[NDArray[np.int32]]
+    """Tokens of every training prompt."""
+    eval_prompts: int
+
+
+def compute_dtype(model: ModelSettings) -> torch.dtype:
+    """The precision that forward and backward run in, and that weights are published in."""
+    return DTYPES[model.dtype]
+
+
+def open_run(config: LearnerConfig, ranks: Ranks, broker: Broker) -> Run:
+    """Tokenise the prompts on every rank and open the run in the broker on rank 0. Collective.
+
+    Raises DataUnusable, ModelUnusable, SettingsUnfit, RunConflict.
+    """
+    path, sampling, schedule = config.model.path, config.sampling, config.schedule
+    if not (path / "config.json").is_file():
+        raise ModelUnusable(f"model.path = {path} holds no config.json: give the directory of a Hugging Face model")
+    model = AutoConfig.from_pretrained(path, local_files_only=True)
+    tokenizer = load_tokenizer(path)
+    context = int(getattr(model, "max_position_embeddings", 0) or 1 << 30)
+    longest = context - sampling.max_new_tokens
+    if longest < 1:
+        raise SettingsUnfit(
+            f"sampling.max_new_tokens = {sampling.max_new_tokens} leaves no room for a prompt in the model's context of {context}"
+        )
+    vocabulary = int(model.vocab_size)
+    train = read_prompts(config.data.train, tokenizer, vocabulary=vocabulary, longest=longest)
+    held_out: list[Prompt] = []
+    if config.data.held_out is not None:
+        held_out = read_prompts(config.data.held_out, tokenizer, vocabulary=vocabulary, longest=longest)
+        held_out = held_out[: config.evaluation.prompts]
+    prompts = [np.frombuffer(prompt.tokens, "<i4") for prompt in train]
+    needed = max(len(prompt) for prompt in prompts) + sampling.max_new_tokens
+    if config.learner.micro_batch_tokens < needed:
+        raise SettingsUnfit(
+            f"learner.micro_batch_tokens = {config.learner.micro_batch_tokens} is less than the longest prompt with the longest "
+            f"answer, {needed} tokens: raise it to at least that"
+        )
+    fingerprint = fingerprint_of(config, train, held_out)
+    if ranks.first:
+        broker.open_run(
+            RunSpec(
+                fingerprint=fingerprint,
+                seed=config.run.seed,
+                steps=schedule.steps,
+                group_size=sampling.group_size,
+                groups_per_step=schedule.groups_per_step,
+                publish_every=schedule.publish_every,
+                max_staleness=schedule.max_staleness,
+                max_queued_bytes=config.broker.max_queued_bytes,
+                max_new_tokens=sampling.max_new_tokens,
+                train_prompts=len(train),
+                eval_prompts=len(held_out),
+                eos_token_ids=end_tokens(path, model, tokenizer),
+                weights=str((config.run.path / "weights").absolute()),
+            ),
+            train,
+            held_out,
+        )
+    ranks.barrier()
+    return Run(fingerprint, prompts, len(held_out))
+
+
+def fingerprint_of(config: LearnerConfig, train: Sequence[Prompt], held_out: Sequence[Prompt]) -> str:
+    """Hash of what must not change within a run: base model, prompts, seed and sampling."""
+    digest = hashlib.sha256()
+    digest.update(config.model.dtype.encode())
+    for file in sorted([*config.model.path.glob("*.safetensors"), config.model.path / "config.json"]):
+        digest.update(file.name.encode() + _ends(file))
+    for lane in (train, held_out):
+        digest.update(len(lane).to_bytes(8, "little"))
+        for prompt in lane:
+            digest.update(pack(prompt))
+    digest.update(json.dumps([config.run.seed, config.sampling.model_dump(mode="json")], sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _ends(file: Path) -> bytes:
+    """Hash of a file's size and its first and last megabyte."""
+    size = file.stat().st_size
+    with open(file, "rb") as stream:
+        digest = hashlib.sha256(size.to_bytes(8, "little") + stream.read(SAMPLE_BYTES))
+        stream.seek(max(0, size - SAMPLE_BYTES))
+        digest.update(stream.read())
+    return digest.digest()
+
+
+def build_trainer(config: LearnerConfig, ranks: Ranks) -> Trainer:
+    """Policy (float32 parameters) and frozen base (in the computing precision), sharded, and what trains the one.
+
+    Raises ModelUnusable when the architecture would be scored wrongly.
+    """
+    path, settings, compute = config.model.path, config.learner, compute_dtype(config.model)
+    policy = load(path, torch.float32)
+    verify_scoring(Scorer(policy), path, shared_rows=settings.row_tokens > 0)
+    frozen = load(path, compute)
+    return Trainer(
+        settings,
+        ranks,
+        shard(
+            policy,
+            ranks.mesh,
+            compute=compute,
+            trainable=True,
+            recompute=settings.recompute,
+            reshard_after_forward=settings.reshard_after_forward,
+        ),
+        shard(
+            frozen, ranks.mesh, compute=compute, trainable=False, reshard_after_forward=settings.reshard_after_forward
+        ),
+        build(settings.objective, length_norm=float(config.sampling.max_new_tokens)),
+        PartitionFunction(settings.partition),
+        loss_scale=FLOAT16_LOSS_SCALE if compute == torch.float16 else 1.0,
+    )

@@ -1,0 +1,257 @@
+"""The learner service against a real Redis, with hand-made actors and verifiers in the test."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from learner_rig import ROOT, save_model, save_prompts, uniform_completion
+from transformers import AutoModelForCausalLM
+
+from broker.client import Broker
+from broker.liveness import Pulse
+from broker.state import Work
+from broker.weights import WeightsDirectory
+from broker.wire import Verdict
+from learner.settings import LearnerConfig
+
+LONGEST = 4
+RUNNER = Path(__file__).with_name("run_learner.py")
+
+
+class Job:
+    """A run directory, learner processes, and one hand that plays actor and verifier."""
+
+    def __init__(self, path: Path, url: str, **changes: Any) -> None:
+        self.path, self.url = path, url
+        body: dict[str, Any] = {
+            "run": {"name": "job", "directory": str(path / "runs"), "seed": 3},
+            "broker": {"lease_seconds": 1.5},
+            "model": {"path": str(save_model(path / "base"))},
+            "data": {
+                "train": str(save_prompts(path / "train.jsonl", 40)),
+                "held_out": str(save_prompts(path / "held_out.jsonl", 3)),
+            },
+            "sampling": {"group_size": 4, "max_new_tokens": LONGEST},
+            "schedule": {"steps": 8, "groups_per_step": 6, "checkpoint_every": 3, "max_staleness": 2},
+            "evaluation": {"samples": 8, "prompts": 3, "every": 4},
+            "learner": {"optimizer": {"lr": 0.02}, "threads": 1, "device": "cpu"},
+        }
+        for section, values in changes.items():
+            body[section] |= values
+        self.config = LearnerConfig.model_validate(body)
+        self.file = path / "config.json"
+        self.file.write_text(json.dumps(body))
+        self.run = self.config.run.path
+        self.broker = Broker.connect(self.config.broker, self.config.run, url=url)
+        self.draw = np.random.default_rng(0)
+        self.processes: list[subprocess.Popen[str]] = []
+
+    def start(self, ranks: int = 1, port: int = 29700) -> None:
+        for rank in range(ranks):
+            environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+            if ranks > 1:
+                environment |= {
+                    "RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank),
+                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port + os.getpid() % 1000),
+                }  # fmt: skip
+            self.processes.append(
+                subprocess.Popen(
+                    [sys.executable, str(RUNNER), str(self.file), self.url], env=environment, text=True,
+                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                )  # fmt: skip
+            )
+
+    def feed(self) -> bool:
+        """Sample and judge what there is; False when there was nothing."""
+        if self.broker.run_spec(fresh=True) is None:
+            return False
+        self.broker.heartbeat(Pulse(id="hand", role="actor", phase="sampling", since=time.time()))
+        grant = self.broker.take("hand", 64)
+        completions = [
+            uniform_completion(
+                self.draw, ticket.gid, ticket.prompt, idx, ticket.n,
+                ticket.version if ticket.lane == "eval" else grant.version, LONGEST,
+            )[0]
+            for ticket in grant.tickets
+            for idx in ticket.missing
+        ]  # fmt: skip
+        if completions:
+            self.broker.offer("hand", completions)
+        works = self.broker.receive("even", "judge", 256, 0.01)
+        self.broker.judge("even", "judge", [(work, self._verdict(work)) for work in works])
+        return bool(completions or works)
+
+    def _verdict(self, work: Work) -> Verdict:
+        first = int(work.completion.ids[0])
+        right = first % 2 == 0
+        return Verdict(
+            outcome="pass" if right else "fail", reason="even" if right else "odd", seconds=0.0, verifier="even/1",
+            answer=str(first) if right else "",
+        )  # fmt: skip
+
+    def until(self, reached: Any, seconds: float = 90.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not reached():
+            for process in self.processes:
+                assert process.poll() in (None, 0), process.communicate()[0]
+            assert time.monotonic() < deadline, f"not reached: {self.broker.depths()} {self.broker.services()}"
+            if not self.feed():
+                time.sleep(0.01)
+
+    def wait(self) -> list[str]:
+        texts = [process.communicate(timeout=60)[0] for process in self.processes]
+        assert [process.returncode for process in self.processes] == [0] * len(texts), texts
+        self.processes.clear()
+        return texts
+
+    def lines(self, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+        path = self.run / name
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@pytest.fixture
+def job(tmp_path: Path, redis_url: str) -> Iterator[Job]:
+    made = Job(tmp_path, redis_url)
+    yield made
+    for process in made.processes:
+        process.kill()
+        process.wait()
+    made.broker.close()
+
+
+def pass_probability(path: Path) -> float:
+    """Mean probability of an even first token over the prompts w3 … w20."""
+    model = AutoModelForCausalLM.from_pretrained(path)
+    with torch.no_grad():
+        logits = model(torch.arange(3, 21)[:, None]).logits[:, -1]
+    return float(logits.softmax(-1)[:, ::2].sum(-1).mean())
+
+
+def settled(job: Job, steps: int) -> None:
+    """What must hold at the end of every run, however it got there."""
+    audit = job.broker.audit()
+    assert (audit.lost, audit.duplicates) == (0, 0)
+    assert audit.committed == steps * job.config.schedule.groups_per_step
+    assert [line["step"] for line in job.lines()] == list(range(1, steps + 1))
+    assert job.broker.finished()
+
+
+@pytest.mark.slow
+def test_a_run_trains_publishes_commits_evaluates_and_finishes(job: Job) -> None:
+    job.start()
+    job.until(job.broker.finished)
+    text = job.wait()[0]
+    settled(job, 8)
+
+    assert pass_probability(job.run / "model") > pass_probability(job.config.model.path) + 0.05
+    assert WeightsDirectory(job.run / "weights").versions()[-1] == job.broker.version() == 8
+    evaluations = job.lines("eval.jsonl")
+    assert Counter(line["version"] for line in evaluations) == {0: 1, 4: 1, 8: 1}, text
+    for line in evaluations:
+        raw = job.lines(f"eval/v{line['version']:08d}.jsonl")
+        assert [prompt["prompt"] for prompt in raw] == [0, 1, 2]
+        assert line["pass@1"] == pytest.approx(np.mean([prompt["correct"] / prompt["n"] for prompt in raw]))
+        assert all(len(prompt["samples"]) == prompt["n"] == 8 for prompt in raw)
+    expected = {
+        "step", "version", "time", "loss", "grad_norm", "lr", "pass_rate", "mean_r", "ess_rho", "ess_rho_alpha", "ess_weight",
+        "truncated_share", "z_mean", "z_narrow_share", "staleness_mean", "staleness_max", "mismatch_mean", "mismatch_max",
+        "completions", "groups", "tokens", "entropy", "response_length", "seconds", "seconds_waiting", "seconds_base",
+        "seconds_backward", "seconds_publish",
+    }  # fmt: skip
+    for line in job.lines():
+        assert expected <= line.keys()
+        assert line["completions"] == 24 and line["groups"] == 6 and not line["refused"]
+        assert 0 <= line["staleness_max"] <= 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at", [2, 4, 5])
+def test_a_learner_killed_at_any_step_goes_on_without_losing_or_repeating_a_group(job: Job, at: int) -> None:
+    job.start()
+    job.until(lambda: len(job.lines()) >= at)
+    job.processes[0].send_signal(signal.SIGKILL)
+    job.processes.pop().wait()
+    job.start()
+    job.until(job.broker.finished)
+    job.wait()
+    settled(job, 8)
+    versions = [line["version"] for line in job.lines()]
+    assert versions == sorted(versions)
+    assert Counter(line["version"] for line in job.lines("eval.jsonl"))[0] == 1
+
+
+@pytest.mark.slow
+def test_a_stopped_learner_commits_what_it_has_learned_and_resumes_there(job: Job) -> None:
+    job.start()
+    job.until(lambda: len(job.lines()) >= 2)
+    job.processes[0].send_signal(signal.SIGTERM)
+    job.wait()
+    done = len(job.lines())
+    assert job.broker.depths().committed_step == done
+    job.start()
+    job.until(job.broker.finished)
+    job.wait()
+    settled(job, 8)
+
+
+@pytest.mark.slow
+def test_two_ranks_train_a_run_together(job: Job) -> None:
+    job.start(ranks=2)
+    job.until(job.broker.finished)
+    job.wait()
+    settled(job, 8)
+    assert pass_probability(job.run / "model") > pass_probability(job.config.model.path) + 0.05
+
+
+@pytest.mark.slow
+def test_two_ranks_stop_together_and_one_rank_goes_on_from_their_checkpoint(job: Job) -> None:
+    job.start(ranks=2)
+    job.until(lambda: len(job.lines()) >= 2)
+    job.processes[1].send_signal(signal.SIGTERM)  # not the one that decides
+    job.wait()
+    job.start()
+    job.until(job.broker.finished)
+    job.wait()
+    settled(job, 8)
+
+
+@pytest.mark.slow
+def test_metrics_endpoint_shows_the_step(job: Job) -> None:
+    job.start()
+    job.until(lambda: len(job.lines()) >= 2)
+    address = next(pulse.metrics_url for pulse in job.broker.services() if pulse.role == "learner")
+    text = urllib.request.urlopen(address, timeout=5).read().decode()
+    for series in (
+        "sieve_up 1", 'sieve_learner_ess_ratio{weight="rho_alpha"}', "sieve_learner_partition_mean",
+        "sieve_learner_truncated_ratio", "sieve_learner_staleness_versions_bucket",
+        'sieve_learner_step_seconds_count{part="backward"}', "sieve_learner_mismatch_max_nats",
+    ):  # fmt: skip
+        assert series in text
+    assert float(re.search(r"^sieve_learner_step (\S+)", text, re.MULTILINE)[1]) >= 1  # type: ignore[index]
+
+
+@pytest.mark.slow
+def test_another_model_under_the_same_run_name_is_refused(job: Job) -> None:
+    job.start()
+    job.until(lambda: job.broker.depths().opened)
+    job.processes[0].send_signal(signal.SIGTERM)
+    job.wait()
+    save_model(job.config.model.path, seed=9)
+    job.start()
+    text = job.processes.pop().communicate(timeout=60)[0]
+    assert "choose another run.name" in text
+
