@@ -199,27 +199,30 @@ class PartitionFunction:
 
     def z(self, prompt: int) -> float:
         """Ẑ from all that is known, clamped to [floor, 1]."""
+        return min(max(self._estimate(prompt), self.settings.floor), 1.0)
+
+    def _estimate(self, prompt: int) -> float:
         if self.settings.mode == "fixed":
-            return min(max(self._fixed[prompt], self.settings.floor), 1.0)
+            return self._fixed[prompt]
         known, strength = self.statistics(prompt), self._prior_strength()
         if known.count + strength == 0:
             return 0.5
-        mean = self._prior_mean(self._sum, known)
-        return min(max((known.total + strength * mean) / (known.count + strength), self.settings.floor), 1.0)
+        return (known.total + strength * self._prior_mean(self._sum, known)) / (known.count + strength)
 
     def interval(self, prompt: int, score: float = 1.96) -> tuple[float, float]:
         """Wilson confidence interval of Z, `score` standard errors wide (1.96: 95 %), within [0, 1].
 
-        Its sample size is the number of base samples that would give the variance that Σw² shows: samples of a
-        policy near the target say more than as many base samples, samples of a drifted policy say less.
+        Its sample size is the number of base samples that would give the variance that Σw² shows: samples of a policy
+        near the target say more than as many base samples, samples of a drifted policy say less. It covers as stated
+        for samples of the base and of policies near it or the target; a policy that has nearly forgotten some right
+        answers shows no sign of them until it draws one, and the interval then ends too low.
         """
         if self.settings.mode == "fixed":
             return self._fixed[prompt], self._fixed[prompt]
-        known = self.statistics(prompt)
-        n = self._effective_count(known) + self._prior_strength()
+        n = self._effective_count(self.statistics(prompt)) + self._prior_strength()
         if n == 0:
             return 0.0, 1.0
-        z = self.z(prompt)
+        z = min(self._estimate(prompt), 1.0)
         centre = z + score**2 / (2 * n)
         half = score * math.sqrt(z * (1 - z) / n + score**2 / (4 * n**2))
         scale = 1 + score**2 / n

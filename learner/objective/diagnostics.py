@@ -37,12 +37,12 @@ def in_bucket(staleness: Tensor, first: int, last: int | None) -> Tensor:
 def effective_share(log_weights: Tensor) -> Tensor:
     """Effective sample size (Σw)² / Σw² as a share of the samples, 0–1; scalar, 0 without samples.
 
-    Kish 1965. In log space, so weights of e^{±1e4} are no trouble.
+    Kish 1965. Relative to the largest weight, so weights of e^{±1e4} are no trouble.
     """
     if log_weights.numel() == 0:
         return torch.zeros((), device=log_weights.device)
-    log_share = 2 * torch.logsumexp(log_weights, 0) - torch.logsumexp(2 * log_weights, 0)
-    return (log_share.exp() / log_weights.numel()).clamp(0, 1)
+    weights = (log_weights - log_weights.max()).exp()
+    return weights.sum().square() / weights.square().sum() / log_weights.numel()
 
 
 def diagnose(sequences: Sequences, settings: ObjectiveSettings, alpha: float, values: Tensor) -> dict[str, Tensor]:

@@ -50,8 +50,8 @@ class ObjectiveSettings(Section):
     not clip."""
     control_variate: ControlVariate = "min_variance"
     """α-DPG: c in W − c·ρ, always from the group's other samples. `loo`: their mean W (the paper's). `min_variance`:
-    Σ Wρ / Σ ρ², held to [0, 1]; on-policy it is `loo`, on stale samples its variance is lower the smaller α is and the
-    looser the truncation. `none`: W alone; wrong answers then push nothing."""
+    Σ Wρ / Σ ρ², held to [0, 1]; on-policy it is `loo`, on stale samples its variance is lower the smaller α is and
+    the looser the truncation. `none`: W alone; wrong answers then push nothing."""
     kl_beta: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     """β of a penalty β·log(π_θ/π_b) on the reward of every objective but α-DPG and rejection. null: the objective's
     own value (.05 for `kl` and `tba`, 0 for the others)."""
