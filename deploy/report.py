@@ -128,7 +128,9 @@ def _summary(found: Evaluation | None) -> dict[str, float | None] | None:
 def _weighted(steps: list[dict[str, Any]], name: str) -> float | None:
     """Mean over steps, each counted by its groups."""
     known = [
-        (float(step[name]), float(step["groups"])) for step in steps if step.get(name) is not None and step.get("groups")
+        (float(step[name]), float(step["groups"]))
+        for step in steps
+        if step.get(name) is not None and step.get("groups")
     ]
     total = sum(weight for _, weight in known)
     return round(sum(value * weight for value, weight in known) / total, 5) if total else None

@@ -8,6 +8,7 @@ by restarts.py.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,7 @@ from deploy.settings import Share
 
 GATHER_SECONDS = 1.0
 """After one rank ended, how long the others may take to end too: whoever was killed is the cause, not who noticed."""
+log = logging.getLogger("sieve.launcher")
 PLACE_SECONDS = 120.0
 START_SECONDS = 120.0
 """For a Ray actor's process to answer, on a loaded machine or a cluster that starts a node."""
@@ -140,6 +142,9 @@ def connect(config: Config) -> None:
     """Start Ray on this machine, or join the cluster at launch.address. Raises ConnectionError or RayError from Ray."""
     launch = config.launch
     quiet = {"log_to_driver": False, "logging_level": "error"}
+    # Ray prints a paragraph into the terminal for every process that dies, which no option turns off. The launcher says
+    # it in one line; the paragraph goes to its log. (A private name: ray is pinned to one minor release.)
+    ray._private.worker.print_to_stdstream = _to_log
     if launch.address is not None:
         ray.init(address=launch.address, **quiet)
         return
@@ -153,6 +158,11 @@ def connect(config: Config) -> None:
         include_dashboard=launch.dashboard,
         **quiet,
     )
+
+
+def _to_log(data: Mapping[str, Any], **_: Any) -> None:
+    for line in data["lines"]:
+        log.info("ray: %s", " ".join(str(line).split()))
 
 
 def make_units(config: Config, tree: Mapping[str, Any], url: str) -> list[Unit]:
