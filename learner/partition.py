@@ -192,22 +192,15 @@ class PartitionFunction:
             known = self.statistics(prompt)
             others = known.total + _exclusive_sums(own)
             count = known.count + len(rows) - 1
-            mean = self._prior_mean(everything, known + found)
+            mine = known + found
+            mean = self._prior_means(everything, np.array([mine.count]), np.array([mine.total]))[0]
             # Nothing known and no prior: one half is the only estimate that prefers neither outcome.
             z[rows] = (others + strength * mean) / (count + strength) if count + strength > 0 else 0.5
         return np.log(np.clip(z, floor, 1)).astype(np.float32)
 
     def z(self, prompt: int) -> float:
         """Ẑ from all that is known, clamped to [floor, 1]."""
-        return min(max(self._estimate(prompt), self.settings.floor), 1.0)
-
-    def _estimate(self, prompt: int) -> float:
-        if self.settings.mode == "fixed":
-            return self._fixed[prompt]
-        known, strength = self.statistics(prompt), self._prior_strength()
-        if known.count + strength == 0:
-            return 0.5
-        return (known.total + strength * self._prior_mean(self._sum, known)) / (known.count + strength)
+        return float(np.clip(self._estimates([prompt])[0], self.settings.floor, 1))
 
     def interval(self, prompt: int, score: float = 1.96) -> tuple[float, float]:
         """Wilson confidence interval of Z, `score` standard errors wide (1.96: 95 %), within [0, 1].
@@ -217,38 +210,58 @@ class PartitionFunction:
         for samples of the base and of policies near it or the target; a policy that has nearly forgotten some right
         answers shows no sign of them until it draws one, and the interval then ends too low.
         """
-        if self.settings.mode == "fixed":
-            return self._fixed[prompt], self._fixed[prompt]
-        n = self._effective_count(self.statistics(prompt)) + self._prior_strength()
-        if n == 0:
-            return 0.0, 1.0
-        z = min(self._estimate(prompt), 1.0)
-        centre = z + score**2 / (2 * n)
-        half = score * math.sqrt(z * (1 - z) / n + score**2 / (4 * n**2))
-        scale = 1 + score**2 / n
-        return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+        low, high = self._intervals([prompt], score)
+        return float(low[0]), float(high[0])
 
     def summary(self) -> dict[str, float]:
         """`z_mean` over known prompts, `z_prompts` and `z_narrow_share`: 95 % interval within a factor of two."""
         prompts = list(self._fixed if self.settings.mode == "fixed" else self._known)
         if not prompts:
             return {"z_mean": 0.0, "z_prompts": 0.0, "z_narrow_share": 0.0}
-        intervals = [self.interval(prompt) for prompt in prompts]
+        low, high = self._intervals(prompts)
         return {
-            "z_mean": float(np.mean([self.z(prompt) for prompt in prompts])),
+            "z_mean": float(np.clip(self._estimates(prompts), self.settings.floor, 1).mean()),
             "z_prompts": float(len(prompts)),
-            "z_narrow_share": float(np.mean([high <= 2 * low for low, high in intervals])),
+            "z_narrow_share": float((high <= 2 * low).mean()),
         }
+
+    def _columns(self, prompts: list[int]) -> tuple[Floats, Floats, Floats]:
+        """count, Σw and Σw² of each prompt; (P,) each."""
+        rows = [self.statistics(prompt) for prompt in prompts]
+        table = np.array([(row.count, row.total, row.squares) for row in rows], dtype=np.float64).reshape(-1, 3)
+        return table[:, 0], table[:, 1], table[:, 2]
+
+    def _estimates(self, prompts: list[int]) -> Floats:
+        """(Σw + s·m) / (count + s) of each prompt, not clamped; (P,)."""
+        if self.settings.mode == "fixed":
+            return np.array([self._fixed[prompt] for prompt in prompts], dtype=np.float64)
+        count, total, _ = self._columns(prompts)
+        strength = self._prior_strength()
+        means = self._prior_means(self._sum, count, total)
+        weight = count + strength
+        return np.where(weight > 0, (total + strength * means) / np.where(weight > 0, weight, 1), 0.5)
+
+    def _intervals(self, prompts: list[int], score: float = 1.96) -> tuple[Floats, Floats]:
+        z = np.minimum(self._estimates(prompts), 1.0)
+        if self.settings.mode == "fixed":
+            return z, z
+        n = _effective_counts(*self._columns(prompts)) + self._prior_strength()
+        known = np.maximum(n, 1e-9)
+        centre = z + score**2 / (2 * known)
+        half = score * np.sqrt(z * (1 - z) / known + score**2 / (4 * known**2))
+        scale = 1 + score**2 / known
+        low = np.where(n > 0, np.maximum((centre - half) / scale, 0), 0.0)
+        return low, np.where(n > 0, np.minimum((centre + half) / scale, 1), 1.0)
 
     # --- the prior
 
-    def _prior_mean(self, everything: Statistics, own: Statistics) -> float:
-        """The prior's mean for a prompt with statistics `own`: what is left of `everything`, the other prompts."""
+    def _prior_means(self, everything: Statistics, count: Floats, total: Floats) -> Floats:
+        """The prior's mean for prompts of the given count and Σw: what is left of `everything`, the other prompts."""
         if self.settings.prior_mean is not None:
-            return self.settings.prior_mean
-        others = everything.count - own.count
-        mean = (everything.total - own.total) / others if others else 0.5
-        return min(max(mean, self.settings.floor), 1 - self.settings.floor)
+            return np.full(len(count), self.settings.prior_mean)
+        others = everything.count - count
+        means = np.where(others > 0, (everything.total - total) / np.maximum(others, 1), 0.5)
+        return np.clip(means, self.settings.floor, 1 - self.settings.floor)
 
     def _prior_strength(self) -> float:
         """s of Beta(s·m, s·(1−m)) by moments of the beta-binomial (Kleinman 1973), from earlier visits only."""
@@ -273,17 +286,17 @@ class PartitionFunction:
             return high
         return min(max(mean * (1 - mean) / between - 1, low), high)
 
-    def _effective_count(self, known: Statistics) -> float:
-        n = known.count
-        if n < 2 or known.total == 0:
-            return float(n)
-        mean = known.total / n
-        variance = max(known.squares - n * mean**2, 0.0) / (n - 1)
-        bernoulli = min(mean, 1.0) * (1 - min(mean, 1.0))
-        if variance < 1e-12 * max(mean, 1e-6) ** 2 or bernoulli == 0:
-            return float(n)  # constant weights: a failure may simply not have been seen yet
-        ratio = variance / bernoulli
-        return n * (n + _VARIANCE_PRIOR) / (n * ratio + _VARIANCE_PRIOR)
+
+def _effective_counts(count: Floats, total: Floats, squares: Floats) -> Floats:
+    """Base samples that would know Z as well; (P,). The count itself where the weights' own variance says nothing."""
+    n = np.maximum(count, 2)
+    mean = total / n
+    variance = np.maximum(squares - n * mean**2, 0) / (n - 1)
+    bernoulli = np.minimum(mean, 1) * (1 - np.minimum(mean, 1))
+    # Constant weights have no variance, but a failure may simply not have been seen yet.
+    telling = (count >= 2) & (bernoulli > 0) & (variance > 1e-12 * np.maximum(mean, 1e-6) ** 2)
+    ratio = variance / np.where(bernoulli > 0, bernoulli, 1)
+    return np.where(telling, n * (n + _VARIANCE_PRIOR) / (n * ratio + _VARIANCE_PRIOR), count)
 
 
 def _by_prompt(prompts: NDArray[np.int64], weights: Floats) -> dict[int, Statistics]:

@@ -48,8 +48,8 @@ def effective_share(log_weights: Tensor) -> Tensor:
 def diagnose(sequences: Sequences, settings: ObjectiveSettings, alpha: float, values: Tensor) -> dict[str, Tensor]:
     """Every diagnostic of the batch whose coefficients are `values`; scalars, float32, finite.
 
-    Sequence-level whatever the correction. `ess_weight` is over right answers only, so that it measures how evenly
-    they weigh and not how many there are.
+    Sequence-level whatever the correction. `coefficient_size` is the mean |coefficient| of a token. `ess_weight` is
+    over right answers only, so that it measures how evenly they weigh and not how many there are.
     """
     log_rho, passed = sequences.log_rho, sequences.passed
     bounded = log_rho.clamp(max=log_limit(settings.truncation))
@@ -61,7 +61,7 @@ def diagnose(sequences: Sequences, settings: ObjectiveSettings, alpha: float, va
         "ess_rho": effective_share(log_rho),
         "ess_rho_alpha": effective_share(alpha * log_rho),
         "ess_weight": effective_share(used[passed]),
-        "coefficient_mean_square": _mean((values * sequences.mask if values.shape[1] > 1 else values).square()),
+        "coefficient_size": _mean(values.expand_as(sequences.mask)[sequences.mask].abs()),
     }
     found |= _truncation(sequences, settings, free, used)
     found |= _calibration(torch.where(passed, used.exp(), 0.0))

@@ -52,14 +52,20 @@ class Objective:
         self.length_norm = length_norm
 
     @torch.no_grad()
-    def __call__(self, sequences: Sequences, progress: float = 0.0) -> Coefficients:
-        """Coefficients of whole groups. `progress` = step / steps drives the α schedule."""
-        alpha = self.settings.alpha_at(progress)
+    def values(self, sequences: Sequences, progress: float = 0.0) -> Tensor:
+        """Coefficients alone, without the cost of diagnostics: what a micro-batch needs; (N, 1) or (N, T) float32.
+
+        `sequences` are whole groups, `progress` = step / steps drives the α schedule.
+        """
         if self.settings.name == "alpha_dpg":
-            values = alpha_dpg.values(sequences, self.settings, alpha)
-        else:
-            values = BASELINES[self.settings.name](sequences, self.settings, self.length_norm)
-        return Coefficients(values.float(), diagnose(sequences, self.settings, alpha, values))
+            return alpha_dpg.values(sequences, self.settings, self.settings.alpha_at(progress)).float()
+        return BASELINES[self.settings.name](sequences, self.settings, self.length_norm).float()
+
+    @torch.no_grad()
+    def __call__(self, sequences: Sequences, progress: float = 0.0) -> Coefficients:
+        """Coefficients of whole groups, and the diagnostics of the batch."""
+        values = self.values(sequences, progress)
+        return Coefficients(values, diagnose(sequences, self.settings, self.settings.alpha_at(progress), values))
 
 
 def build(settings: ObjectiveSettings, *, length_norm: float) -> Objective:

@@ -7,11 +7,15 @@ four standard errors, as a user's run would see it.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from objective_cases import ALPHAS, Case, case, cosine, draw, objective, relative_error
 
 from learner.objective.settings import ObjectiveSettings
+from learner.partition import PartitionFunction, PartitionSettings, importance_weights
 
 EXACT = {"truncation": None, "clip": None}
 FLOAT32 = 2e-6
@@ -128,6 +132,30 @@ def test_truncation_and_clip_bias_no_more_than_the_mass_they_remove(alpha: float
         biases.append(float((estimate - true).norm()))
         assert biases[-1] <= largest_score * removed / 3 + 1e-6
     assert biases[-1] < FLOAT32
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+def test_pooled_z_keeps_the_gradients_length_and_z_from_the_same_group_does_not(alpha: float) -> None:
+    """A wrong Ẑ scales a prompt's gradient by Z^{−(1−α)}; Ẑ of the very same three samples also follows their
+    weights."""
+    stale = case("on_policy")
+    sequences, outputs = draw(stale, 20_000)
+    scores = stale.space.scores(stale.policy).sum(1)[outputs]
+    true = -stale.problem.gradient(stale.policy, alpha)
+    log_base = stale.problem.log_base[outputs].numpy()
+    log_behaviour = sequences.behaviour.sum(1).numpy()
+    weights = importance_weights(log_base, log_behaviour, sequences.passed.numpy(), None)
+
+    def length(mode: str) -> float:
+        """Estimated gradient along the true one, as a share of it."""
+        partition = PartitionFunction(PartitionSettings(mode=mode, largest_weight=None))
+        prompts = np.zeros(len(weights), dtype=np.int64) if mode == "pooled" else sequences.group.numpy()
+        log_z = torch.from_numpy(partition.log_z(prompts, weights))
+        values = objective(alpha=alpha, **EXACT)(replace(sequences, log_z=log_z)).values.double()
+        return float((values * scores).mean(0) @ true / (true @ true))
+
+    assert length("pooled") == pytest.approx(1, abs=0.05)
+    assert abs(length("group") - 1) > 0.1
 
 
 def test_the_min_variance_control_variate_tames_untruncated_stale_groups() -> None:
