@@ -229,12 +229,13 @@ class Broker:
                     lambda: self._redis.xautoclaim(queue, "verifiers", consumer, idle, count=count),
                     "claiming left work",
                 )
-                self._claimed_at[verifier] = time.monotonic()
                 entries = [(entry, fields) for entry, fields in cast(Any, claimed)[1] if fields]
+                if len(entries) < count:  # a full claim says there may be more
+                    self._claimed_at[verifier] = time.monotonic()
             if not entries:
                 reply = self._scripts.retry(
                     lambda: self._blocking.xreadgroup(
-                        "verifiers", consumer, {queue: ">"}, count=count, block=max(1, int(block_seconds * 1000))
+                        "verifiers", consumer, {queue: ">"}, count=count, block=int(block_seconds * 1000) or None
                     ),
                     "reading the verify queue",
                 )
@@ -274,16 +275,18 @@ class Broker:
                 "judge", verifier, consumer, self.settings.verify_attempts, entry, "", "", "malformed", reason, b""
             )
             return None
-        if consumer.encode() in fields.get(b"w", b"").split() and self._others(verifier, consumer):
+        tried = {name.decode() for name in fields.get(b"w", b"").split()}
+        if consumer in tried and self._others(verifier, tried):
             self.put_back(verifier, consumer, [Work(entry, completion, prompt, attempt)])
             time.sleep(0.05)  # do not spin on one entry while the other consumer is busy
             return None
         return Work(entry, completion, prompt, attempt)
 
-    def _others(self, verifier: str, consumer: str) -> bool:
+    def _others(self, verifier: str, tried: set[str]) -> bool:
+        """Whether a living consumer has not tried yet; without one, those who have must try again."""
         queue = self._key(f"verify:{verifier}")
         consumers = self._scripts.retry(lambda: self._redis.xinfo_consumers(queue, "verifiers"), "counting consumers")
-        names = {c["name"].decode() for c in consumers} - {consumer}
+        names = {c["name"].decode() for c in consumers} - tried
         alive = {pulse.id for pulse in self.services() if pulse.age_seconds < self.settings.lease_seconds}
         return bool(names & alive)
 
