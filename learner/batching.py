@@ -192,7 +192,7 @@ def lay_out(
         attend=torch.from_numpy(_attention(branch))[:, None] if shared else None,
         at=torch.from_numpy(np.concatenate(at) if at else np.zeros(0, np.int64)),
         targets=torch.from_numpy(np.concatenate(targets).astype(np.int64) if targets else np.zeros(0, np.int64)),
-        mask=torch.from_numpy(mask.reshape(len(lengths), -1)),
+        mask=torch.from_numpy(mask),
         samples=torch.tensor(samples, dtype=torch.int64),
     )
 

@@ -19,19 +19,19 @@ def model_path(tmp_path: Path) -> Path:
     return save_model(tmp_path / "base")
 
 
-@pytest.fixture
-def torchrun(tmp_path: Path) -> Callable[..., list[Any]]:
+@pytest.fixture(scope="session")
+def torchrun(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Any]]:
     """Run a worker script on `ranks` gloo processes; each writes JSON to the path it is given. Returns the answers."""
 
     def run(script: Path, ranks: int, *arguments: str) -> list[Any]:
-        outputs = [tmp_path / f"answer-{ranks}-{rank}.json" for rank in range(ranks)]
+        path = tmp_path_factory.mktemp("torchrun")
+        outputs = [path / f"answer-{ranks}-{rank}.json" for rank in range(ranks)]
         port = str(29500 + os.getpid() % 2000 + ranks)
         processes = []
         for rank, output in enumerate(outputs):
-            output.unlink(missing_ok=True)
             environment = os.environ | {
                 "RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
+                "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}",
             }  # fmt: skip
             command = [sys.executable, str(script), str(output), *arguments]
             processes.append(

@@ -1,0 +1,70 @@
+"""One rank of two training steps on fixed groups, once per task; writes gradients and weights of each task as JSON.
+
+gradient_worker.py ANSWER MODEL TASKS, where TASKS is a JSON list of ["train" | "save" | "load", budget, checkpoints].
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from learner_rig import make_groups
+
+from learner.batching import balance
+from learner.checkpoint import Checkpoints, Progress
+from learner.model import full_state, load, shard
+from learner.objective.registry import build
+from learner.partition import PartitionFunction
+from learner.ranks import Ranks
+from learner.samples import Samples, shape_of
+from learner.settings import LearnerSettings, OptimizerSettings
+from learner.train import Trainer
+
+
+def run(ranks: Ranks, model: Path, what: str, budget: int, checkpoints: str) -> dict[str, Any]:
+    settings = LearnerSettings(micro_batch_tokens=budget, row_tokens=24, optimizer=OptimizerSettings(lr=0.01, clip=1e9))
+    policy = shard(load(model, torch.float32), ranks.mesh, compute=torch.float32, trainable=True)
+    base = shard(load(model, torch.float32), ranks.mesh, compute=torch.float32, trainable=False)
+    partition = PartitionFunction(settings.partition)
+    trainer = Trainer(settings, ranks, policy, base, build(settings.objective, length_norm=6.0), partition)
+    store = Checkpoints(Path(checkpoints), ranks)
+    start = 0
+    if what == "load":
+        progress = store.load(store.steps()[-1], policy, trainer.optimizer, fingerprint="f")
+        partition.load(progress.z)
+        start = progress.step
+
+    gradients: dict[str, list[float]] = {}
+
+    def watch(*_: object) -> None:
+        for name, parameter in policy.causal_lm.named_parameters():
+            gradients.setdefault(name, parameter.grad.full_tensor().flatten().tolist())  # type: ignore[union-attr]
+
+    trainer.optimizer.register_step_pre_hook(watch)
+    losses, norms = [], []
+    for step in (start + 1, start + 2):
+        groups = make_groups(7, 4, seed=step, start=3 * step)  # prompts come back from step to step
+        prompts = [np.arange(3, 6 + group.prompt % 4, dtype=np.int32) for group in groups]
+        shapes = [shape_of(group, prompt) for group, prompt in zip(groups, prompts, strict=True)]
+        mine = balance(shapes, ranks.world)[ranks.rank]
+        samples = Samples.of([groups[i] for i in mine], [prompts[i] for i in mine], mine)
+        report = trainer.step(samples, step=step, progress=0.5, version=step)
+        assert not report.refused, report.refused
+        losses.append(report.loss)
+        norms.append(report.grad_norm)
+    if what == "save":
+        store.save(Progress(2, 1, 1, "f", partition.pack()), policy, trainer.optimizer)
+    weights = {name: tensor.flatten().tolist() for name, tensor in full_state(policy, torch.float32, keep=True).items()}
+    return {"gradients": gradients, "losses": losses, "norms": norms, "weights": weights}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    ranks = Ranks("cpu", 60)
+    answers = [run(ranks, Path(sys.argv[2]), *task) for task in json.loads(sys.argv[3])]
+    Path(sys.argv[1]).write_text(json.dumps(answers))
+    ranks.close()
