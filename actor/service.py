@@ -23,7 +23,7 @@ from actor.engines import open_engine
 from actor.fetching import Fetched, Fetching
 from actor.measures import Measures
 from actor.settings import ActorConfig
-from broker.errors import SieveError, WeightsCorrupt, WeightsError
+from broker.errors import BrokerUnavailable, SieveError, WeightsCorrupt, WeightsError
 from broker.liveness import Role
 from broker.service import Service
 from broker.state import RunSpec
@@ -185,10 +185,18 @@ class ActorService(Service):
         room = self._settings.max_batch + self._settings.max_batch // 4 - missing
         if room <= 0 or (self._held and room < self._settings.max_batch // 16):
             return
-        grant = self.broker.take(self.id, room)
+        try:
+            grant = self.broker.take(self.id, room)
+        except BrokerUnavailable as error:
+            # The grant may have been made and its reply lost: those tickets are ours until this process ends.
+            raise BrokerUnavailable(
+                f"{error}; this actor ends, so that tickets granted to it unseen return by its lease", lasting=True
+            ) from None
         self._asked, self._short = now, grant.waiting_on
         self._newest = max(self._newest, grant.version)
         for ticket in grant.tickets:
+            if ticket.gid in self._held:  # lost to the others and granted again since
+                self._drop([ticket.gid], "stale")
             self._held[ticket.gid] = _Held(ticket, set(ticket.missing))
 
     def _submit(self) -> None:

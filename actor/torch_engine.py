@@ -63,7 +63,7 @@ class TorchEngine:
         eos: Sequence[int],
         max_new_tokens: int,
         max_batch: int,
-        admit_share: float = 0.125,
+        admit_share: float = 0.25,
         name: str = "",
     ) -> None:
         outside = [token for token in eos if not 0 <= token < policy.vocabulary]

@@ -219,6 +219,21 @@ def test_a_stop_finishes_what_runs_and_hands_the_rest_back(redis_url, tmp_path, 
     assert run.broker.audit().lost == 0
 
 
+def test_tickets_that_went_to_others_are_dropped_and_counted_and_every_group_still_comes_out_once(
+    redis_url, tmp_path, model_path
+):
+    run = Run(redis_url, tmp_path)
+    with serving(tree(tmp_path, model_path), redis_url) as service:
+        run.publish(0)
+        while run.step < run.spec.steps:
+            # As if this actor's lease had run out in the middle of sampling.
+            run.broker.hand_back(service.id, [f"{epoch}:{place}" for epoch in (0, 1) for place in range(40)])
+            eventually(run.train)
+        assert value(service, "sieve_actor_tickets_dropped_total", reason="stale") > 0
+    audit = run.broker.audit()
+    assert (audit.lost, audit.open, audit.committed) == (0, 0, 48)
+
+
 def test_a_stop_before_the_run_is_opened_ends_at_once(redis_url, tmp_path, model_path):
     with serving(tree(tmp_path, model_path), redis_url) as service:
         eventually(lambda: service.pulse().waiting_on == "learner: the run is not opened yet")

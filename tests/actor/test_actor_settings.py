@@ -1,0 +1,35 @@
+"""Settings of the actor: refusals, and what importing the service does not drag in."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from pydantic import ValidationError
+
+from actor.engine import ModelUnusable
+from actor.settings import ActorSettings
+
+
+@pytest.mark.parametrize(
+    "change", [{"engine": "other"}, {"max_batch": 0}, {"device": "tpu"}, {"threads": -1}, {"nothing": 1}]
+)
+def test_settings_that_cannot_work_are_refused(change):
+    with pytest.raises(ValidationError):
+        ActorSettings.model_validate(change)
+
+
+def test_a_cuda_device_that_is_not_there_is_named_with_the_remedy():
+    from actor.torch_model import device_of
+
+    assert device_of("cpu").type == "cpu"
+    with pytest.raises(
+        ModelUnusable, match=r"actor.device = cuda:77, but torch sees \d+ CUDA devices: use auto or cpu"
+    ):
+        device_of("cuda:77")
+
+
+def test_the_service_module_imports_neither_torch_nor_transformers():
+    code = "import actor.service, sys; print([m for m in ('torch', 'transformers', 'ray', 'vllm') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

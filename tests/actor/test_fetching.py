@@ -1,0 +1,102 @@
+"""Versions fetched beside the sampling: order, failures, pauses."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from actor.fetching import Fetched, Fetching
+from broker.errors import WeightsCorrupt, WeightsMissing
+
+
+class Source:
+    """Versions behind a gate, so that a test decides how long a fetch takes; some cannot be had."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.broken: dict[int, Exception] = {}
+
+    def __call__(self, version: int) -> Path:
+        self.asked.append(version)
+        assert self.gate.wait(10)
+        if version in self.broken:
+            raise self.broken[version]
+        return Path(f"v{version}")
+
+
+def settled(fetching: Fetching, version: int, seconds: float = 10.0) -> Fetched:
+    until = time.monotonic() + seconds
+    while (fetched := fetching.get(version)) is None:
+        assert time.monotonic() < until
+        time.sleep(0.005)
+    return fetched
+
+
+@pytest.fixture
+def source():
+    return Source()
+
+
+@pytest.fixture
+def fetching(source):
+    made = Fetching(source)
+    yield made
+    source.gate.set()
+    made.close()
+
+
+def test_a_version_is_fetched_once_and_stays_available_until_taken(fetching, source):
+    assert settled(fetching, 3).directory == Path("v3")
+    assert settled(fetching, 3).version == 3
+    assert source.asked == [3]
+    fetching.taken()
+    assert settled(fetching, 4).version == 4
+
+
+def test_versions_published_faster_than_they_are_fetched_still_arrive(fetching, source):
+    source.gate.clear()
+    for version in (1, 2, 3):
+        assert fetching.get(version) is None
+    source.gate.set()
+    assert settled(fetching, 3).version == 1
+    fetching.taken()
+    assert settled(fetching, 3).version == 3
+    assert source.asked == [1, 3]
+
+
+def test_a_failure_is_reported_once_per_try_and_repeated_after_a_growing_pause(fetching, source):
+    source.broken[1] = WeightsCorrupt("v1/model.safetensors: expected sha256 a, found b")
+    times = []
+    for _ in range(3):
+        with pytest.raises(WeightsCorrupt, match="expected sha256 a, found b"):
+            settled(fetching, 1)
+        times.append(time.monotonic())
+        assert fetching.failing
+    assert times[1] - times[0] >= 0.1
+    assert times[2] - times[1] >= 0.2
+    del source.broken[1]
+    assert settled(fetching, 1).version == 1
+
+
+def test_another_version_does_not_wait_for_one_that_failed(fetching, source):
+    source.broken[1] = WeightsMissing("version 1 is not there")
+    for _ in range(2):
+        with pytest.raises(WeightsMissing):
+            settled(fetching, 1)
+    start = time.monotonic()
+    assert settled(fetching, 2).version == 2
+    assert time.monotonic() - start < 0.2
+    assert not fetching.failing
+
+
+def test_a_version_rejected_by_the_engine_is_fetched_again_later(fetching, source):
+    settled(fetching, 5)
+    fetching.reject(5)
+    assert fetching.failing and fetching.get(5) is None
+    assert settled(fetching, 5).version == 5
+    assert source.asked == [5, 5]
