@@ -369,7 +369,8 @@ class Service(ABC):
                     full = isinstance(error, BrokerFull)
                     limit = FULL_SECONDS if full else settings.connect_seconds
                     away = time.monotonic() - self._acknowledged
-                    self._reached(False)
+                    if not full:
+                        self._reached(False)
                     if is_lasting(error) or away > limit + period:
                         self._give_up(f"no heartbeat was taken for {away:.1f} s, limit {limit:g} s: {error}; start the "
                                       f"broker again, then this service")  # fmt: skip
