@@ -77,8 +77,8 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     """One token per word: 60 integers, 6 signs, 3 prompt words and 3 special tokens. No token is added on encoding."""
     words = [PAD, EOS, UNKNOWN, "numbers", "target", ":", "+", "-", "*", "/", "(", ")", *map(str, TARGETS)]
     words_to_ids = {word: index for index, word in enumerate(words)}
-    tokenizer = Tokenizer(models.WordLevel(words_to_ids, unk_token=UNKNOWN))  # type: ignore[call-arg]
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+    tokenizer = Tokenizer(models.WordLevel(words_to_ids, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,
