@@ -10,7 +10,8 @@ m̂iss_k,
     right answer  A_i = m̂iss_k               wrong answer  A_i = m̂iss_k − m̂iss_{k−1}
     coefficient = k · ω_i · A_i
 
-A group of n ≤ k samples has no k others: it trains pass@min(k, n) with baseline 1 − m̂iss_{k−1}. k = 1 is RLOO.
+A group of n ≤ k samples has no k others: it trains pass@min(k, n) with baseline 1 − m̂iss_{k−1}. On-policy, k = 1 is
+RLOO.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ from torch import Tensor
 from learner.objective.sequences import Sequences
 from learner.objective.settings import ObjectiveSettings
 
-LOG_CEILING = 40.0
-"""Where nothing else bounds a logarithm: e^40 and its square are still float32 numbers."""
+LOG_CEILING = 30.0
+"""Where nothing else bounds a logarithm: the square of e^30, times rewards and a batch's size, is still a float32."""
 
 
 def log_limit(limit: float | None) -> float:

@@ -51,6 +51,12 @@ def test_pass_at_k_training_climbs_pass_at_k(kind: str, k: int) -> None:
     assert relative_error(ascent(given, name="pass_at_k", pass_k=k), true) < FLOAT32
 
 
+def test_pass_at_one_is_rloo_on_policy() -> None:
+    sequences, _ = draw(case("on_policy"), 100)
+    found = objective(name="pass_at_k", pass_k=1)(sequences).values
+    assert torch.allclose(found, objective(name="rloo")(sequences).values, atol=1e-5)
+
+
 def test_pass_at_k_of_a_group_with_fewer_than_k_trains_its_own_size() -> None:
     given = case("stale")
     true = given.problem.pass_rate_gradient(given.policy, 3)
