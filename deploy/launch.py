@@ -92,8 +92,13 @@ def _launch(config: Config, console: Console, live: bool, begin: float) -> int:
         records.append_session(
             config.run.path, {"started": begin, "seconds": seconds, "outcome": outcome, "code": code}
         )
-    if outcome == "stopped":
-        console.print("stopped; everything is saved: go on with --resume", highlight=False)
+    took = f"{time.time() - begin:.0f} s"
+    if outcome == "finished":
+        console.print(
+            f"finished after {took}: {config.run.path}; `sieve report CONFIG` shows what came out", soft_wrap=True
+        )
+    else:
+        console.print(f"stopped after {took}: nothing committed is lost, --resume goes on", soft_wrap=True)
     return code
 
 

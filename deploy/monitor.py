@@ -145,7 +145,7 @@ class Monitor:
         for name, count in seen.depths.verify.items():
             self._verify.labels(name).set(count)
         for role in ("actor", "verifier", "learner"):
-            self._services.labels(role).set(len(seen.alive(role, self._config.broker.lease_seconds)))
+            self._services.labels(role).set(len(seen.alive(role)))
         targets = sorted(
             f"{pulse.role} {pulse.metrics_url}"
             for pulse in seen.services

@@ -33,12 +33,14 @@ class Snapshot:
     depths: Depths | None = None
     services: list[Pulse] = field(default_factory=list)
     error: str = ""
+    lease_seconds: float = 10.0
+    """A heartbeat older than this means dead."""
 
-    def alive(self, role: str, lease_seconds: float) -> list[Pulse]:
+    def alive(self, role: str) -> list[Pulse]:
         """The services of a role that heartbeat and have not ended."""
         return [
             pulse for pulse in self.services
-            if pulse.role == role and pulse.age_seconds < lease_seconds and pulse.phase != "stopped"
+            if pulse.role == role and pulse.age_seconds < self.lease_seconds and pulse.phase != "stopped"
         ]  # fmt: skip
 
     @property
@@ -50,7 +52,8 @@ class Snapshot:
 def look(broker: Broker) -> Snapshot:
     """Ask the broker once."""
     try:
-        return Snapshot(time.time(), broker.depths(), broker.services())
+        lease = broker.settings.lease_seconds
+        return Snapshot(time.time(), broker.depths(), broker.services(), lease_seconds=lease)
     except (*UNREACHABLE, SieveError) as error:
         return Snapshot(time.time(), error=explain(error)[1])
 
@@ -80,15 +83,12 @@ class Tail:
         return self.recent[-1] if self.recent else None
 
     def seconds_per_step(self) -> float | None:
-        """Mean over the recent steps; None before two of them, or when a restart went back over them."""
-        if len(self.recent) < 2:
-            return None
-        first, last = self.recent[0], self.recent[-1]
-        steps = last["step"] - first["step"]
-        return (last["time"] - first["time"]) / steps if steps > 0 else None
+        """Mean over the recent steps, waits included; None before the first. Pauses between sessions do not count."""
+        paces = [record["seconds"] for record in self.recent if record.get("seconds") is not None]
+        return sum(paces) / len(paces) if paces else None
 
 
-def stuck(snapshot: Snapshot, lease_seconds: float, served: list[str]) -> list[str]:
+def stuck(snapshot: Snapshot) -> list[str]:
     """The edges of the graph on which nothing can move, each with what to do; empty when the run moves or is over."""
     depths = snapshot.depths
     if snapshot.error:
@@ -96,9 +96,10 @@ def stuck(snapshot: Snapshot, lease_seconds: float, served: list[str]) -> list[s
     if depths is None or depths.finished:
         return []
     found = []
-    learners = snapshot.alive("learner", lease_seconds)
-    actors = snapshot.alive("actor", lease_seconds)
-    verifiers = snapshot.alive("verifier", lease_seconds)
+    lease_seconds = snapshot.lease_seconds
+    learners = snapshot.alive("learner")
+    actors = snapshot.alive("actor")
+    verifiers = snapshot.alive("verifier")
     if not depths.opened and not learners:
         found.append("LEARNER → run: nobody has opened the run; start `sieve learner CONFIG`")
     elif not learners:
@@ -109,8 +110,8 @@ def stuck(snapshot: Snapshot, lease_seconds: float, served: list[str]) -> list[s
     if depths.opened and not actors:
         waiting = depths.returned + depths.eval_waiting
         found.append(f"ticket → ACTOR: no live actor, {waiting} tickets wait; start `sieve actor CONFIG`")
-    for name in sorted({*depths.verify, *served}):
-        if depths.verify.get(name, 0) and not verifiers:
+    for name in sorted(depths.verify):
+        if depths.verify[name] and not verifiers:
             found.append(
                 f"completion → VERIFIER {name}: no live verifier, {depths.verify[name]} completions wait; "
                 f"start `sieve verifier CONFIG`"

@@ -95,19 +95,18 @@ def _show(config: Config, console: Console, tail: Tail, seen: Snapshot) -> int:
                 highlight=False,
                 soft_wrap=True,
             )
-    edges = stuck(seen, config.broker.lease_seconds, list(config.verifier.serve))
+    edges = stuck(seen)
     for edge in edges:
         console.print(f"stuck: {edge}", style="red", highlight=False, soft_wrap=True)
     return EX_TEMPORARY if edges else EX_OK
 
 
 def _watch(config: Config, console: Console, tail: Tail, broker: Broker) -> int:
-    served = list(config.verifier.serve)
     with Live(console=console, refresh_per_second=2, transient=False) as live:
         try:
             while True:
                 seen = look(broker)
-                edges = [f"stuck: {edge}" for edge in stuck(seen, config.broker.lease_seconds, served)]
+                edges = [f"stuck: {edge}" for edge in stuck(seen)]
                 live.update(render(seen, tail.read(), tail, config.run.name, config.schedule.steps, edges))
                 if seen.depths is not None and seen.depths.finished:
                     return EX_OK

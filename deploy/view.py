@@ -24,6 +24,8 @@ from deploy.snapshot import Snapshot, Tail
 PLAIN_SECONDS = 5.0
 """Between two lines when the output is no terminal."""
 SHOWN_SERVICES = 16
+GONE_LEASES = 3
+"""A service not heard of for this many leases is no longer shown."""
 STYLE = {"actor": "cyan", "verifier": "magenta", "learner": "green", "broker": "blue", "launcher": "blue"}
 
 
@@ -179,14 +181,15 @@ def _services(snapshot: Snapshot) -> RenderableType:
     table = Table(box=None, padding=(0, 2), header_style="dim", pad_edge=False)
     for column in ("service", "phase", "waiting on", "since", "heard"):
         table.add_column(column, no_wrap=True, justify="right" if column in ("since", "heard") else "left")
-    shown = [pulse for pulse in snapshot.services if pulse.phase != "stopped"]
+    gone = GONE_LEASES * snapshot.lease_seconds
+    shown = [pulse for pulse in snapshot.services if pulse.phase != "stopped" and pulse.age_seconds < gone]
     for pulse in shown[:SHOWN_SERVICES]:
         table.add_row(
             Text(f"{pulse.role} {pulse.index}  pid {pulse.pid}", style=STYLE.get(pulse.role, "")),
             pulse.phase,
             pulse.waiting_on or "–",
             f"{max(0.0, snapshot.at - pulse.since):.0f} s",
-            f"{pulse.age_seconds:.0f} s ago",
+            Text(f"{pulse.age_seconds:.0f} s ago", style="red" if pulse.age_seconds > snapshot.lease_seconds else ""),
         )
     if len(shown) > SHOWN_SERVICES:
         table.add_row(f"… {len(shown) - SHOWN_SERVICES} more", "", "", "", "")
