@@ -83,7 +83,8 @@ class ActorService(Service):
             self.phase("sampling")
             self._poll()
         elif self._held:
-            self._idle("weights: a version that cannot be loaded" if self._fetching.failing else "weights")
+            failing = self._fetching.failing
+            self._idle("weights: a version that cannot be loaded" if failing else "weights", IDLE_SECONDS / 10)
         elif self._short == "run finished":
             self.finish("the run is finished")
         else:
@@ -233,6 +234,10 @@ class ActorService(Service):
     def _poll(self) -> None:
         done = self._engine.poll(self._settings.offer_seconds)
         self._unsent += done
+        self._measure(done)
+        self._offer()
+
+    def _measure(self, done: list[Completion]) -> None:
         engine, measures = self._engine, self._measures
         measures.sampled(engine.tokens, done)
         measures.occupancy.set(engine.running / self._settings.max_batch)
@@ -240,7 +245,7 @@ class ActorService(Service):
         oldest = engine.oldest_version()
         measures.staleness.set(0 if oldest is None else max(0, self._newest - oldest))
         self.values["tokens_per_second"] = measures.tokens_per_second
-        self._offer()
+        self.values["in_flight"] = engine.in_flight
 
     def _offer(self) -> None:
         if not self._unsent:
@@ -259,9 +264,7 @@ class ActorService(Service):
         if stale:
             self._drop(stale, "stale")
 
-    def _idle(self, reason: str) -> None:
+    def _idle(self, reason: str, seconds: float = IDLE_SECONDS) -> None:
         self.phase("waiting")
-        self._measures.sampled(self._engine.tokens, ())
-        self._measures.occupancy.set(0)
-        self._measures.in_flight.set(0)
-        self.wait(reason, IDLE_SECONDS)
+        self._measure([])
+        self.wait(reason, seconds)

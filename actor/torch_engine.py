@@ -187,6 +187,9 @@ class TorchEngine:
             self._slots.copy_from(prefill.slots, source, first + start, width)
             logits.append(prefill.logits[source])
             start = end
+        for row in rows:
+            if not row.group.waiting:  # nobody will copy it again: keep each prompt once, in its rows' slots
+                row.group.prefill = None
         return torch.cat(logits)
 
     def _prefill(self, groups: list[_Group]) -> None:
