@@ -126,7 +126,11 @@ def test_a_verifier_that_nobody_serves_is_found_before_the_start(tree: dict[str,
 
 @pytest.mark.parametrize(
     ("line", "word"),
-    [("{", "not JSON"), ("[]", "lacks prompt"), ('{"prompt": 1, "verifier": "arithmetic", "record": {}}', "lacks prompt")],
+    [
+        ("{", "not JSON"),
+        ("[]", "lacks prompt"),
+        ('{"prompt": 1, "verifier": "arithmetic", "record": {}}', "lacks prompt"),
+    ],
 )
 def test_a_malformed_prompt_line_is_named(tree: dict[str, Any], write: Write, line: str, word: str) -> None:
     with open(tree["data"]["train"], "a") as file:
