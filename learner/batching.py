@@ -5,14 +5,15 @@ the prompt's computation: each attends to the prompt and to itself, and its posi
 every log-probability is the one a row of its own would give. A *micro-batch* is a set of rows padded to the longest.
 
 Invariants: every completion is in exactly one row; while a group fits into the token budget it is never split over
-micro-batches (the coefficients of a completion depend on its whole group); all ranks get the same number of micro-batches
-(a sharded forward is a collective: a rank with one less would hang the others).
+micro-batches (the coefficients of a completion depend on its whole group); all ranks get the same number of
+micro-batches (a sharded forward is a collective: a rank with one less would hang the others).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Row:
-    """Completions `members` (positions in the group) of group `group` (position in the rank's list) laid out together."""
+    """Completions `members` (places in the group) of group `group` (place in the rank's list) laid out together."""
 
     group: int
     members: tuple[int, ...]
@@ -88,9 +89,9 @@ def rows_of(shape: Shape, group: int, row_tokens: int) -> list[Row]:
 def plan(shapes: Sequence[Shape], budget: int, row_tokens: int) -> Plan:
     """Micro-batches of one rank: rows of similar length together, padded tokens ≤ `budget` each.
 
-    Groups stay whole when every group fits the budget on its own; otherwise rows are packed regardless of their group and
-    `Plan.whole` is False: the caller must then know all log-probabilities before it computes coefficients. Only a row
-    that is a single sequence may exceed the budget, and then it is alone.
+    Groups stay whole when every group fits the budget on its own; otherwise rows are packed regardless of their group
+    and `Plan.whole` is False: the caller must then know all log-probabilities before it computes coefficients. Only a
+    row that is a single sequence may exceed the budget, and then it is alone.
     """
     row_limit = min(row_tokens, budget)
     grouped = [rows_of(shape, index, row_limit) for index, shape in enumerate(shapes) if shape.completions]
@@ -124,9 +125,10 @@ class Layout:
     """One micro-batch as tensors. R rows of L tokens, N completions of up to T tokens, M completion tokens in all.
 
     `tokens` (R, L) int64. `positions` (R, L) int64 and `attend` (R, 1, L, L) bool are None when every row is one plain
-    sequence (causal attention with padding on the right needs neither). `at` (M,) int64: place in the flattened (R·L) rows
-    whose hidden state predicts each completion token; `targets` (M,) int64: that token. `mask` (N, T) bool: where those M
-    tokens lie in a completion-by-token table, row-major. `samples` (N,): position of each completion among the rank's.
+    sequence (causal attention with padding on the right needs neither). `at` (M,) int64: place in the flattened (R·L)
+    rows whose hidden state predicts each completion token; `targets` (M,) int64: that token. `mask` (N, T) bool: where
+    those M tokens lie in a completion-by-token table, row-major. `samples` (N,): each completion's place among the
+    rank's.
     """
 
     tokens: Tensor
@@ -143,8 +145,11 @@ class Layout:
 
     def to(self, device: torch.device) -> Layout:
         """The same layout on `device`."""
-        move = lambda tensor: None if tensor is None else tensor.to(device, non_blocking=True)  # noqa: E731
-        return Layout(**{name: move(value) for name, value in vars(self).items()})
+        found: dict[str, Any] = {
+            name: None if tensor is None else tensor.to(device, non_blocking=True)
+            for name, tensor in vars(self).items()
+        }
+        return Layout(**found)
 
 
 def lay_out(
@@ -155,9 +160,9 @@ def lay_out(
 ) -> Layout:
     """Tensors of one micro-batch.
 
-    `prompts[g]` and `completions[g][m]` are int32 token ids; `first[g]` is the position of group g's first completion among
-    all of the rank's completions. No rows give a layout of one padding token and no completion, so that a rank without
-    work can take part in the collectives.
+    `prompts[g]` and `completions[g][m]` are int32 token ids; `first[g]` is the place of group g's first completion
+    among all of the rank's completions. No rows give a layout of one padding token and no completion, so that a
+    rank without work can take part in the collectives.
     """
     width = max((row.length for row in rows), default=1)
     tokens = np.zeros((max(len(rows), 1), width), np.int64)
@@ -198,7 +203,7 @@ def lay_out(
 
 
 def _attention(branch: np.ndarray) -> np.ndarray:
-    """(R, L, L) bool: query i sees key j ≤ i when j is prompt or in i's own branch; padding sees itself only to stay finite."""
+    """(R, L, L) bool: query i sees key j ≤ i when j is prompt or in i's branch; padding sees padding (finite)."""
     same = branch[:, :, None] == branch[:, None, :]
     prompt = (branch == -1)[:, None, :]
     causal = np.tri(branch.shape[1], dtype=bool)

@@ -20,8 +20,8 @@ from typing import Any
 
 import msgpack
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from broker.errors import EX_DATA, SieveError
@@ -76,7 +76,7 @@ class Checkpoints:
             partial.mkdir(parents=True)
         self.ranks.barrier()
         tensors, moments = get_state_dict(model, optimizer)
-        dcp.save({"model": tensors, "optimizer": moments}, checkpoint_id=partial)
+        state_dict_saver.save({"model": tensors, "optimizer": moments}, checkpoint_id=partial)
         mine = sorted(partial.glob(f"__{self.ranks.rank}_*"))
         found = self.ranks.gather({file.name: _digest(file) for file in mine})
         if self.ranks.first:
@@ -125,12 +125,13 @@ class Checkpoints:
             )
         if manifest["fingerprint"] != fingerprint:
             raise CheckpointCorrupt(
-                f"checkpoint {directory} belongs to a run with another base model, prompts, seed or sampling (fingerprint "
-                f"{manifest['fingerprint'][:12]}, now {fingerprint[:12]}): choose another run.name, or undo the change"
+                f"checkpoint {directory} belongs to a run with another base model, prompts, seed or sampling "
+                f"(fingerprint {manifest['fingerprint'][:12]}, now {fingerprint[:12]}): choose another run.name, or "
+                "undo the change"
             )
         tensors, moments = get_state_dict(model, optimizer)
-        state = {"model": tensors, "optimizer": moments}
-        dcp.load(state, checkpoint_id=directory)
+        state: dict[str, Any] = {"model": tensors, "optimizer": moments}
+        state_dict_loader.load(state, checkpoint_id=directory)
         set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
         body: dict[str, Any] = msgpack.unpackb((directory / STATE).read_bytes(), raw=False, strict_map_key=False)
         torch.set_rng_state(torch.frombuffer(bytearray(body["random"]), dtype=torch.uint8))

@@ -48,8 +48,8 @@ def read_prompts(path: Path, tokenizer: Any, *, vocabulary: int, longest: int) -
             )
         if max(ids) >= vocabulary:
             raise DataUnusable(
-                f"{where}: prompt: token id {max(ids)} ≥ the model's vocabulary of {vocabulary}: the tokenizer in model.path "
-                "belongs to another model; copy the matching tokenizer files there"
+                f"{where}: prompt: token id {max(ids)} ≥ the model's vocabulary of {vocabulary}: the tokenizer in "
+                "model.path belongs to another model; copy the matching tokenizer files there"
             )
         try:
             prompt = Prompt(
@@ -111,7 +111,10 @@ def load_tokenizer(path: Path) -> Any:
 
 
 def end_tokens(path: Path, model_config: Any, tokenizer: Any) -> tuple[int, ...]:
-    """Token ids that end an answer: of generation_config.json, else config.json, else the tokenizer. Raises DataUnusable."""
+    """Token ids that end an answer: of generation_config.json, else config.json, else the tokenizer.
+
+    Raises DataUnusable.
+    """
     found: Any = None
     if (path / "generation_config.json").is_file():
         found = GenerationConfig.from_pretrained(path, local_files_only=True).eos_token_id

@@ -44,7 +44,7 @@ class HeldOut:
         self._looked = 0.0
 
     def poll(self, incarnation: Incarnation, groups: int, *, now: bool = False) -> bool:
-        """Read up to `groups` finished groups of each evaluation, write those that are complete; True if there was any."""
+        """Read up to `groups` finished groups of each evaluation and write what is complete; True if there was any."""
         if not now and time.monotonic() - self._looked < POLL_SECONDS:
             return False
         self._looked = time.monotonic()

@@ -1,7 +1,7 @@
 """The policy π_θ and the frozen base π_b: loaded from Hugging Face files, sharded with FSDP2, scored by one function.
 
-Both models are `Scorer`s of the same class, precision and code path, so that a ratio π_θ/π_b never measures a difference
-between kernels. This file knows nothing of groups, coefficients or the broker.
+Both models are `Scorer`s of the same class, precision and code path, so that a ratio π_θ/π_b never measures a
+difference between kernels. This file knows nothing of groups, coefficients or the broker.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from broker.errors import EX_DATA, SieveError
 from learner.batching import Layout, Row, lay_out
 
 LOGIT_ELEMENTS = 1 << 27
-"""Float32 logits held at once (512 MiB); beyond it the output head is computed in pieces, again in the backward pass."""
+"""Float32 logits held at once (512 MiB); beyond it the head is computed in pieces, and again in the backward pass."""
 
 _log = logging.getLogger("sieve.learner")
 
 
 class ModelUnusable(SieveError):
-    """The model directory cannot be trained: missing, damaged, or of an architecture this learner would score wrongly."""
+    """The model directory cannot be trained: missing, damaged, or of an architecture that would be scored wrongly."""
 
     exit_code = EX_DATA
 
@@ -66,10 +66,10 @@ class Scorer(nn.Module):
         if at.numel() == 0:
             # Nothing to score: still touch every parameter, so that this rank's collectives match the others'.
             return self.head(hidden).float().sum(-1)  # type: ignore[no-any-return]
-        piece = max(1, LOGIT_ELEMENTS // self.head.out_features)  # type: ignore[operator]
+        piece = max(1, LOGIT_ELEMENTS // int(self.head.out_features))  # type: ignore[arg-type]
         if at.numel() <= piece:
             return self._log_probs(hidden, targets)
-        parts = zip(hidden.split(piece), targets.split(piece), strict=True)
+        parts = zip(torch.split(hidden, piece), torch.split(targets, piece), strict=True)
         return torch.cat([checkpoint(self._log_probs, part, aim, use_reentrant=False) for part, aim in parts])
 
     def _log_probs(self, hidden: Tensor, targets: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ def score(model: Scorer, layout: Layout) -> Tensor:
 
 
 def load(path: Path, dtype: torch.dtype) -> nn.Module:
-    """The causal language model in `path`, on the CPU in `dtype`, without dropout. Raises ModelUnusable with the remedy."""
+    """The causal language model in `path`, on the CPU in `dtype`, without dropout. Raises ModelUnusable."""
     if not (path / "config.json").is_file():
         raise ModelUnusable(f"model.path = {path} holds no config.json: give the directory of a Hugging Face model")
     try:
@@ -105,7 +105,7 @@ def load(path: Path, dtype: torch.dtype) -> nn.Module:
 
 
 def _same_names_as_files(model: nn.Module, path: Path) -> None:
-    """Refuse an architecture that transformers renames while loading: its published weights would not load elsewhere."""
+    """Refuse an architecture that transformers renames while loading: its published weights would load nowhere."""
     files = sorted(path.glob("*.safetensors"))
     stored: set[str] = set()
     for file in files:
@@ -114,8 +114,9 @@ def _same_names_as_files(model: nn.Module, path: Path) -> None:
     unknown = sorted(stored - set(model.state_dict()))
     if unknown:
         raise ModelUnusable(
-            f"{path} stores {unknown[0]!r} (and {len(unknown) - 1} more) under a name the loaded model does not have, so what "
-            "this learner publishes would not load in an actor; use an architecture whose tensors keep their names (Llama, Qwen)"
+            f"{path} stores {unknown[0]!r} (and {len(unknown) - 1} more) under a name the loaded model does not have, "
+            "so what this learner publishes would not load in an actor; use an architecture whose tensors keep their "
+            "names (Llama, Qwen)"
         )
 
 
@@ -149,7 +150,8 @@ def verify_scoring(model: Scorer, path: Path, *, shared_rows: bool) -> None:
             if not torch.allclose(found, wanted, atol=tolerance, rtol=tolerance):
                 worst = float((found - wanted).abs().max())
                 raise ModelUnusable(
-                    f"{path}: log-probs of {len(rows)} row(s) differ from the model's own by {worst:.3g} > {tolerance}: {remedy}"
+                    f"{path}: log-probs of {len(rows)} row(s) differ from the model's own by {worst:.3g} > "
+                    f"{tolerance}: {remedy}"
                 )
 
 
@@ -193,17 +195,17 @@ def _recomputed(layer: nn.Module) -> None:
             return plain(*args, **kwargs)
         return checkpoint(plain, *args, use_reentrant=False, **kwargs)
 
-    layer.forward = forward  # type: ignore[method-assign]
+    layer.forward = forward
 
 
 def full_state(scorer: Scorer, dtype: torch.dtype, *, keep: bool) -> dict[str, Tensor]:
     """Whole tensors under their Hugging Face names, on the CPU in `dtype`; collective: every rank must call it.
 
-    One tensor is gathered at a time, so that the peak on a device is one tensor above its shards. Ranks that do not `keep`
-    take part and return {}. Tied tensors appear once, as transformers stores them.
+    One tensor is gathered at a time, so that the peak on a device is one tensor above its shards. Ranks that do not
+    `keep` take part and return {}. Tied tensors appear once, as transformers stores them.
     """
     state: dict[str, Tensor] = {}
-    tensors = dict(scorer.causal_lm.named_parameters())
+    tensors: dict[str, Tensor] = dict(scorer.causal_lm.named_parameters())
     persistent = scorer.causal_lm.state_dict(keep_vars=True)
     tensors.update({name: value for name, value in scorer.causal_lm.named_buffers() if name in persistent})
     for name, tensor in tensors.items():

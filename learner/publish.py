@@ -51,7 +51,7 @@ def publish_weights(
 
 
 def export(path: Path, policy: Scorer, source: Path, dtype: torch.dtype, *, first: bool) -> None:
-    """Write `policy` as a Hugging Face model directory at `path`, replacing what is there at the very end. Collective."""
+    """Write `policy` as a Hugging Face model directory, replacing what is at `path` at the very end. Collective."""
     state = full_state(policy, dtype, keep=first)
     if not first:
         return

@@ -1,8 +1,9 @@
 """The learner's processes as one: process groups, the device, and the few things ranks tell each other.
 
 Tensor collectives go through the default group (NCCL on CUDA, gloo on a CPU). Control messages — small Python objects
-from our own ranks — go through a gloo group of their own, so that waiting for work never occupies a GPU. RANK, WORLD_SIZE,
-LOCAL_RANK, MASTER_ADDR and MASTER_PORT are torchrun's and the launcher's; without them this is a world of one.
+from our own ranks — go through a gloo group of their own, so that waiting for work never occupies a GPU. RANK,
+WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT are torchrun's and the launcher's; without them this is a world of
+one.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ class Ranks:
         backend = "nccl" if kind == "cuda" else "gloo"
         timeout = timedelta(seconds=collective_seconds)
         if self.world == 1:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+            dist.init_process_group(
+                backend, store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1, timeout=timeout
+            )
         else:
             dist.init_process_group(backend, rank=self.rank, world_size=self.world, timeout=timeout)
         self._control = dist.new_group(backend="gloo", timeout=timeout) if self.world > 1 else None
@@ -90,7 +93,7 @@ class Ranks:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(total, group=self._control)
-        return total.tolist()  # type: ignore[no-any-return]
+        return total.tolist()
 
     def barrier(self) -> None:
         """Return once every rank is here."""

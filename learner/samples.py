@@ -80,7 +80,7 @@ class Samples:
 def table(layout: Layout, values: Sequence[Floats | None]) -> Tensor:
     """Per-completion rows `values` (one of each of the rank's N) as the layout's (N, T) float32 table on its device."""
     rows = [values[sample] for sample in layout.samples.tolist()]
-    flat = np.concatenate(rows) if rows else np.zeros(0, np.float32)  # type: ignore[arg-type]
+    flat = np.concatenate(rows) if rows else np.zeros(0, np.float32)
     return layout.table(torch.from_numpy(flat.astype(np.float32, copy=False)).to(layout.mask.device))
 
 

@@ -1,12 +1,12 @@
 """The learner: opens the run, then lease → train → publish → checkpoint and commit, until the steps are done.
 
-Rank 0 decides what comes next and tells the others; every rank then does the same thing, so that collectives always meet.
-All broker calls but the fetching of groups are rank 0's. What makes a kill at any moment harmless:
+Rank 0 decides what comes next and tells the others; every rank then does the same, so that collectives always meet. All
+broker calls but the fetching of groups are rank 0's. What makes a kill at any moment harmless:
 
 - groups are committed only after a checkpoint that contains their gradient is durable, and with it;
 - the version pointer moves only after a version's files are complete;
-- a restart loads the newest checkpoint, settles it (`begin(step)`, `commit(step)`), and publishes what it loaded under a
-  new version number if actors have seen newer weights than these: a version number never means two sets of weights.
+- a restart loads the newest checkpoint, settles it (`begin(step)`, `commit(step)`), and publishes what it loaded under
+  a new version number if actors have seen newer weights than these: a version never means two sets of weights.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class LearnerService(Service):
         self._publish_at_start()
 
     def _resume(self) -> Incarnation:
-        """Load the newest checkpoint and take the run with it; what it contains is committed, the rest is done again."""
+        """Load the newest checkpoint and take the run with it: what it holds is committed, the rest is done again."""
         steps = self.ranks.tell(self.checkpoints.steps())
         fingerprint = self.run_data.fingerprint
         self.progress = Progress(fingerprint=fingerprint)
@@ -233,18 +233,17 @@ class LearnerService(Service):
             self.log.warning("step %d refused, weights unchanged: %s; groups %s … %s", step, refused, gids[0], gids[-1])
         if self._refused_in_a_row >= self.config.learner.refusals_in_a_row:
             raise TooManyRefusals(
-                f"{self._refused_in_a_row} steps in a row up to {step} were refused ({refused}), limit "
-                f"learner.refusals_in_a_row: lower learner.optimizer.lr, or train in bfloat16 or float32 instead of float16; "
-                f"the run resumes from step {self.committed}"
+                f"{self._refused_in_a_row} steps in a row up to {step} were refused ({refused}), the limit "
+                f"learner.refusals_in_a_row: lower learner.optimizer.lr, or train in bfloat16 or float32 instead of "
+                f"float16; the run resumes from step {self.committed}"
             )
 
     def _publish(self, version: int) -> None:
         self.phase("publishing")
         begin = time.perf_counter()
         now, model = self.progress, self.config.model
-        publish_weights(
-            self.weights, version, self.trainer.policy, model.path, compute_dtype(model), first=self.ranks.first, step=now.step
-        )  # fmt: skip
+        first, dtype = self.ranks.first, compute_dtype(model)
+        publish_weights(self.weights, version, self.trainer.policy, model.path, dtype, first=first, step=now.step)
         if self.ranks.first:
             self.retrying(lambda: self.broker.publish(self.incarnation, version, now.step))
             every, last = self.config.evaluation.every, now.step >= self.config.schedule.steps
@@ -326,9 +325,8 @@ class LearnerService(Service):
         """The weights as a Hugging Face model in <run>/model, then the word that the run is over."""
         self.phase("exporting")
         model = self.config.model
-        export(
-            self.config.run.path / "model", self.trainer.policy, model.path, compute_dtype(model), first=self.ranks.first
-        )  # fmt: skip
+        path, first = self.config.run.path / "model", self.ranks.first
+        export(path, self.trainer.policy, model.path, compute_dtype(model), first=first)
         if self.ranks.first:
             self.retrying(lambda: self.broker.finish(self.incarnation))
         self.ranks.barrier()

@@ -42,8 +42,8 @@ class LearnerSettings(Section):
     micro_batch_tokens: Annotated[int, Field(ge=16, le=1 << 24)] = 8192
     """Padded tokens computed at once on one rank; the longest prompt with its longest answer must fit."""
     row_tokens: Annotated[int, Field(ge=0, le=1 << 20)] = 256
-    """Completions of one group share a row, and the computation of their prompt, up to this many tokens; beyond it (or at
-    0) each has its own, with plain causal attention. Sharing pays while answers are short, for attention is quadratic."""
+    """Completions of one group share a row, and the computation of their prompt, up to this many tokens; beyond it (or
+    at 0) each has its own, with plain causal attention. Sharing pays for short answers: attention is quadratic."""
     recompute: bool = False
     """Compute each layer's activations again in the backward pass instead of keeping them."""
     reshard_after_forward: bool = True

@@ -1,4 +1,4 @@
-"""What the learner does once, before its loop: read and tokenise the prompts, open the run, load and shard the models."""
+"""What the learner does once, before its loop: tokenise the prompts, open the run, load and shard the models."""
 
 from __future__ import annotations
 
@@ -68,7 +68,8 @@ def open_run(config: LearnerConfig, ranks: Ranks, broker: Broker) -> Run:
     longest = context - sampling.max_new_tokens
     if longest < 1:
         raise SettingsUnfit(
-            f"sampling.max_new_tokens = {sampling.max_new_tokens} leaves no room for a prompt in the model's context of {context}"
+            f"sampling.max_new_tokens = {sampling.max_new_tokens} leaves no room for a prompt in the model's context "
+            f"of {context} tokens: lower it"
         )
     vocabulary = int(model.vocab_size)
     train = read_prompts(config.data.train, tokenizer, vocabulary=vocabulary, longest=longest)
@@ -80,8 +81,8 @@ def open_run(config: LearnerConfig, ranks: Ranks, broker: Broker) -> Run:
     needed = max(len(prompt) for prompt in prompts) + sampling.max_new_tokens
     if config.learner.micro_batch_tokens < needed:
         raise SettingsUnfit(
-            f"learner.micro_batch_tokens = {config.learner.micro_batch_tokens} is less than the longest prompt with the longest "
-            f"answer, {needed} tokens: raise it to at least that"
+            f"learner.micro_batch_tokens = {config.learner.micro_batch_tokens} is less than the longest prompt with "
+            f"the longest answer, {needed} tokens: raise it to at least that"
         )
     fingerprint = fingerprint_of(config, train, held_out)
     if ranks.first:

@@ -1,4 +1,4 @@
-"""What a step tells: one line of metrics.jsonl, the Prometheus series, the few figures of the heartbeat. Changes nothing.
+"""What a step tells: one line of metrics.jsonl and the Prometheus series. Changes nothing in the step itself.
 
 Figures are of the whole step over all ranks. Shares are 0–1, log-probabilities and entropies in nats, times in seconds.
 """
@@ -44,8 +44,11 @@ def figures(
     progress: float,
     current: bool,
 ) -> dict[str, Any]:
-    """One line of metrics.jsonl. `current`: the weights trained from were those of `version`, so that samples of staleness 0
-    must have the sampler's log-probs; the mismatch is None when there are no such samples."""
+    """One line of metrics.jsonl.
+
+    `current`: the weights trained from were those of `version`, so that samples of staleness 0 must have the sampler's
+    log-probs; the mismatch is None when there are no such samples.
+    """
     line: dict[str, Any] = {
         "step": step, "version": version, "time": time.time(), "loss": report.loss, "grad_norm": report.grad_norm,
         "lr": report.lr, "refused": report.refused, "completions": report.completions,
@@ -64,7 +67,7 @@ def figures(
         "staleness_max": int(sequences.staleness.max()),
         "mismatch_mean": float(gap.sum()) / counted if counted else None,
         "mismatch_max": float(gap.max()) if counted else None,
-        "groups": len(sequences.group.unique()),
+        "groups": len(set(sequences.group.tolist())),
         "tokens": int(tokens),
         "entropy": -float(sequences.policy[sequences.mask].sum()) / tokens,
         "response_length": float(lengths.mean()),

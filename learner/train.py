@@ -4,7 +4,7 @@
 
 N counts the completions of all ranks, L_norm is a constant (longest answer), so that no answer counts more for being
 short. `Trainer.step` is the method, line by line; where groups come from and where weights go is not its business.
-A step whose loss or gradient is not finite is refused: weights and optimiser stay as they were, and the report says why.
+A step whose loss or gradient is not finite is refused: weights and optimiser stay as they were, the report says why.
 """
 
 from __future__ import annotations
@@ -113,13 +113,15 @@ class Trainer:
             finite = known != [] and self.finite(samples, layout, policy)
             if not finite or not len(layout.samples):
                 report.refused = report.refused or ("" if finite else "non-finite log-probability")
-                (policy * 0).sum().backward()  # nothing to learn here, but the other ranks' collectives need this one
+                torch.autograd.backward(
+                    (policy * 0).sum()
+                )  # nothing to learn here, but the other ranks' collectives need this one
                 continue
             batch = sequences(layout, policy)
             values = known[index] if known else self.objective(batch, progress).values
             loss = -(values * policy * layout.mask).sum() / (max(total, 1) * self.objective.length_norm)
             # Sharding averages gradients over ranks, and N is global already; the scale keeps float16 from underflow.
-            (loss * (self.ranks.world * self.loss_scale)).backward()
+            torch.autograd.backward(loss * (self.ranks.world * self.loss_scale))
             report.loss += float(loss.detach())
             report.sequences.append(batch)
 
@@ -149,7 +151,7 @@ class Trainer:
                     samples.base[sample] = scores[row, : len(samples.behaviour[sample])].copy()
 
     def pooled_log_z(self, samples: Samples) -> NDArray[np.float32]:
-        """log Ẑ without the sample itself, from every earlier visit and the whole step's samples of the prompt; (N,)."""
+        """log Ẑ without the sample itself, from all earlier visits and the whole step's samples of the prompt; (N,)."""
         log_base = np.array([values.sum(dtype=np.float64) for values in samples.base if values is not None])
         log_behaviour = np.array([values.sum(dtype=np.float64) for values in samples.behaviour])
         finite = np.isfinite(log_base)
@@ -180,7 +182,7 @@ class Trainer:
             return []
         parts = [sequences(layout, policy) for layout, policy in zip(layouts, scores, strict=True)]
         values = self.objective(join(parts), progress).values
-        tables = values.split([len(part) for part in parts])
+        tables = torch.split(values, [len(part) for part in parts])
         return [
             value if value.shape[1] == 1 else value[:, : part.mask.shape[1]]
             for value, part in zip(tables, parts, strict=True)

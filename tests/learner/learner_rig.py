@@ -25,8 +25,8 @@ def save_model(path: Path, *, seed: int = 0, tied: bool = False, dtype: torch.dt
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=tied, bos_token_id=None, eos_token_id=EOS,
-        pad_token_id=0,
+        num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=tied, bos_token_id=None,
+        eos_token_id=EOS, pad_token_id=0,
     )  # fmt: skip
     LlamaForCausalLM(config).to(dtype).save_pretrained(path)
     words = {"<pad>": 0, "<end>": EOS, "<unk>": 2} | {f"w{index}": index for index in range(3, VOCABULARY)}
@@ -51,7 +51,7 @@ def save_prompts(path: Path, count: int) -> Path:
 def uniform_completion(
     draw: np.random.Generator, gid: str, prompt: int, idx: int, n: int, version: int, longest: int
 ) -> tuple[Completion, Verdict]:
-    """A draw from the uniform policy — its μ is exact whatever weights it claims — that passes iff its first token is even."""
+    """A draw from the uniform policy: its μ is exact whatever version it claims. An even first token passes."""
     ids: list[int] = []
     while len(ids) < longest and (not ids or ids[-1] != EOS):
         ids.append(int(draw.integers(0, VOCABULARY)))
@@ -68,7 +68,9 @@ def uniform_completion(
     return completion, verdict
 
 
-def make_groups(count: int, n: int, *, seed: int = 0, longest: int = 6, version: int = 0, start: int = 0) -> list[Group]:
+def make_groups(
+    count: int, n: int, *, seed: int = 0, longest: int = 6, version: int = 0, start: int = 0
+) -> list[Group]:
     """Finished groups of uniform completions, prompt index = group number."""
     draw = np.random.default_rng(seed)
     groups = []

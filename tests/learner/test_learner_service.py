@@ -70,9 +70,12 @@ class Job:
                 }  # fmt: skip
             self.processes.append(
                 subprocess.Popen(
-                    [sys.executable, str(RUNNER), str(self.file), self.url], env=environment, text=True,
-                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                )  # fmt: skip
+                    [sys.executable, str(RUNNER), str(self.file), self.url],
+                    env=environment,
+                    text=True,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                )
             )
 
     def feed(self) -> bool:
@@ -167,10 +170,10 @@ def test_a_run_trains_publishes_commits_evaluates_and_finishes(job: Job) -> None
         assert line["pass@1"] == pytest.approx(np.mean([prompt["correct"] / prompt["n"] for prompt in raw]))
         assert all(len(prompt["samples"]) == prompt["n"] == 8 for prompt in raw)
     expected = {
-        "step", "version", "time", "loss", "grad_norm", "lr", "pass_rate", "mean_r", "ess_rho", "ess_rho_alpha", "ess_weight",
-        "truncated_share", "z_mean", "z_narrow_share", "staleness_mean", "staleness_max", "mismatch_mean", "mismatch_max",
-        "completions", "groups", "tokens", "entropy", "response_length", "seconds", "seconds_waiting", "seconds_base",
-        "seconds_backward", "seconds_publish",
+        "step", "version", "time", "loss", "grad_norm", "lr", "pass_rate", "mean_r", "ess_rho", "ess_rho_alpha",
+        "ess_weight", "truncated_share", "z_mean", "z_narrow_share", "staleness_mean", "staleness_max", "mismatch_mean",
+        "mismatch_max", "completions", "groups", "tokens", "entropy", "response_length", "seconds", "seconds_waiting",
+        "seconds_base", "seconds_backward", "seconds_publish",
     }  # fmt: skip
     for line in job.lines():
         assert expected <= line.keys()
@@ -254,4 +257,3 @@ def test_another_model_under_the_same_run_name_is_refused(job: Job) -> None:
     job.start()
     text = job.processes.pop().communicate(timeout=60)[0]
     assert "choose another run.name" in text
-

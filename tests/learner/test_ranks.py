@@ -74,7 +74,7 @@ def test_a_checkpoint_resumes_on_another_number_of_ranks(answers: dict[str, Answ
 
 @pytest.mark.slow
 def test_a_resumed_run_goes_on_with_the_weights_it_had(answers: dict[str, Answer]) -> None:
-    """Weights move by about lr = .01 a step and element: two steps after the checkpoint they are near it, not near the base."""
+    """Weights move by about lr = .01 a step and element: two steps after the checkpoint they are near it."""
     saved, resumed = answers["1 save"]["weights"], answers["1 load by one"]["weights"]
     moved = max(np.abs(np.subtract(saved[name], resumed[name])).max() for name in saved)
     assert 1e-3 < moved < 0.05
