@@ -1,0 +1,280 @@
+"""`sieve run` and the command line for real: whole runs of the Countdown example, small, with everything killed once.
+
+Real Ray, real Redis, real processes. A run that goes on by itself after kill -9 of each role must end with nothing
+lost and nothing trained twice; Ctrl-C must leave a run that --resume finishes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from broker.client import Broker
+from broker.errors import SieveError
+from broker.server import read_endpoint
+from broker.settings import BrokerSettings, RunSettings
+from deploy.config import load
+from deploy.rundir import RunDirectory, RunDirectoryError
+
+COUNTDOWN = Path(__file__).parents[2] / "examples" / "countdown"
+STEPS = 10
+PATIENCE = 240.0
+"""Seconds for anything that takes seconds on an idle machine."""
+
+
+class Started:
+    """`sieve` commands on one configuration, ended with the test."""
+
+    def __init__(self, directory: Path, **sections: Any) -> None:
+        self.run = RunSettings(name="t", directory=directory / "runs")
+        tree = {
+            "run": {"name": "t", "directory": str(self.run.directory)},
+            "model": {"path": str(COUNTDOWN / "base")},
+            "data": {"train": str(COUNTDOWN / "train.jsonl"), "held_out": str(COUNTDOWN / "held_out.jsonl")},
+            "broker": {"lease_seconds": 4.0},
+            "sampling": {"group_size": 4, "max_new_tokens": 14},
+            "schedule": {"steps": STEPS, "groups_per_step": 8, "checkpoint_every": 3, "max_staleness": 2},
+            "evaluation": {"prompts": 4, "samples": 8},
+            "learner": {"threads": 1, "optimizer": {"lr": 1e-4}},
+            **sections,
+        }
+        self.config = directory / "t.yaml"
+        self.config.write_text(yaml.safe_dump(tree))
+        self.directory = directory
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        command, *options = arguments
+        with open(self.directory / "output.txt", "ab") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "deploy.cli", command, str(self.config), *options],
+                stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, cwd=self.directory,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )  # fmt: skip
+        self.processes.append(process)
+        return process
+
+    def ask(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command, *options = arguments
+        return subprocess.run(
+            [sys.executable, "-m", "deploy.cli", command, str(self.config), *options],
+            capture_output=True, text=True, timeout=PATIENCE, check=False, cwd=self.directory,
+        )  # fmt: skip
+
+    def output(self) -> str:
+        return (self.directory / "output.txt").read_text(errors="replace")
+
+    def steps(self) -> list[int]:
+        try:
+            lines = (self.run.path / "metrics.jsonl").read_text().splitlines(keepends=True)
+        except FileNotFoundError:
+            return []
+        return [json.loads(line)["step"] for line in lines if line.endswith("\n")]
+
+    def until(self, ready: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not ready():
+            ended = [process.args for process in self.processes if process.poll() not in (None, 0)]
+            assert not ended, f"{ended} ended while waiting for {what}: {self.output()}"
+            assert time.monotonic() < deadline, f"no {what} within {PATIENCE:g} s: {self.output()}"
+            time.sleep(0.2)
+
+    def until_step(self, step: int) -> None:
+        self.until(lambda: bool(self.steps()) and self.steps()[-1] >= step, f"step {step}")
+
+    def pids(self, role: str) -> list[int]:
+        endpoint = read_endpoint(self.run)
+        assert endpoint is not None
+        broker = Broker.connect(BrokerSettings(lease_seconds=4.0), self.run, url=endpoint.url)
+        try:
+            alive = [p for p in broker.services() if p.role == role and p.phase != "stopped" and p.age_seconds < 4]
+            return [pulse.pid for pulse in alive]
+        finally:
+            broker.close()
+
+    def wait(self, process: subprocess.Popen[bytes]) -> int:
+        try:
+            return process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"{process.args} did not end within {PATIENCE:g} s: {self.output()}")
+
+    def account(self) -> dict[str, Any]:
+        return dict(json.loads((self.run.path / "audit.json").read_text()))
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[Callable[..., Started]]:
+    runs: list[Started] = []
+
+    def make(**sections: Any) -> Started:
+        runs.append(Started(tmp_path, **sections))
+        return runs[-1]
+
+    yield make
+    for process in [process for run in runs for process in run.processes if process.poll() is None]:
+        os.killpg(process.pid, signal.SIGKILL)  # its own session: nobody else's processes are in it
+        process.wait()
+
+
+def sound(run: Started, steps: int = STEPS) -> None:
+    """All steps once, nothing lost, nothing trained twice, by the broker's account and by the report's."""
+    assert run.steps() == list(range(1, steps + 1))
+    audit = run.account()
+    assert (audit["lost"], audit["duplicates"]) == (0, 0)
+    assert audit["committed"] == audit["issued"] == steps * 8
+    done = run.ask("report")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((run.run.path / "report" / "summary.json").read_text())
+    assert (summary["lost"], summary["duplicates"], summary["groups_trained"]) == (0, 0, steps * 8)
+    assert 0 <= summary["base"]["pass@1"] <= 1 and 0 <= summary["tuned"]["pass@1"] <= 1
+
+
+@pytest.mark.slow
+def test_kill_nine_of_every_role_is_survived_without_loss(started: Callable[..., Started]) -> None:
+    run = started()
+    process = run.start("run", "--no-view")
+    run.until_step(2)
+    for role, step in (("verifier", 4), ("actor", 5), ("learner", 7)):
+        for pid in run.pids(role):
+            os.kill(pid, signal.SIGKILL)
+        run.until_step(step)
+    assert run.wait(process) == 0, run.output()
+    sound(run)
+    assert run.output().count("starting again") >= 3
+    assert "Traceback" not in run.output()
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_a_run_that_resume_finishes(started: Callable[..., Started]) -> None:
+    run = started()
+    process = run.start("run", "--no-view")
+    run.until_step(2)
+    again = run.ask("run", "--resume")
+    assert again.returncode == 64 and f"alive (pid {process.pid})" in again.stderr
+    assert run.ask("status").returncode == 0
+    targets = json.loads((run.run.path / "prometheus" / "targets.json").read_text())
+    assert {group["labels"]["role"] for group in targets} >= {"actor", "learner", "verifier", "launcher"}
+
+    process.send_signal(signal.SIGINT)
+    assert run.wait(process) == 130, run.output()
+    reached = run.steps()[-1]
+    assert run.account()["committed"] == reached * 8  # the drain checkpointed and committed every step
+    assert run.account()["lost"] == 0
+    refused = run.ask("run")
+    assert refused.returncode == 64 and "--resume" in refused.stderr and "--fresh" in refused.stderr
+    assert run.ask("status").returncode == 69
+
+    process = run.start("run", "--no-view", "--resume")
+    assert run.wait(process) == 0, run.output()
+    sound(run)
+    assert run.ask("audit").returncode == 0  # Redis is started on the run's data for the question
+    assert run.ask("status").returncode == 0
+    sessions = [json.loads(line) for line in (run.run.path / "sessions.jsonl").read_text().splitlines()]
+    assert [session["outcome"] for session in sessions] == ["stopped", "finished"]
+
+
+@pytest.mark.slow
+def test_two_learner_ranks_start_again_together_when_one_is_killed(started: Callable[..., Started]) -> None:
+    run = started(launch={"ranks": 2})
+    process = run.start("run", "--no-view")
+    run.until_step(2)
+    before = run.pids("learner")
+    assert len(before) == 2
+    os.kill(before[1], signal.SIGKILL)
+    run.until_step(6)
+    assert not set(before) & set(run.pids("learner"))
+    assert run.wait(process) == 0, run.output()
+    sound(run)
+
+
+@pytest.mark.slow
+def test_four_terminals_make_a_system_and_a_second_verifier_takes_part(started: Callable[..., Started]) -> None:
+    run = started()
+    broker = run.start("broker")
+    services = [run.start("learner"), run.start("actor"), run.start("verifier"), run.start("verifier", "--index", "1")]
+    run.until_step(2)
+    assert len(run.pids("verifier")) == 2
+    assert [run.wait(service) for service in services] == [0, 0, 0, 0], run.output()
+    assert run.steps() == list(range(1, STEPS + 1))
+    audit = run.ask("audit")
+    assert audit.returncode == 0 and json.loads(audit.stdout)["committed"] == STEPS * 8
+    assert run.ask("deadletter", "list").returncode == 64  # the sub-command comes before CONFIG
+    broker.send_signal(signal.SIGTERM)
+    assert run.wait(broker) == 0, run.output()
+
+
+@pytest.mark.slow
+def test_a_service_that_cannot_start_ends_the_run_with_its_own_line(
+    started: Callable[..., Started], tmp_path: Path
+) -> None:
+    broken = tmp_path / "model"
+    broken.mkdir()
+    for file in (COUNTDOWN / "base").iterdir():
+        (broken / file.name).write_bytes(file.read_bytes())
+    weights = (broken / "model.safetensors").read_bytes()
+    (broken / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    run = started(model={"path": str(broken)})
+    done = run.ask("run", "--no-view")
+    assert 64 <= done.returncode <= 78
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("sieve: ") and str(broken) in last
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "word"),
+    [
+        (["status"], 69, "not running"),
+        (["audit"], 69, "start `sieve run CONFIG`"),
+        (["report"], 65, "nothing to report"),
+        (["run", "--resume"], 64, "no run to resume"),
+        (["run", "--set", "metrics.port=9100"], 64, "metrics.port = 9100"),
+        (["run", "--resume", "--fresh"], 64, "give one of them"),
+        (["run", "--set", "schedule.stepz=1"], 64, "did you mean schedule.steps?"),
+        (["actor", "--set", "broker.connect_seconds=.2"], 69, "broker"),
+        (["verifier", "--name", "lean"], 64, "verifier.serve"),
+        (["nonsense"], 64, "No such command"),
+        (["run", "--nonsense"], 64, "No such option"),
+    ],
+)
+def test_errors_are_one_line_with_the_remedy_and_a_code(
+    started: Callable[..., Started], arguments: list[str], code: int, word: str
+) -> None:
+    done = started().ask(*arguments)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert word in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert len([line for line in done.stderr.splitlines() if " INFO " not in line]) <= 1, done.stderr
+
+
+def test_a_finished_run_is_moved_aside_only_when_asked(started: Callable[..., Started]) -> None:
+    config = load(started().config, environment={})
+    with RunDirectory(config, resume=False, fresh=False) as taken:
+        assert yaml.safe_load((taken.path / "config.yaml").read_text())["run"]["name"] == "t"
+        with pytest.raises(RunDirectoryError, match=f"alive \\(pid {os.getpid()}\\)"):
+            RunDirectory(config, resume=True, fresh=False)
+    with pytest.raises(RunDirectoryError, match=r"--resume.*--fresh"):
+        RunDirectory(config, resume=False, fresh=False)
+    with RunDirectory(config, resume=True, fresh=False):
+        pass
+    with RunDirectory(config, resume=False, fresh=True) as taken:
+        assert taken.moved is not None and (taken.moved / "config.yaml").is_file()
+    assert len(list(config.run.directory.iterdir())) == 2
+
+
+def test_a_run_directory_that_cannot_be_written_is_named(tmp_path: Path, started: Callable[..., Started]) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    config = load(started().config, [f"run.directory={file}"], {})
+    with pytest.raises(SieveError, match="cannot be written"):
+        RunDirectory(config, resume=False, fresh=False)
