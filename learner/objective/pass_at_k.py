@@ -4,8 +4,8 @@ Karkhanis, arXiv 2505.15201; Chen et al., arXiv 2508.10751.
     ∇ pass@k = k · E_π[ (1 − miss_{k−1}·(1−v)) ∇log π ],     miss_m = P(m independent samples are all wrong)
 
 From the group's other samples, with f_j = ω_j·(1 − v_j) and e_m their elementary symmetric polynomial,
-m̂iss_m = e_m / C(n−1, m): unbiased for π under any behaviour policy when ω is the full ratio. With baseline 1 −
-m̂iss_k,
+m̂iss_m = e_m / C(n−1, m): unbiased for π under any behaviour policy when ω is the full ratio. The baseline is
+1 − m̂iss_k:
 
     right answer  A_i = m̂iss_k               wrong answer  A_i = m̂iss_k − m̂iss_{k−1}
     coefficient = k · ω_i · A_i
