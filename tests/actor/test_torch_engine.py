@@ -96,6 +96,24 @@ def test_two_loads_without_a_token_between_leave_no_empty_span(versions):
             np.testing.assert_allclose(one.behaviour[start:end], expected[start:end], atol=TOLERANCE)
 
 
+def test_weights_that_change_between_two_completions_of_a_group_also_apply_to_its_prompt(versions):
+    models, directories = versions
+    sampler = engine(llama(0), max_batch=1)
+    sampler.load(0, directories[0])
+    question = prompt([4, 9, 3, 12])
+    sampler.submit(ticket(0, n=8), question)
+    done = []
+    while sampler.in_flight:
+        done += sampler.poll(0)
+        if not sampler.running:
+            version = len(done) % 3
+            sampler.load(len(done), directories[version])
+    assert [one.spans for one in done] == [((index, 0, len(one.ids)),) for index, one in enumerate(done)]
+    for index, one in enumerate(done):
+        expected = reference(models[index % 3], question, one.ids)
+        np.testing.assert_allclose(one.behaviour, expected, atol=TOLERANCE)
+
+
 def test_sampling_follows_the_models_distribution_exactly(tmp_path):
     """Chi-square of 20,000 answers of ≤ 3 tokens against enumeration; fixed seed, bound at the 99.9 % quantile."""
     vocabulary, length, count = 5, 3, 20_000
