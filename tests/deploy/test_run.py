@@ -156,15 +156,15 @@ def test_kill_nine_of_every_role_is_survived_without_loss(started: Callable[...,
 
 @pytest.mark.slow
 def test_ctrl_c_leaves_a_run_that_resume_finishes(started: Callable[..., Started]) -> None:
-    run = started()
+    steps = 60  # enough that the questions below are asked of a living run
+    run = started(schedule={"steps": steps, "groups_per_step": 8, "checkpoint_every": 20, "max_staleness": 2})
     process = run.start("run", "--no-view")
     run.until_step(2)
+    targets = json.loads((run.run.path / "prometheus" / "targets.json").read_text())
+    assert {group["labels"]["role"] for group in targets} >= {"actor", "learner", "verifier", "launcher"}
     again = run.ask("run", "--resume")
     assert again.returncode == 64 and f"alive (pid {process.pid})" in again.stderr
     assert run.ask("status").returncode == 0
-    targets = json.loads((run.run.path / "prometheus" / "targets.json").read_text())
-    assert {group["labels"]["role"] for group in targets} >= {"actor", "learner", "verifier", "launcher"}
-
     process.send_signal(signal.SIGINT)
     assert run.wait(process) == 130, run.output()
     reached = run.steps()[-1]
@@ -176,7 +176,7 @@ def test_ctrl_c_leaves_a_run_that_resume_finishes(started: Callable[..., Started
 
     process = run.start("run", "--no-view", "--resume")
     assert run.wait(process) == 0, run.output()
-    sound(run)
+    sound(run, steps)
     assert run.ask("audit").returncode == 0  # Redis is started on the run's data for the question
     assert run.ask("status").returncode == 0
     sessions = [json.loads(line) for line in (run.run.path / "sessions.jsonl").read_text().splitlines()]
