@@ -34,20 +34,26 @@ class _Open:
 class HeldOut:
     """Collects evaluations and writes `eval.jsonl` and `eval/v<version>.jsonl` under the run directory."""
 
-    def __init__(self, broker: Broker, weights: WeightsDirectory, run_path: Path, log: Callable[[str], None]) -> None:
-        self.broker, self.weights, self.path, self.log = broker, weights, run_path, log
-        self.open: dict[int, int] = {}
-        """Version -> groups still missing, as of the last look."""
-        self.last: dict[str, float] = {}
-        """Figures of the newest finished evaluation."""
+    def __init__(
+        self, broker: Broker, weights: WeightsDirectory, run_path: Path, finished: Callable[[dict[str, float]], None]
+    ) -> None:
+        """`finished` is called with the figures of each evaluation once they are on disk."""
+        self.broker, self.weights, self.path, self.finished = broker, weights, run_path, finished
+        self.open: dict[int, int] = broker.eval_open()
+        """Version -> groups still missing, as of the last look; their weights must stay on disk."""
         self._partial: dict[int, _Open] = {}
         self._looked = 0.0
+
+    def request(self, incarnation: Incarnation, version: int, prompts: int, samples: int) -> None:
+        """Ask for `samples` completions of each of the first `prompts` held-out prompts; safe to repeat."""
+        if prompts and version not in self.written():
+            self.broker.request_eval(incarnation, version, prompts, samples)
+            self.open.setdefault(version, prompts)
 
     def poll(self, incarnation: Incarnation, groups: int, *, now: bool = False) -> bool:
         """Read up to `groups` finished groups of each evaluation and write what is complete; True if there was any."""
         if not now and time.monotonic() - self._looked < POLL_SECONDS:
             return False
-        self._looked = time.monotonic()
         self.open = self.broker.eval_open()
         busy = False
         for version, missing in self.open.items():
@@ -62,6 +68,8 @@ class HeldOut:
                 del self._partial[version]
                 busy = True
         self.open = {version: missing for version, missing in self.open.items() if version in self._partial}
+        if not busy:
+            self._looked = time.monotonic()
         return busy
 
     def _read(self, partial: _Open, group: Group) -> None:
@@ -100,25 +108,19 @@ class HeldOut:
             for line in lines
             if line["n"]
         ]
-        if len(results) < len(lines):
-            self.log(
-                f"evaluation of version {version}: {len(lines) - len(results)} prompts without a verdict are left out"
-            )
         figures: dict[str, Any] = {
             "version": version,
             "step": self.weights.manifest(version).meta["step"],
             "time": time.time(),
         }
         figures |= summarise(results) if results else {"prompts": 0.0, "samples": 0.0}
-        figures["answered_errors"] = partial.errors
+        figures |= {"answered_errors": partial.errors, "prompts_without_verdict": len(lines) - len(results)}
         if version not in self.written():  # a learner may have died between this line and eval_done
             with open(self.path / "eval.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(figures) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
-        self.last = {name: float(value) for name, value in figures.items()}
-        shown = ", ".join(f"{name} {value:.3f}" for name, value in figures.items() if name.startswith("pass@"))
-        self.log(f"evaluation of version {version}: {shown}")
+        self.finished({name: float(value) for name, value in figures.items()})
 
     def written(self) -> set[int]:
         """Versions in eval.jsonl. A line cut off by a crash is dropped from the file."""

@@ -38,7 +38,8 @@ Order = Literal["train", "publish", "checkpoint", "finish", "idle"]
 POLL_SECONDS = 0.02
 """Between two looks for ready groups: a few per cent of the shortest step."""
 EVAL_GROUPS = 8
-"""Held-out groups read between two steps."""
+"""Held-out groups read between two steps: a few per cent of a short step."""
+EVAL_GROUPS_AT_THE_END = 64
 
 
 class TooManyRefusals(SieveError):
@@ -78,12 +79,13 @@ class LearnerService(Service):
         self.weights = WeightsDirectory(path / "weights")
         self.checkpoints = Checkpoints(path / "checkpoints", self.ranks)
         self.journal = Journal(path / "metrics.jsonl")
-        self.held_out = HeldOut(self.broker, self.weights, path, self.log.info)
+        self.held_out = HeldOut(self.broker, self.weights, path, self._evaluated)
         self.z_summary = PartitionSummary(self.trainer.partition)
         self.incarnation: Incarnation = self._resume()
         self.metrics.step.set(self.progress.step)
         self.metrics.committed.set(self.committed)
         self._publish_at_start()
+        self._idle_since = time.perf_counter()
 
     def _resume(self) -> Incarnation:
         """Load the newest checkpoint and take the run with it: what it holds is committed, the rest is done again."""
@@ -122,12 +124,12 @@ class LearnerService(Service):
         """Make sure that the newest version is the weights just loaded."""
         known = self.incarnation
         there = self.ranks.tell(self.weights.versions())
+        if self.ranks.first and known.opened and 0 in there:
+            self._request_evaluation(0)  # the former learner may have died between publishing the base and this
         if known.opened and known.version == self.progress.version and known.version in there:
             self.metrics.version.set(known.version)
         else:
             self._publish(known.version + 1 if known.opened else self.progress.version)
-        if self.ranks.first and self.progress.version == 0:
-            self._request_evaluation(0)
 
     # --- the loop
 
@@ -161,9 +163,9 @@ class LearnerService(Service):
         self._write_line()
         if now.step - self.committed >= (1 if last else schedule.checkpoint_every):
             return "checkpoint", []
-        busy = self._collect_evaluations()
         if last:
-            return self._await_evaluations(busy)
+            return self._await_evaluations()
+        busy = self.held_out.poll(self.incarnation, EVAL_GROUPS)
         gids = self.broker.lease(self.incarnation, now.step + 1, schedule.groups_per_step)
         if gids:
             return "train", gids
@@ -247,7 +249,7 @@ class LearnerService(Service):
         if self.ranks.first:
             self.retrying(lambda: self.broker.publish(self.incarnation, version, now.step))
             every, last = self.config.evaluation.every, now.step >= self.config.schedule.steps
-            if last or (every and version % every == 0):
+            if last or version == 0 or (every and version % every == 0):
                 self._request_evaluation(version)
             self.weights.keep(self.config.learner.keep_versions, set(self.held_out.open))
         self.progress = replace(now, version=version, published_step=now.step)
@@ -284,29 +286,26 @@ class LearnerService(Service):
         self.committed = now.step
         self.checkpoints.keep(self.config.learner.keep_checkpoints, now.step)
         self.metrics.committed.set(now.step)
+        self._idle_since = time.perf_counter()
         self.metrics.seconds.labels("checkpoint").observe(time.perf_counter() - begin)
 
     # --- evaluation and the end
 
+    def _evaluated(self, figures_of: dict[str, float]) -> None:
+        """A finished evaluation, already on disk."""
+        self.metrics.evaluated(figures_of)
+        shown = ", ".join(f"{name} {value:.3f}" for name, value in figures_of.items() if name.startswith("pass@"))
+        self.log.info("evaluation of version %d: %s", figures_of["version"], shown)
+
     def _request_evaluation(self, version: int) -> None:
-        prompts = self.run_data.eval_prompts
-        if prompts and version not in self.held_out.written():
-            samples = self.config.evaluation.samples
-            self.retrying(lambda: self.broker.request_eval(self.incarnation, version, prompts, samples))
-            self.held_out.open.setdefault(version, prompts)
+        prompts, samples = self.run_data.eval_prompts, self.config.evaluation.samples
+        self.retrying(lambda: self.held_out.request(self.incarnation, version, prompts, samples))
 
-    def _collect_evaluations(self, *, now: bool = False) -> bool:
-        before = self.held_out.last
-        busy = self.held_out.poll(self.incarnation, EVAL_GROUPS, now=now)
-        if self.held_out.last is not before:
-            self.metrics.evaluated(self.held_out.last)
-        return busy
-
-    def _await_evaluations(self, busy: bool) -> tuple[Order, list[str]]:
+    def _await_evaluations(self) -> tuple[Order, list[str]]:
         """All steps are done: wait for the evaluations still out, then finish."""
-        if self._done_since is None:
-            self._done_since = time.monotonic()
-            busy = self._collect_evaluations(now=True)
+        first_look = self._done_since is None
+        self._done_since = self._done_since or time.monotonic()
+        busy = self.held_out.poll(self.incarnation, EVAL_GROUPS_AT_THE_END, now=first_look)
         if not self.held_out.open:
             return "finish", []
         waited = time.monotonic() - self._done_since

@@ -108,6 +108,7 @@ class Trainer:
 
         # Coefficients need the whole group. A group larger than a micro-batch is scored first, without gradient.
         known = None if whole else self.coefficients_first(samples, layouts, sequences, progress)
+        total_loss = torch.zeros((), device=self.ranks.device)
         for index, layout in enumerate(layouts):
             policy = score(self.policy, layout)
             finite = known != [] and self.finite(samples, layout, policy)
@@ -122,9 +123,10 @@ class Trainer:
             loss = -(values * policy * layout.mask).sum() / (max(total, 1) * self.objective.length_norm)
             # Sharding averages gradients over ranks, and N is global already; the scale keeps float16 from underflow.
             torch.autograd.backward(loss * (self.ranks.world * self.loss_scale))
-            report.loss += float(loss.detach())
+            total_loss += loss.detach()
             report.sequences.append(batch)
 
+        report.loss = float(total_loss)
         self.apply(report)
         clock.lap("backward")
         report.seconds = clock.laps
