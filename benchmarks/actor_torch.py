@@ -117,25 +117,33 @@ def _engine(model: LlamaForCausalLM, prompts: list[list[int]], batch: int, direc
     return run
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=3)
-    options = parser.parse_args()
+def rates(batch: int, rounds: int) -> dict[str, list[float]]:
+    """Tokens per CPU second of both sides, `bare generate` and `torch engine`, in each round after one that warms up."""
     torch.set_num_threads(1)
     disable_progress_bar()
     model, prompts = _model(), _prompts()
     with tempfile.TemporaryDirectory() as directory:
         sides = {
-            "bare generate": _bare(model, prompts, options.batch),
-            "torch engine": _engine(model, prompts, options.batch, Path(directory)),
+            "bare generate": _bare(model, prompts, batch),
+            "torch engine": _engine(model, prompts, batch, Path(directory)),
         }
-        best = dict.fromkeys(sides, 0.0)
-        for _ in range(options.rounds + 1):  # the first round warms both up and seldom is the best
-            for name, run in sides.items():
+        seen: dict[str, list[float]] = {name: [] for name in sides}
+        for number in range(rounds + 1):
+            for name in sides if number % 2 else reversed(sides):
                 start = time.process_time()
-                tokens = run()
-                best[name] = max(best[name], tokens / (time.process_time() - start))
+                tokens = sides[name]()
+                rate = tokens / (time.process_time() - start)
+                if number:
+                    seen[name].append(rate)
+    return seen
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    best = {name: max(seen) for name, seen in rates(options.batch, options.rounds).items()}
     for name, rate in best.items():
         print(f"{name:14} {rate:8.0f} tokens/s")
     print(

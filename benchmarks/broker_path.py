@@ -1,0 +1,184 @@
+"""The broker's path offer → receive → judge → lease → groups → commit against raw pipelined redis-py, in completions per second.
+
+Both sides run in one process and thread, on one private server with the run's own settings (append-only file, everysec), and
+move the same payloads, a step's groups at a time in batches of 256. Tickets are taken and completions built beforehand.
+
+Ours: `Completion` objects in, verdicts, `Group` objects out: packed, checked and validated on both deliveries; marked once
+per (gid, idx), counted, ordered by age, fenced, leased, committed with a tombstone, its memory accounted for.
+
+Raw: the packed bytes in. XADD (pipelined), XREADGROUP, HSET of the payload and of a packed verdict into its group's hash
+(pipelined with) XACK + XDEL, HGETALL of each group (pipelined), DEL (pipelined). So every payload is delivered once to a
+verifier and once to a learner, and freed. Raw does not: pack or unpack a payload (its verdict it does not pack either),
+check anything, tell a repeat from a first time, know when a group is complete, keep order or age, bound memory, survive a
+lost reply without doubling, or let a dead reader's work return.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import redis
+
+from benchmarks.measure import Row, alternate, row
+from broker.client import Broker
+from broker.scripts import connect
+from broker.server import Server
+from broker.settings import BrokerSettings, RunSettings
+from broker.state import RunSpec
+from broker.wire import Completion, Prompt, Ticket, Verdict, float32, int32, pack
+
+BATCH = 256
+GROUP = 8
+VERDICT = Verdict(outcome="pass", reason="correct", seconds=0.001, verifier="arithmetic/1", answer="1+2")
+Side = Callable[[], float]
+
+
+def measure(kilobytes: int, groups: int, rounds: int) -> tuple[Row, dict[str, float]]:
+    """Completions per second of both sides with payloads of `kilobytes` KB, and our seconds by part of the path."""
+    with tempfile.TemporaryDirectory() as directory:
+        run = RunSettings(name="bench", directory=Path(directory))
+        settings = BrokerSettings(max_queued_bytes=1 << 30)
+        with Server.start(settings, run) as server, _Ours(settings, run, server.url, kilobytes, groups) as ours:
+            raw = connect(server.url, socket_timeout=30.0)
+            try:
+                sides: dict[str, Side] = {"ours": ours, "raw": _Raw(raw, kilobytes, groups)}
+                seen = alternate(sides, rounds)
+            finally:
+                raw.close()
+    aim = "≥ 0.60" if kilobytes == 8 else ""
+    parts = {name: seconds / (rounds + 1) / (groups * GROUP) * 1e6 for name, seconds in ours.seconds.items()}
+    return row(f"broker path, {kilobytes} KB payloads", seen["ours"], seen["raw"], "completions/s", aim), parts
+
+
+def completion(ticket: Ticket, idx: int, kilobytes: int) -> Completion:
+    """A completion of the ticket whose packed form has about `kilobytes` KB: 8 bytes a token and a letter of text each."""
+    count = kilobytes * 1024 // 9 - 20
+    return Completion(
+        gid=ticket.gid, lane="train", prompt=ticket.prompt, idx=idx, n=ticket.n, tokens=int32(np.arange(count)),
+        logprobs=float32(np.full(count, -0.5)), spans=((ticket.version, 0, count),), finish="stop", text="a" * count,
+        actor="bench",
+    )  # fmt: skip
+
+
+class _Ours:
+    """One step's groups through the broker with each call; timed from the first offer to the commit's reply."""
+
+    def __init__(self, settings: BrokerSettings, run: RunSettings, url: str, kilobytes: int, groups: int) -> None:
+        self.broker = Broker.connect(settings, run, url=url)
+        self.kilobytes, self.groups, self.steps = kilobytes, groups, 0
+        self.seconds: dict[str, float] = {}
+        spec = RunSpec(
+            fingerprint="0" * 64, seed=0, steps=1000, group_size=GROUP, groups_per_step=groups, publish_every=1,
+            max_staleness=1, max_queued_bytes=settings.max_queued_bytes, max_new_tokens=65536, train_prompts=512,
+            eval_prompts=0, eos_token_ids=(1,), weights="unused",
+        )  # fmt: skip
+        prompts = [
+            Prompt(
+                index=index, text="a prompt", tokens=int32([index]), verifier="arithmetic", record={"numbers": [1, 2]}
+            )
+            for index in range(spec.train_prompts)
+        ]
+        self.broker.open_run(spec, prompts, [])
+        self.incarnation = self.broker.begin("learner")
+        self.broker.publish(self.incarnation, 0, 0)
+
+    def __enter__(self) -> _Ours:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.broker.close()
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Adds the block's seconds to the part `name` of the path."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def __call__(self) -> float:
+        broker, count = self.broker, self.groups * GROUP
+        tickets = broker.take("bench", count).tickets
+        completions = [completion(ticket, idx, self.kilobytes) for ticket in tickets for idx in ticket.missing]
+        if len(completions) != count:
+            raise RuntimeError(f"the broker granted {len(completions)} completions, not {count}")
+        step = self.steps + 1
+        start = time.perf_counter()
+        for at in range(0, count, BATCH):
+            with self.part("offer"):
+                broker.offer("bench", completions[at : at + BATCH])
+        judged = 0
+        while judged < count:
+            with self.part("receive"):
+                works = broker.receive("arithmetic", "bench", BATCH, 1.0)
+            with self.part("judge"):
+                judged += broker.judge("arithmetic", "bench", [(work, VERDICT) for work in works]).count("done")
+        with self.part("lease"):
+            gids = broker.lease(self.incarnation, step, self.groups)
+        if gids is None:
+            raise RuntimeError("the groups are judged and not ready")
+        with self.part("groups"):
+            found = broker.groups(gids)
+        with self.part("commit"):
+            broker.commit(self.incarnation, step)
+        seconds = time.perf_counter() - start
+        if sum(len(group.members) for group in found) != count:
+            raise RuntimeError("a completion is missing")
+        self.steps = step
+        broker.publish(self.incarnation, step, step)
+        return count / seconds
+
+
+class _Raw:
+    """The same payloads through plain pipelined commands; see the module's docstring for what is left out."""
+
+    def __init__(self, client: redis.Redis, kilobytes: int, groups: int) -> None:
+        self.client, self.groups = client, groups
+        ticket = Ticket(gid="0:0", lane="train", prompt=0, n=GROUP, seed=0, version=0, attempt=1, missing=())
+        self.payloads = [pack(completion(ticket, idx, kilobytes)) for idx in range(GROUP)] * groups
+        self.verdict = pack(VERDICT)
+        client.xgroup_create("raw:queue", "verifiers", id="0", mkstream=True)
+
+    def _pipeline(self) -> Any:
+        return self.client.pipeline(transaction=False)
+
+    def __call__(self) -> float:
+        count = len(self.payloads)
+        start = time.perf_counter()
+        for at in range(0, count, BATCH):
+            pipeline = self._pipeline()
+            for number in range(at, min(at + BATCH, count)):
+                pipeline.xadd("raw:queue", {"g": number // GROUP, "i": number % GROUP, "p": self.payloads[number]})
+            pipeline.execute()
+        judged = 0
+        while judged < count:
+            reply = cast(Any, self.client.xreadgroup("verifiers", "bench", {"raw:queue": ">"}, count=BATCH))
+            entries = [entry for _, found in reply for entry in found]
+            entries = entries if not entries or isinstance(entries[0], tuple) else entries[0]
+            pipeline = self._pipeline()
+            for entry, fields in entries:
+                i = fields[b"i"].decode()
+                pipeline.hset(
+                    "raw:group:" + fields[b"g"].decode(), mapping={"c" + i: fields[b"p"], "j" + i: self.verdict}
+                )
+                pipeline.xack("raw:queue", "verifiers", entry)
+                pipeline.xdel("raw:queue", entry)
+            pipeline.execute()
+            judged += len(entries)
+        pipeline = self._pipeline()
+        for number in range(self.groups):
+            pipeline.hgetall(f"raw:group:{number}")
+        found = pipeline.execute()
+        pipeline = self._pipeline()
+        for number in range(self.groups):
+            pipeline.delete(f"raw:group:{number}")
+        pipeline.execute()
+        seconds = time.perf_counter() - start
+        if sum(len(fields) for fields in found) != 2 * count:
+            raise RuntimeError("a completion is missing")
+        return count / seconds

@@ -1,0 +1,51 @@
+"""How the benchmarks measure: variants take turns in one run, and each ratio is a median over rounds of one round's ratio.
+
+The machine may be noisy: what slows one side of a round slows the other side of the same round too, so the ratio of a round
+is steadier than the times. The first round warms both sides up and does not count. Holds nothing about what is measured.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: `ratio` is ours against bare, `aim` what it should reach (`≥ 0.60`) or empty."""
+
+    what: str
+    ours: float
+    bare: float
+    unit: str
+    ratio: float
+    aim: str
+    rounds: tuple[float, ...]
+    """The ratio of each counted round."""
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the ratio meets its aim; None without one."""
+        if not self.aim:
+            return None
+        sign, limit = self.aim.split()
+        return self.ratio >= float(limit) if sign == "≥" else self.ratio <= float(limit)
+
+
+def alternate(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """What each side returned (a rate, or seconds) in `rounds` rounds after a warm-up; the order turns with each round."""
+    seen: dict[str, list[float]] = {name: [] for name in sides}
+    names = list(sides)
+    for number in range(rounds + 1):
+        for name in names if number % 2 else reversed(names):
+            value = sides[name]()
+            if number:
+                seen[name].append(value)
+    return seen
+
+
+def row(what: str, ours: Sequence[float], bare: Sequence[float], unit: str, aim: str) -> Row:
+    """The table's line for values of the same rounds."""
+    ratios = tuple(mine / other for mine, other in zip(ours, bare, strict=True))
+    return Row(what, statistics.median(ours), statistics.median(bare), unit, statistics.median(ratios), aim, ratios)
