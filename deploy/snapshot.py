@@ -7,6 +7,7 @@ Read by the live view, `sieve status` and the exporter. Changes nothing. `stuck`
 from __future__ import annotations
 
 import json
+import statistics
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -83,9 +84,9 @@ class Tail:
         return self.recent[-1] if self.recent else None
 
     def seconds_per_step(self) -> float | None:
-        """Mean over the recent steps, waits included; None before the first. Pauses between sessions do not count."""
+        """Median of the recent steps, waits included; None before three, for the first waits for everything to start."""
         paces = [record["seconds"] for record in self.recent if record.get("seconds") is not None]
-        return sum(paces) / len(paces) if paces else None
+        return statistics.median(paces) if len(paces) >= 3 else None
 
 
 def stuck(snapshot: Snapshot) -> list[str]:

@@ -85,7 +85,8 @@ def test_an_unreachable_broker_is_the_stuck_edge() -> None:
 def test_the_view_shows_progress_queues_and_services(tmp_path: Path) -> None:
     record = {"step": 5, "time": 1.0, "seconds": 2.0, "pass_rate": 0.25, "staleness_mean": 1.5, "staleness_max": 3,
               "ess_rho_alpha": 0.9, "mean_r": None}  # fmt: skip
-    (tmp_path / "metrics.jsonl").write_text(json.dumps(record) + "\n" + '{"half')
+    rows = [{**record, "step": step, "seconds": seconds} for step, seconds in ((3, 60.0), (4, 1.0), (5, 2.0))]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"half')
     tail = Tail(tmp_path)
     snapshot = Snapshot(NOW, depths(tickets=11, verify={"arithmetic": 22}, ready=33, leased=44), ALL)
     console = Console(width=140, record=True)
