@@ -1,8 +1,8 @@
-"""The groups one rank trains on, as arrays. Wire types in, numpy and tensors out; no model, no broker calls."""
+"""The groups one rank trains on: which they are, and their content as arrays. Wire types in, numpy and tensors out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from broker.state import Group
-from learner.batching import Layout, Shape
+from learner.batching import Layout, Shape, balance
+from learner.ranks import Ranks
 
 Ids = NDArray[np.int32]
 Floats = NDArray[np.float32]
@@ -75,6 +76,25 @@ class Samples:
     def tokens(self) -> int:
         """Completion tokens."""
         return sum(len(values) for values in self.behaviour)
+
+
+def fetch(
+    ranks: Ranks, gids: Sequence[str], prompts: Sequence[Ids], read: Callable[[list[str]], list[Group]]
+) -> Samples:
+    """This rank's groups of a step, balanced between ranks by tokens. Collective.
+
+    Lengths are known only to who has read a group: each rank reads an equal slice, tells the others the lengths, and
+    reads what the balanced division gives it besides. `prompts`: tokens of every training prompt; `read`: gids to groups.
+    """
+    slice_ = list(range(len(gids)))[ranks.rank :: ranks.world]
+    found = dict(zip(slice_, read([gids[place] for place in slice_]), strict=True))
+    shapes = {place: shape_of(group, prompts[group.prompt]) for place, group in found.items()}
+    everywhere = {place: shape for part in ranks.gather(shapes) for place, shape in part.items()}
+    mine = balance([everywhere[place] for place in range(len(gids))], ranks.world)[ranks.rank]
+    lacking = [place for place in mine if place not in found]
+    found |= dict(zip(lacking, read([gids[place] for place in lacking]), strict=True))
+    groups = [found[place] for place in mine]
+    return Samples.of(groups, [prompts[group.prompt] for group in groups], mine)
 
 
 def table(layout: Layout, values: Sequence[Floats | None]) -> Tensor:

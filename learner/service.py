@@ -23,13 +23,12 @@ from broker.service import Service
 from broker.state import Incarnation
 from broker.weights import WeightsDirectory
 from broker.wire import float32
-from learner.batching import balance
 from learner.checkpoint import Checkpoints, Progress
 from learner.held_out import HeldOut
 from learner.objective.sequences import Sequences
 from learner.publish import export, publish_weights
 from learner.ranks import Ranks
-from learner.samples import Samples, shape_of
+from learner.samples import fetch
 from learner.settings import LearnerConfig
 from learner.start import Run, build_trainer, compute_dtype, open_run
 from learner.telemetry import Journal, LearnerMetrics, PartitionSummary, figures, whole_step
@@ -188,7 +187,9 @@ class LearnerService(Service):
         self.phase("training")
         begin = time.perf_counter()
         before, schedule = self.progress, self.config.schedule
-        samples = self._fetch(gids)
+        samples = fetch(
+            self.ranks, gids, self.run_data.prompts, lambda wanted: self.retrying(lambda: self.broker.groups(wanted))
+        )
         unscored = [index for index, base in enumerate(samples.base) if base is None]
         clock = {"waiting": begin - self._idle_since, "fetch": time.perf_counter() - begin}
 
@@ -213,21 +214,6 @@ class LearnerService(Service):
             clock |= report.seconds
             self._pending = line | {f"seconds_{part}": seconds for part, seconds in clock.items()}, sequences
         self._note_refusal(report.refused, step, gids)
-
-    def _fetch(self, gids: list[str]) -> Samples:
-        """This rank's groups of the step: a slice first, then what balancing by tokens says."""
-        places = range(len(gids))
-        slice_ = list(places[self.ranks.rank :: self.ranks.world])
-        found = dict(zip(slice_, self.retrying(lambda: self.broker.groups([gids[p] for p in slice_])), strict=True))
-        prompts = self.run_data.prompts
-        shapes = {place: shape_of(group, prompts[group.prompt]) for place, group in found.items()}
-        everywhere = {place: shape for part in self.ranks.gather(shapes) for place, shape in part.items()}
-        mine = balance([everywhere[place] for place in places], self.ranks.world)[self.ranks.rank]
-        lacking = [place for place in mine if place not in found]
-        more = self.retrying(lambda: self.broker.groups([gids[place] for place in lacking]))
-        found |= dict(zip(lacking, more, strict=True))
-        groups = [found[place] for place in mine]
-        return Samples.of(groups, [prompts[group.prompt] for group in groups], mine)
 
     def _note_refusal(self, refused: str, step: int, gids: list[str]) -> None:
         self._refused_in_a_row = self._refused_in_a_row + 1 if refused else 0

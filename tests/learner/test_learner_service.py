@@ -198,6 +198,22 @@ def test_a_learner_killed_at_any_step_goes_on_without_losing_or_repeating_a_grou
 
 
 @pytest.mark.slow
+def test_a_learner_killed_between_checkpoint_and_commit_trains_nothing_twice(job: Job) -> None:
+    """Killed within moments of the checkpoint's appearance: before or after the commit, the outcome is the same."""
+    job.start()
+    job.until((job.run / "checkpoints" / "step-00000003").exists)
+    job.processes[0].send_signal(signal.SIGKILL)
+    job.processes.pop().wait()
+    assert job.broker.depths().committed_step in (0, 3)
+    job.start()
+    job.until(job.broker.finished)
+    job.wait()
+    settled(job, 8)
+    audit = job.broker.audit()
+    assert audit.trained_completions == 8 * 6 * 4
+
+
+@pytest.mark.slow
 def test_a_stopped_learner_commits_what_it_has_learned_and_resumes_there(job: Job) -> None:
     job.start()
     job.until(lambda: len(job.lines()) >= 2)
@@ -245,6 +261,22 @@ def test_metrics_endpoint_shows_the_step(job: Job) -> None:
     ):  # fmt: skip
         assert series in text
     assert float(re.search(r"^sieve_learner_step (\S+)", text, re.MULTILINE)[1]) >= 1  # type: ignore[index]
+
+
+@pytest.mark.slow
+def test_a_second_learner_does_not_take_a_run_from_a_live_one(job: Job) -> None:
+    job.start()
+    job.until(lambda: len(job.lines()) >= 1)
+    job.start()
+    intruder = job.processes.pop()
+    deadline = time.monotonic() + 60
+    while intruder.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)  # the first goes without work, so that it is still alive when the second gives up
+    assert intruder.returncode == 75
+    assert "learner" in intruder.communicate()[0].lower()
+    job.until(job.broker.finished)
+    job.wait()
+    settled(job, 8)
 
 
 @pytest.mark.slow
