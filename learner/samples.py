@@ -84,7 +84,7 @@ def fetch(
     """This rank's groups of a step, balanced between ranks by tokens. Collective.
 
     Lengths are known only to who has read a group: each rank reads an equal slice, tells the others the lengths, and
-    reads what the balanced division gives it besides. `prompts`: tokens of every training prompt; `read`: gids to groups.
+    reads what the balanced division gives it besides. `prompts`: tokens of every training prompt.
     """
     slice_ = list(range(len(gids)))[ranks.rank :: ranks.world]
     found = dict(zip(slice_, read([gids[place] for place in slice_]), strict=True))

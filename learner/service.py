@@ -15,6 +15,7 @@ import time
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 
 from broker.errors import RunBusy, SieveError
@@ -194,7 +195,11 @@ class LearnerService(Service):
         clock = {"waiting": begin - self._idle_since, "fetch": time.perf_counter() - begin}
 
         def scored() -> None:
-            scores = {samples.keys[index]: float32(samples.base[index]) for index in unscored}
+            # A score that is not finite refuses this step; it must not become the completion's score for ever.
+            found = {samples.keys[index]: samples.base[index] for index in unscored}
+            scores = {
+                key: float32(value) for key, value in found.items() if value is not None and np.isfinite(value).all()
+            }
             if scores:
                 self.retrying(lambda: self.broker.store_base(scores))
             self.metrics.scored.inc(len(scores))
