@@ -84,7 +84,7 @@ class Tail:
         return self.recent[-1] if self.recent else None
 
     def seconds_per_step(self) -> float | None:
-        """Median of the recent steps, waits included; None before three, for the first waits for everything to start."""
+        """Median of the recent steps, waits included; None before three: the first waits for all to start."""
         paces = [record["seconds"] for record in self.recent if record.get("seconds") is not None]
         return statistics.median(paces) if len(paces) >= 3 else None
 
