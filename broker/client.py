@@ -39,6 +39,7 @@ from broker.tickets import prompt_of, seed_of
 from broker.wire import Completion, Prompt, Ticket, Verdict, WireError, pack, unpack
 
 _BATCH = 256  # commands per pipeline or script call: large enough to hide round trips, small enough not to stall others
+_PORTION = 1 << 18  # payload bytes per script call: the server works on one portion while the next is on its way
 
 
 class Broker:
@@ -188,19 +189,23 @@ class Broker:
             WireError: a completion exceeds broker.max_item_bytes.
             BrokerFull: Redis is at its memory limit; repeat the call later.
         """
-        answers: list[str] = []
-        for start in range(0, len(completions), _BATCH):
-            args: list[str | bytes | int] = []
-            for c in completions[start : start + _BATCH]:
-                payload = pack(c)
-                if len(payload) > self.settings.max_item_bytes:
-                    raise WireError(
-                        f"Completion: {c.gid}/{c.idx} has {len(payload)} bytes, over broker.max_item_bytes = "
-                        f"{self.settings.max_item_bytes}: raise it, or lower sampling.max_new_tokens"
-                    )
+        packed: list[bytes] = []
+        for c in completions:
+            payload = pack(c)
+            if len(payload) > self.settings.max_item_bytes:
+                raise WireError(
+                    f"Completion: {c.gid}/{c.idx} has {len(payload)} bytes, over broker.max_item_bytes = "
+                    f"{self.settings.max_item_bytes}: raise it, or lower sampling.max_new_tokens"
+                )
+            packed.append(payload)
+        calls: list[list[str | bytes | int]] = []
+        for start, end in _portions([len(payload) for payload in packed]):
+            args: list[str | bytes | int] = [actor, b"".join(packed[start:end])]
+            for c, payload in zip(completions[start:end], packed[start:end], strict=True):
                 newest = max(version for version, _, _ in c.spans)
-                args += [c.gid, c.idx, c.oldest, newest, self.prompt(c.lane, c.prompt).verifier, payload]
-            answers += [answer.decode() for answer in self._scripts("offer", actor, *args)]
+                args += [c.gid, c.idx, c.oldest, newest, self.prompt(c.lane, c.prompt).verifier, len(payload)]
+            calls.append(args)
+        answers = [answer.decode() for reply in self._scripts.many("offer", calls) for answer in reply]
         for completion, answer in zip(completions, answers, strict=True):
             if answer.startswith("refused"):
                 raise BrokerError(f"completion {completion.gid}/{completion.idx} {answer}")
@@ -303,14 +308,15 @@ class Broker:
 
     def judge(self, verifier: str, consumer: str, verdicts: Sequence[tuple[Work, Verdict]]) -> list[str]:
         """Record verdicts. Per verdict `done`, `duplicate`, `retry` (an error, tried again elsewhere) or `dead`."""
-        answers: list[str] = []
-        for start in range(0, len(verdicts), _BATCH):
+        calls: list[list[str | bytes | int]] = []
+        sizes = [len(work.completion.tokens) * 2 + len(work.completion.text) for work, _ in verdicts]
+        for start, end in _portions(sizes):
             args: list[str | bytes | int] = [verifier, consumer, self.settings.verify_attempts]
-            for work, verdict in verdicts[start : start + _BATCH]:
+            for work, verdict in verdicts[start:end]:
                 c = work.completion
                 args += [work.entry, c.gid, c.idx, verdict.outcome, verdict.reason, pack(verdict)]
-            answers += [answer.decode() for answer in self._scripts("judge", *args)]
-        return answers
+            calls.append(args)
+        return [answer.decode() for reply in self._scripts.many("judge", calls) for answer in reply]
 
     def put_back(self, verifier: str, consumer: str, works: Sequence[Work]) -> int:
         """Give work back unjudged: the next reader gets it at once, its attempts unchanged."""
@@ -490,6 +496,18 @@ class Broker:
 
 
 _LONGEST_BLOCK = 30.0
+
+
+def _portions(sizes: Sequence[int]) -> list[tuple[int, int]]:
+    """Half-open ranges of items, one script call each: at most _BATCH items, and _PORTION bytes unless one has more."""
+    portions: list[tuple[int, int]] = []
+    start = total = 0
+    for at, size in enumerate(sizes):
+        if at > start and (at - start == _BATCH or total + size > _PORTION):
+            portions.append((start, at))
+            start, total = at, 0
+        total += size
+    return [*portions, (start, len(sizes))] if sizes else []
 
 
 def _group(gid: str, fields: dict[bytes, bytes], prompt: int) -> Group:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import resources
 from typing import Any, TypeVar
@@ -113,6 +113,7 @@ class Scripts:
         self.prefix = prefix
         self.deadline_seconds = deadline_seconds
         self._loaded: dict[str, Script] = {}
+        self._digests: dict[str, str] = {}
 
     def __call__(self, name: str, *args: str | bytes | int | float) -> Any:
         """Run the script `name`; every argument becomes one ARGV entry."""
@@ -120,6 +121,32 @@ class Scripts:
         if script is None:
             script = self._loaded[name] = self.client.register_script(source(name))
         return self.retry(lambda: script(keys=[self.prefix], args=list(args)), name)
+
+    def many(self, name: str, calls: Sequence[Sequence[str | bytes | int | float]]) -> list[Any]:
+        """Run the script once for each of `calls`, in order and in one round trip; the replies in the same order.
+
+        Each call is atomic, all of them together are not: the server works on the first while the rest is on its way.
+        After an error the earlier calls stay done, and repeating all of them must be safe.
+        """
+        replies: list[Any] = []
+
+        def send() -> None:
+            digest = self._digests.get(name)
+            if digest is None:
+                digest = self._digests[name] = self.client.script_load(source(name))
+            pipeline = self.client.pipeline(transaction=False)
+            for args in calls[len(replies) :]:
+                pipeline.evalsha(digest, 1, self.prefix, *args)
+            for reply in pipeline.execute(raise_on_error=False):
+                if isinstance(reply, redis.exceptions.NoScriptError):
+                    del self._digests[name]  # another server, or the same one started again
+                    raise redis.ConnectionError("the server has forgotten the script")
+                if isinstance(reply, Exception):
+                    raise reply
+                replies.append(reply)
+
+        self.retry(send, name)
+        return replies
 
     def retry(self, action: Callable[[], T], what: str) -> T:
         """`action` must be safe to repeat."""

@@ -1,7 +1,7 @@
 -- JUDGE: verdicts into their groups, atomically with the acknowledgement. ARGV: verifier, consumer, attempts allowed, then
 -- per verdict entry, gid, idx, outcome, reason, verdict bytes. Outcomes: pass, fail, error, malformed.
 -- Frees (XACK, XDEL) before it writes, so it also works when Redis is at its memory limit.
-local verifier, consumer, allowed, replies = ARGV[1], ARGV[2], tonumber(ARGV[3]), {}
+local verifier, consumer, allowed = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local queue = stream(verifier)
 local function bury(gid, idx, reason, verdict, payload)
   redis.call('XADD', DEAD, '*', 'g', gid, 'i', idx, 'verifier', verifier, 'reason', reason, 'verdict', verdict, 'p', payload)
@@ -10,51 +10,93 @@ local function bury(gid, idx, reason, verdict, payload)
     redis.call('HINCRBY', group(gid), 'bytes', 0 - #payload)
     redis.call('HINCRBY', STATE, 'bytes', 0 - #payload)
     redis.call('HINCRBY', group(gid), 'short', 1)
-    settle(gid)
+    settle(gid, 1)
   end
 end
+
+-- What the queue holds of these entries: gid and idx come from the entry itself; the queue, not the caller, says what it is.
+local entries, seen, items, groups, gids = {}, {}, {}, {}, {}
 for i = 4, #ARGV, 6 do
-  local entry, outcome, reason, verdict = ARGV[i], ARGV[i + 3], ARGV[i + 4], ARGV[i + 5]
-  local found = redis.call('XRANGE', queue, entry, entry)
-  local answer
-  if not found[1] then
-    answer = 'duplicate'
-    redis.call('HINCRBY', STATE, 'repeated:verdict', 1)
-  else
-    -- gid and idx come from the entry itself: the queue, not the caller, says what this is.
-    local f = {}
-    for j = 1, #found[1][2], 2 do f[found[1][2][j]] = found[1][2][j + 1] end
-    local gid, idx, payload = f.g or '', f.i or '', f.p or ''
-    redis.call('XACK', queue, 'verifiers', entry)
-    redis.call('XDEL', queue, entry)
-    local key = group(gid)
-    if redis.call('EXISTS', key) == 0 then
-      if outcome == 'malformed' then
-        bury(gid, idx, reason, verdict, payload)
-        answer = 'dead'
-      else
-        answer = 'duplicate'
+  local entry, outcome = ARGV[i], ARGV[i + 3]
+  local found = not seen[entry] and redis.call('XRANGE', queue, entry, entry)[1]
+  local item = {outcome = outcome, reason = ARGV[i + 4], verdict = ARGV[i + 5]}
+  items[#items + 1] = item
+  if found then
+    seen[entry], item.f = true, {}
+    entries[#entries + 1] = entry
+    for j = 1, #found[2], 2 do item.f[found[2][j]] = found[2][j + 1] end
+    item.gid, item.idx = item.f.g or '', item.f.i or ''
+    if outcome == 'pass' or outcome == 'fail' then
+      local g = groups[item.gid]
+      if not g then
+        g = {fields = {'lane', 'oldest', 'version'}, marks = {}, set = {}, judged = 0}
+        groups[item.gid], gids[#gids + 1] = g, item.gid
       end
-    elseif outcome == 'error' and tonumber(f.t) + 1 < allowed then
-      redis.call('XADD', queue, '*', 'g', gid, 'i', idx, 'v', f.v, 't', tonumber(f.t) + 1, 'w', f.w .. consumer .. ' ', 'p', payload)
-      redis.call('HINCRBY', STATE, 'retried', 1)
-      answer = 'retry'
-    elseif outcome == 'error' or outcome == 'malformed' then
-      bury(gid, idx, reason, verdict, payload)
-      answer = 'dead'
-    elseif redis.call('HSETNX', key, 'j' .. idx, verdict) == 0 then
-      answer = 'duplicate'
-      redis.call('HINCRBY', STATE, 'repeated:verdict', 1)
-    else
-      redis.call('HSET', key, 'c' .. idx, payload)
-      redis.call('HINCRBY', key, 'judged', 1)
-      local oldest = tonumber(redis.call('HGET', key, 'oldest') or f.v)
-      redis.call('HSET', key, 'oldest', math.min(oldest, tonumber(f.v)))
-      redis.call('HINCRBY', STATE, 'outcome:' .. outcome, 1)
-      settle(gid)
-      answer = 'done'
+      g.fields[#g.fields + 1] = 'j' .. item.idx
     end
   end
-  replies[#replies + 1] = answer
+end
+if #entries > 0 then
+  redis.call('XACK', queue, 'verifiers', unpack(entries))
+  redis.call('XDEL', queue, unpack(entries))
+end
+for _, gid in ipairs(gids) do
+  local g = groups[gid]
+  local found = redis.call('HMGET', group(gid), unpack(g.fields))
+  g.lane, g.oldest, g.version = found[1], tonumber(found[2] or math.huge), tonumber(found[3] or '0')
+  for k = 4, #g.fields do g.marks[g.fields[k]] = found[k] end
+end
+
+local replies, counts, repeated = {}, {pass = 0, fail = 0}, 0
+for k, item in ipairs(items) do
+  local g = groups[item.gid]
+  if not item.f then
+    replies[k], repeated = 'duplicate', repeated + 1
+  elseif item.outcome ~= 'pass' and item.outcome ~= 'fail' then
+    replies[k] = ''  -- after the groups below: rare, and it looks at their counts
+  elseif not g.lane then
+    replies[k] = 'duplicate'
+  elseif g.marks['j' .. item.idx] then
+    replies[k], repeated = 'duplicate', repeated + 1
+  else
+    local set = g.set
+    set[#set + 1], set[#set + 2], set[#set + 3], set[#set + 4] = 'j' .. item.idx, item.verdict, 'c' .. item.idx, item.f.p
+    g.marks['j' .. item.idx] = true
+    g.oldest, g.judged = math.min(g.oldest, tonumber(item.f.v) or g.version), g.judged + 1
+    counts[item.outcome] = counts[item.outcome] + 1
+    replies[k] = 'done'
+  end
+end
+for _, gid in ipairs(gids) do
+  local g = groups[gid]
+  if g.judged > 0 then
+    redis.call('HSET', group(gid), 'oldest', g.oldest, unpack(g.set))
+    redis.call('HINCRBY', group(gid), 'judged', g.judged)
+    settle(gid, g.judged)
+  end
+end
+add('outcome:pass', counts.pass)
+add('outcome:fail', counts.fail)
+add('repeated:verdict', repeated)
+
+for k, item in ipairs(items) do
+  if replies[k] == '' then
+    local f, gid = item.f, item.gid
+    if redis.call('EXISTS', group(gid)) == 0 then
+      replies[k] = 'duplicate'
+      if item.outcome == 'malformed' then
+        bury(gid, item.idx, item.reason, item.verdict, f.p or '')
+        replies[k] = 'dead'
+      end
+    elseif item.outcome == 'error' and tonumber(f.t) + 1 < allowed then
+      redis.call('XADD', queue, '*', 'g', gid, 'i', item.idx, 'v', f.v, 't', tonumber(f.t) + 1, 'w', (f.w or '') .. consumer .. ' ',
+        'p', f.p)
+      add('retried', 1)
+      replies[k] = 'retry'
+    else
+      bury(gid, item.idx, item.reason, item.verdict, f.p or '')
+      replies[k] = 'dead'
+    end
+  end
 end
 return replies

@@ -7,6 +7,7 @@ local RETURNED, EVALQ, LEASED = P .. 'returned', P .. 'evalq', P .. 'leased'
 local SEEN, DEAD, DONE, DROPPED = P .. 'seen', P .. 'dead', P .. 'done', P .. 'dropped'
 
 local function num(field) return tonumber(redis.call('HGET', STATE, field) or '0') end
+local function add(field, amount) if amount ~= 0 then redis.call('HINCRBY', STATE, field, amount) end end
 local function group(gid) return P .. 'group:' .. gid end
 local function stream(verifier) return P .. 'verify:' .. verifier end
 local function ready(lane) return P .. 'ready:' .. lane end
@@ -46,10 +47,10 @@ local function drop(gid, reason)
   end
 end
 
--- One completion of the group is settled (judged or dead-lettered); the last one makes the group ready, or ends it empty.
-local function settle(gid)
+-- `count` completions of the group are settled (judged or dead-lettered); the last one makes it ready, or ends it empty.
+local function settle(gid, count)
   local key = group(gid)
-  if redis.call('HINCRBY', key, 'left', -1) > 0 then return end
+  if redis.call('HINCRBY', key, 'left', 0 - count) > 0 then return end
   local g = redis.call('HMGET', key, 'lane', 'judged', 'oldest', 'order', 'version')
   if g[1] == 'eval' then
     redis.call('SADD', ready('eval:' .. g[5]), gid)
