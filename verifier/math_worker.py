@@ -1,0 +1,87 @@
+r"""The program that compares final answers with math-verify, in a process of its own that may be killed at any moment.
+
+One JSON object a line in, `{"gold": latex, "answer": latex, "seconds": float}`; out come two lines: `{"gold": bool}` as
+soon as the record's answer is read (so that whoever waits knows whose fault a death is), then `{"equal": bool}` or
+`{"unreadable": true}`. A CPU timer kills this process when one answer has used its `seconds` of computing: the kernel
+does it, in the middle of any C loop, and waiting for a busy machine does not count. Reads nothing else, writes nothing
+else, and ends when its input does. Started as a file: imports nothing of the project.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import signal
+import sys
+from functools import lru_cache
+from typing import Any
+
+DIGITS = 60
+"""Decimal digits of numerical comparisons: no fraction with the digits an answer may have comes that near to a root."""
+
+
+def main() -> None:
+    memory = int(sys.argv[1])
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    out = os.fdopen(os.dup(1), "w", encoding="ascii")
+    os.dup2(2, 1)  # what a library prints is not an answer
+    logging.disable(logging.CRITICAL)
+    from math_verify import LatexExtractionConfig, parse, verify
+    from sympy import Basic, nan, zoo
+
+    config = [LatexExtractionConfig(boxed_match_priority=0, try_extract_without_anchor=False)]
+
+    def read(latex: str) -> list[Any]:
+        # Its own timers are off (they need SIGALRM and the main thread): ours is the one that counts.
+        return list(
+            parse(
+                f"\\boxed{{{latex}}}",
+                config,
+                fallback_mode="no_fallback",
+                extraction_mode="first_match",
+                parsing_timeout=None,
+            )
+        )
+
+    def defined(value: Any) -> bool:
+        # x + 0/0 is simplified to anything one likes; an undefined part makes the whole undefined.
+        return not isinstance(value, Basic) or not value.doit().has(zoo, nan)
+
+    read_gold = lru_cache(maxsize=64)(read)  # the completions of a group share it
+
+    def say(**body: bool) -> None:
+        out.write(json.dumps(body) + "\n")
+        out.flush()
+
+    say(ready=True)
+    for line in sys.stdin:
+        job = json.loads(line)
+        signal.setitimer(signal.ITIMER_PROF, float(job["seconds"]))
+        gold = read_gold(job["gold"])
+        say(gold=bool(gold))
+        if gold:
+            answer = read(job["answer"])
+            # Gold first: the comparison is not symmetric, and the other way round it is the more lenient.
+            equal = (
+                bool(answer)
+                and all(map(defined, answer))
+                and verify(
+                    gold,
+                    answer,
+                    float_rounding=DIGITS - 20,
+                    numeric_precision=DIGITS,
+                    strict=True,
+                    timeout_seconds=None,
+                )
+            )
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            say(**({"equal": bool(equal)} if answer else {"unreadable": True}))
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+if __name__ == "__main__":
+    main()
