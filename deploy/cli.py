@@ -65,7 +65,9 @@ def run(
                 f"lists them)"
             ]
         )
-    # Read by Ray when it is imported: no usage statistics, and no new default announced on every start.
+    # Read by Ray when it is imported: no usage statistics, no new default announced on every start, and services at normal
+    # priority (Ray would run them at 15, behind everything else on the machine).
+    os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     from rich.console import Console
