@@ -65,8 +65,8 @@ def run(
                 f"lists them)"
             ]
         )
-    # Read by Ray when it is imported: no usage statistics, no new default announced on every start, and services at normal
-    # priority (Ray would run them at 15, behind everything else on the machine).
+    # Read by Ray when it is imported: no usage statistics, no new default announced on every start, and services at
+    # normal priority (Ray would run them at 15, behind everything else on the machine).
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
