@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import typing
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,9 @@ import typer
 
 from broker.errors import EX_DATA, EX_INTERNAL, EX_OK, EX_USAGE, SieveError
 from deploy.config import Checks, Config, ConfigError, dump, load
+
+if typing.TYPE_CHECKING:
+    from rich.console import Console
 
 app = typer.Typer(
     name="sieve",
@@ -35,6 +39,13 @@ Sets = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override one setting; repeatable.", show_default=False),
 ]
 Index = Annotated[int, typer.Option(min=0, help="Position among the services of this role, shown by `sieve status`.")]
+
+
+def console() -> Console:
+    """The terminal, which takes text as it stands: messages of libraries may hold what rich would read as markup."""
+    from rich.console import Console
+
+    return Console(markup=False, emoji=False)
 
 
 def _load(path: Path, sets: list[str] | None, check: Checks) -> Config:
@@ -70,11 +81,9 @@ def run(
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    from rich.console import Console
-
     from deploy.launch import launch
 
-    return launch(settings, Console(), resume=resume, fresh=fresh, live=view)
+    return launch(settings, console(), resume=resume, fresh=fresh, live=view)
 
 
 @app.command()
@@ -149,11 +158,9 @@ def status(
     Exit code 75 when an edge of the graph is stuck, 69 when no broker answers.
     """
     settings = _load(config, set_, "none")
-    from rich.console import Console
-
     from deploy.status import status as show
 
-    return show(settings, Console(), watch=watch)
+    return show(settings, console(), watch=watch)
 
 
 @app.command()
@@ -162,15 +169,13 @@ def report(config: ConfigPath, set_: Sets = None) -> int:
     settings = _load(config, set_, "none")
     # A run that was moved aside still says its old path in its own config.yaml.
     path = config.resolve() if config.is_dir() else settings.run.path
-    from rich.console import Console
-
     from deploy.report import build, show, write
 
     built = build(path)
-    console = Console()
-    show(built, console)
+    shown = console()
+    show(built, shown)
     for file in write(built, path):
-        console.print(str(file), highlight=False, soft_wrap=True)
+        shown.print(str(file), highlight=False, soft_wrap=True)
     return EX_OK
 
 

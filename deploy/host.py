@@ -1,8 +1,8 @@
 """One service inside one Ray actor: the process that Ray restarts.
 
 Runs the service in one of the actor's two threads and answers `stop` in the other. Restart policy, placement and
-everything that needs the whole picture are the launcher's (launch.py); nothing here knows about other services. Never
-imports ray: the launcher wraps this class.
+everything that needs the whole picture are the launcher's (launch.py); nothing here knows about other services. The
+launcher wraps this class for Ray.
 """
 
 from __future__ import annotations
@@ -55,14 +55,17 @@ class Host:
         return os.getpid()
 
     def address(self) -> tuple[str, int]:
-        """An address of this machine and a free port, for the ranks' rendezvous."""
+        """The address by which the cluster reaches this machine and a port that is free now, for the ranks'
+        rendezvous."""
         import socket
+
+        import ray
 
         with socket.socket() as probe:
             probe.bind(("", 0))
-            port = int(probe.getsockname()[1])
-        # A name that resolves to a loopback address is right for ranks on one machine and wrong for several.
-        return socket.gethostbyname(socket.gethostname()), port
+            # Not the host name: Debian resolves that to a loopback address, right for one machine and wrong for
+            # several.
+            return str(ray.util.get_node_ip_address()), int(probe.getsockname()[1])
 
     def run(self, environment: Mapping[str, str]) -> Ended:
         """Serve until finished, stopped or failed. `environment` is added to the process's own (the rank's "

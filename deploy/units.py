@@ -26,7 +26,7 @@ from deploy.restarts import KILLED, Restarts
 from deploy.roles import Startable
 from deploy.settings import Share
 
-GATHER_SECONDS = 1.0
+GATHER_SECONDS = 5.0
 """After one rank ended, how long the others may take to end too: whoever was killed is the cause, not who noticed."""
 log = logging.getLogger("sieve.launcher")
 PLACE_SECONDS = 120.0

@@ -12,7 +12,7 @@ from rich.console import Console
 from broker.liveness import Pulse
 from broker.state import Depths
 from deploy.snapshot import Snapshot, Tail, stuck
-from deploy.view import line, render
+from deploy.view import View, line, render
 
 NOW = 1000.0
 
@@ -106,6 +106,17 @@ def test_the_view_shows_progress_queues_and_services(tmp_path: Path) -> None:
         assert word in text
     said = line(snapshot, tail.read(), tail, 20)
     assert "\n" not in said and "verify 22 → ready 33 → leased 44" in said
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_library_s_own_brackets_in_an_error_are_text_not_markup(terminal: bool) -> None:
+    from deploy.cli import console
+
+    shown = console()
+    shown._force_terminal = terminal
+    with shown.capture() as caught, View(shown, "name", 20, Tail(Path("/nowhere")), live=False) as view:
+        view.event("learner: [/gloo/tcp/pair.cc:537] Connection closed by peer [red]")
+    assert "[/gloo/tcp/pair.cc:537]" in caught.get() and "[red]" in caught.get()
 
 
 def test_the_tail_reads_each_line_once_and_starts_again_after_a_rewrite(tmp_path: Path) -> None:
