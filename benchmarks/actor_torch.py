@@ -118,7 +118,7 @@ def _engine(model: LlamaForCausalLM, prompts: list[list[int]], batch: int, direc
 
 
 def rates(batch: int, rounds: int) -> dict[str, list[float]]:
-    """Tokens per CPU second of both sides, `bare generate` and `torch engine`, in each round after one that warms up."""
+    """Tokens per CPU second of `bare generate` and `torch engine`, in each round after one that warms up."""
     torch.set_num_threads(1)
     disable_progress_bar()
     model, prompts = _model(), _prompts()

@@ -1,16 +1,18 @@
-"""The broker's path offer → receive → judge → lease → groups → commit against raw pipelined redis-py, in completions per second.
+"""The broker's path offer → receive → judge → lease → groups → commit against raw pipelined redis-py, in completions
+per second.
 
-Both sides run in one process and thread, on one private server with the run's own settings (append-only file, everysec), and
-move the same payloads, a step's groups at a time in batches of 256. Tickets are taken and completions built beforehand.
+Both sides run in one process and thread, on one private server with the run's own settings (append-only file,
+everysec), and move the same payloads, a step's groups at a time in batches of 256. Tickets are taken and completions
+built beforehand.
 
-Ours: `Completion` objects in, verdicts, `Group` objects out: packed, checked and validated on both deliveries; marked once
-per (gid, idx), counted, ordered by age, fenced, leased, committed with a tombstone, its memory accounted for.
+Ours: `Completion` objects in, verdicts, `Group` objects out: packed, checked and validated on both deliveries; marked
+once per (gid, idx), counted, ordered by age, fenced, leased, committed with a tombstone, its memory accounted for.
 
-Raw: the packed bytes in. XADD (pipelined), XREADGROUP, HSET of the payload and of a packed verdict into its group's hash
-(pipelined with) XACK + XDEL, HGETALL of each group (pipelined), DEL (pipelined). So every payload is delivered once to a
-verifier and once to a learner, and freed. Raw does not: pack or unpack a payload (its verdict it does not pack either),
-check anything, tell a repeat from a first time, know when a group is complete, keep order or age, bound memory, survive a
-lost reply without doubling, or let a dead reader's work return.
+Raw: the packed bytes in. XADD (pipelined), XREADGROUP, HSET of the payload and of a packed verdict into its group's
+hash (pipelined with) XACK + XDEL, HGETALL of each group (pipelined), DEL (pipelined). So every payload is delivered
+once to a verifier and once to a learner, and freed. Raw does not: pack or unpack a payload (its verdict it does not
+pack either), check anything, tell a repeat from a first time, know when a group is complete, keep order or age, bound
+memory, survive a lost reply without doubling, or let a dead reader's work return.
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ def measure(kilobytes: int, groups: int, rounds: int) -> tuple[Row, dict[str, fl
 
 
 def completion(ticket: Ticket, idx: int, kilobytes: int) -> Completion:
-    """A completion of the ticket whose packed form has about `kilobytes` KB: 8 bytes a token and a letter of text each."""
+    """A completion of the ticket, about `kilobytes` KB when packed: for each token 8 bytes and a letter of text."""
     count = kilobytes * 1024 // 9 - 20
     return Completion(
         gid=ticket.gid, lane="train", prompt=ticket.prompt, idx=idx, n=ticket.n, tokens=int32(np.arange(count)),

@@ -1,18 +1,18 @@
 """The learner's optimiser step (learner/train.py under FSDP2, one rank) against a bare torch loop on the same batch.
 
-The batch is the demo's: 64 groups of 8 completions of the demo's base model, with its micro-batches. Ours is `Trainer.step`
-from groups as the broker gives them: laying out, base scores, pooled leave-one-out Z, staleness, coefficients from the
-current policy, finiteness checks, sharded backward, clipping, AdamW. Two comparisons:
+The batch is the demo's: 64 groups of 8 completions of the demo's base model, with its micro-batches. Ours is
+`Trainer.step` from groups as the broker gives them: laying out, base scores, pooled leave-one-out Z, staleness,
+coefficients from the current policy, finiteness checks, sharded backward, clipping, AdamW. Two comparisons:
 
     base scores there   both sides find log π_b in the group (every visit but the first): forward, backward, clip, AdamW
     base scored too     both sides also score the frozen base first (a group's first visit)
 
-Bare is a loop over the same tensors (same rows, same micro-batches, made beforehand) with the plain transformers model: no
-sharding, no checks, coefficients given beforehand, log-probs, loss, backward, clip_grad_norm_, fused AdamW. It is also timed
-on one row for each completion, as most training loops lay them out; that line is for information.
+Bare is a loop over the same tensors (same rows, same micro-batches, made beforehand) with the plain transformers
+model: no sharding, no checks, coefficients given beforehand, log-probs, loss, backward, clip_grad_norm_, fused AdamW.
+It is also timed on one row for each completion, as most training loops lay them out; that line is for information.
 
-Times are CPU seconds of this process: both sides compute in it and wait for nothing, so that on an idle machine these are
-seconds, and on a busy one the neighbours are left out.
+Times are CPU seconds of this process: both sides compute in it and wait for nothing, so that on an idle machine these
+are seconds, and on a busy one the neighbours are left out.
 """
 
 from __future__ import annotations

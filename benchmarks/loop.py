@@ -1,4 +1,5 @@
-"""The loop's benchmarks: four ratios, each from one run of this command on the machine at hand. Reads and keeps nothing.
+"""The loop's benchmarks: four ratios, each from one run of this command on the machine at hand. Reads and keeps
+nothing.
 
     python -m benchmarks.loop [broker|learner|actor|wall …] [--quick] [--json FILE]
 
@@ -7,8 +8,8 @@
     actor     the torch engine against bare `transformers.generate` on the same prompts            actor_torch.py
     wall      the asynchronous job against the same job in lock-step                               wall.py
 
-Each file says what its two sides do and leave out. Exit code 1 if a ratio misses its aim. One thread each; about four minutes
-(`--quick`: one) on an idle machine with two cores. From the repository's root.
+Each file says what its two sides do and leave out. Exit code 1 if a ratio misses its aim. One thread each; about four
+minutes (`--quick`: one) on an idle machine with two cores. From the repository's root.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def wall(quick: bool) -> Iterator[Row | str]:
     """The job's wall time."""
     from benchmarks.wall import measure
 
-    line, details = measure(1 if quick else 3, 6 if quick else 12)
+    line, details = measure(1 if quick else 3, 10 if quick else 16)
     yield line
     yield ", ".join(f"{name} {value:.2f}" for name, value in details.items())
 
@@ -101,7 +102,7 @@ def main() -> None:
     console.print(table)
     seconds = time.time() - start
     console.print(
-        f"{os.cpu_count()} cores, load {load:.1f} → {os.getloadavg()[0]:.1f}, {seconds:.0f} s; ratio: median over rounds",
+        f"{os.cpu_count()} cores, load {load:.1f} → {os.getloadavg()[0]:.1f}, {seconds:.0f} s; ratio: median of rounds",
         highlight=False,
     )
     if options.json is not None:

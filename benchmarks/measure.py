@@ -1,7 +1,9 @@
-"""How the benchmarks measure: variants take turns in one run, and each ratio is a median over rounds of one round's ratio.
+"""How the benchmarks measure: variants take turns in one run, and each ratio is a median over rounds of one round's
+ratio.
 
-The machine may be noisy: what slows one side of a round slows the other side of the same round too, so the ratio of a round
-is steadier than the times. The first round warms both sides up and does not count. Holds nothing about what is measured.
+The machine may be noisy: what slows one side of a round slows the other side of the same round too, so the ratio of a
+round is steadier than the times. The first round warms both sides up and does not count. Holds nothing about what is
+measured.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ class Row:
 
 
 def alternate(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """What each side returned (a rate, or seconds) in `rounds` rounds after a warm-up; the order turns with each round."""
+    """What each side returned (a rate, or seconds) in `rounds` rounds after a warm-up; the order turns each round."""
     seen: dict[str, list[float]] = {name: [] for name in sides}
     names = list(sides)
     for number in range(rounds + 1):

@@ -1,17 +1,18 @@
 """Wall time of the asynchronous job against the same job in lock-step, when verification takes as long as sampling.
 
-The job is the demo's (its model, prompts, groups, schedule; fewer steps, no evaluation), run by the services themselves, each
-its own process started from the command line: `sieve broker|learner|actor|verifier CONFIG`. Lock-step is the same
-configuration with schedule.max_staleness = 0: the groups of a step are sampled from the newest weights, and nothing is
-sampled for the next step before these are published.
+The job is the demo's (its model, prompts, groups, schedule; fewer steps, no evaluation), run by the services
+themselves, each its own process started from the command line: `sieve broker|learner|actor|verifier CONFIG`.
+Lock-step is the same configuration with schedule.max_staleness = 0: the groups of a step are sampled from the newest
+weights, and nothing is sampled for the next step before these are published.
 
-How long sampling takes is measured first: the actor's engine, alone in this process, on one step's groups. Then every verdict
-takes that long, and all of a step's may be under way at once (`SlowArithmetic`, which sleeps: verification happens
-elsewhere). So a step in lock-step takes sampling + verification + learning, less what overlaps because each completion is
-offered and judged as it ends; asynchronously, the longest of the three. The actor samples in its default batch of 128.
+How long sampling takes is measured first: the actor's engine, alone in this process, on one step's groups. Then every
+verdict takes that long, and all of a step's may be under way at once (`SlowArithmetic`, which sleeps: verification
+happens elsewhere). So a step in lock-step takes sampling + verification + learning, less what overlaps because each
+completion is offered and judged as it ends; asynchronously, the longest of the three. The actor samples in its
+default batch of 128.
 
-Times run from the first ticket, when all services are up, to the last step: starting and exporting, the same on both sides,
-are left out.
+Times run from the first ticket, when all services are up, to the last step: starting and exporting, the same on both
+sides, are left out.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class JobFailed(RuntimeError):
 
 
 def measure(rounds: int, steps: int) -> tuple[Row, dict[str, float]]:
-    """Seconds of the job of `steps` steps asynchronously and in lock-step (the ratio: how many times faster), and details."""
+    """Seconds of the job of `steps` steps, asynchronous and in lock-step (ratio: times faster), and details."""
     disable_progress_bar()
     sampling = sampling_seconds()
     times: dict[int, list[float]] = {0: [], STALENESS: []}
@@ -77,8 +78,9 @@ def sampling_seconds(rounds: int = 3) -> float:
     )
     size, groups = config.sampling.group_size, config.schedule.groups_per_step
     spec = RunSpec(
-        fingerprint="0" * 64, seed=0, steps=1, group_size=size, groups_per_step=groups, publish_every=1, max_staleness=0,
-        max_queued_bytes=1 << 30, max_new_tokens=config.sampling.max_new_tokens, train_prompts=len(prompts), eval_prompts=0,
+        fingerprint="0" * 64, seed=0, steps=1, group_size=size, groups_per_step=groups, publish_every=1,
+        max_staleness=0, max_queued_bytes=1 << 30, max_new_tokens=config.sampling.max_new_tokens,
+        train_prompts=len(prompts), eval_prompts=0,
         eos_token_ids=end_tokens(config.model.path, model, tokenizer), weights="unused",
     )  # fmt: skip
     engine = open_engine(config, spec, "bench")
@@ -88,8 +90,8 @@ def sampling_seconds(rounds: int = 3) -> float:
         start = time.perf_counter()
         for index in range(groups):
             ticket = Ticket(
-                gid=f"{number}:{index}", lane="train", prompt=index, n=size, seed=number * groups + index, version=0, attempt=1,
-                missing=tuple(range(size)),
+                gid=f"{number}:{index}", lane="train", prompt=index, n=size, seed=number * groups + index, version=0,
+                attempt=1, missing=tuple(range(size)),
             )  # fmt: skip
             engine.submit(ticket, prompts[index])
         while engine.in_flight:
