@@ -17,11 +17,15 @@ Keys, all under `{sieve:<run>}:` (one hash tag, one slot):
     done, dropped            bitmaps over ticket numbers: the tombstones
     dead                     stream of dead letters with their reasons
     z, evals, services, seen, grants       Z statistics; evaluations; liveness; last grant per actor
+
+Shared by the runs of one server, under `{sieve-verdicts}:`: verdicts (content hash → verdict), used (hash by last use),
+counts (bytes, hits and misses).
 """
 
 from __future__ import annotations
 
 import json
+import re
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -53,6 +57,7 @@ class Broker:
         # Blocking reads have their own connections, whose socket timeout exceeds the longest BLOCK.
         self._blocking = scripts.connect(url, socket_timeout=_LONGEST_BLOCK + 5.0)
         self._scripts = scripts.Scripts(client, self.prefix, settings.connect_seconds)
+        self._cache = scripts.Scripts(client, _CACHE, settings.connect_seconds)
         self._spec: RunSpec | None = None
         self._prompts: dict[tuple[Lane, int], Prompt] = {}
         self._joined: set[str] = set()
@@ -494,7 +499,63 @@ class Broker:
             )
         return letters
 
+    def retry_dead(self, entry: str) -> str:
+        """Give a dead letter back to its verifier's queue with all its attempts before it. Safe to repeat.
 
+        Answers `retried`; `gone` (no such letter, or retried already); `closed` (too late: its group is trained, read
+        or ended); `unreadable` (what is stored is not a completion, so no verifier could ever judge it).
+        """
+        if not re.fullmatch(r"[0-9]{1,20}-[0-9]{1,20}", entry):
+            return "gone"
+        raw = self._scripts.retry(lambda: self._redis.xrange(self._key("dead"), entry, entry), "reading a dead letter")
+        if not raw:
+            return "gone"
+        try:
+            completion = unpack(Completion, cast(Any, raw)[0][1].get(b"p", b""), max_bytes=self.settings.max_item_bytes)
+        except WireError:
+            return "unreadable"
+        return str(self._scripts("retry_dead", entry, completion.oldest).decode())
+
+    # ------------------------------------------------------------------------------------------------ verdict cache
+
+    def known_verdicts(self, verifier: str, keys: Sequence[bytes]) -> list[Verdict | None]:
+        """Verdicts stored under content hashes, by any run on this server; None where there is none. Counts hits."""
+        found: list[Verdict | None] = []
+        for start in range(0, len(keys), _BATCH):
+            for body in self._cache("cache_get", verifier, *keys[start : start + _BATCH]):
+                try:
+                    found.append(unpack(Verdict, body) if body else None)
+                except WireError:  # written by another release: judged again, and it will grow old unused
+                    found.append(None)
+        return found
+
+    def remember_verdicts(self, verdicts: Mapping[bytes, Verdict], max_bytes: int) -> int:
+        """Store verdicts under content hashes, `pass` and `fail` only; at most `max_bytes` of Redis's memory in all.
+
+        The least recently used make room. Returns how many did.
+
+        Raises:
+            ValueError: an `error` among them: it says nothing about the answer and must not be repeated from memory.
+            BrokerFull: Redis is at its memory limit. Nothing was stored; nothing else is affected.
+        """
+        if any(verdict.outcome == "error" for verdict in verdicts.values()):
+            raise ValueError("an error is not a verdict on the answer: only pass and fail may be remembered")
+        items, evicted = list(verdicts.items()), 0
+        for start in range(0, len(items), _BATCH):
+            args: list[bytes | int] = [max_bytes]
+            for key, verdict in items[start : start + _BATCH]:
+                args += [key, pack(verdict)]
+            evicted += int(self._cache("cache_put", *args))
+        return evicted
+
+    def cache_counts(self) -> dict[str, int]:
+        """`bytes`, and `hits:<verifier>` and `misses:<verifier>` since the cache began, of all runs on this server."""
+        raw = self._scripts.retry(lambda: self._redis.hgetall(f"{_CACHE}:counts"), "reading the verdict cache")
+        return {name.decode(): int(count) for name, count in cast(dict[bytes, bytes], raw).items()}
+
+
+_CACHE = "{sieve-verdicts}"
+"""Prefix of the verdict cache: its own hash tag, since it belongs to no run."""
 _LONGEST_BLOCK = 30.0
 
 

@@ -233,6 +233,31 @@ def show_dead(
     return EX_OK
 
 
+@deadletter.command("retry")
+def retry_dead(
+    config: ConfigPath,
+    entries: Annotated[list[str] | None, typer.Argument(help="As printed by `deadletter list`.")] = None,
+    set_: Sets = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every dead letter there is.")] = False,
+) -> int:
+    """Let verifiers try them again.
+
+    Possible while the group is not trained or read yet; safe to repeat. Exit code 65 if any could not be retried.
+    """
+    settings = _load(config, set_, "none")
+    if bool(entries) == everything:
+        raise ConfigError(["deadletter retry: name dead letters as `deadletter list` prints them, or give --all"])
+    from deploy.status import open_broker
+
+    with open_broker(settings) as connection:
+        names = [letter.entry for letter in connection.dead_letters(10_000)] if everything else entries or []
+        answers = []
+        for name in names:
+            answers.append(connection.retry_dead(name))
+            typer.echo(f"{name}  {answers[-1]}")
+    return EX_OK if all(answer == "retried" for answer in answers) else EX_DATA
+
+
 def main() -> None:
     """The `sieve` command: errors meant for people become one line each, anything else keeps its traceback."""
     try:

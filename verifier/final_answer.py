@@ -38,7 +38,7 @@ COMMANDS = frozenset(
     "le leq ge geq lt gt begin end overline vec hat bar mathbf mathbb lvert rvert vert mid prime ldots dots".split()
 )
 """LaTeX commands an answer may use; others only where the record's own answer uses them. Missing on purpose: what
-leaves the work undone (sum, prod, int, lim, binom, floor, gcd, max, mod …) and what claims no value (approx, sim, ne)."""
+leaves the work undone (sum, prod, int, lim, binom, gcd, max, mod …) and what claims no value (approx, sim, ne)."""
 _UNITS = (
     "mm cm m km in inch inches ft foot feet yd yard yards mile miles mph kmh second seconds s minute minutes min hour "
     "hours h day days week weeks month months year years degree degrees dollar dollars cent cents g kg gram grams lb "

@@ -33,6 +33,12 @@ class VerifierMetrics:
         self._seconds = Histogram(
             "sieve_verdict_seconds", "Time of one verdict.", ["verifier"], buckets=SECONDS, registry=registry
         )
+        self._cache = Counter(
+            "sieve_verdict_cache",
+            "Completions looked up among known verdicts: hit or miss.",
+            ["verifier", "result"],
+            registry=registry,
+        )
         self._waits = Histogram(
             "sieve_verify_queue_wait_seconds",
             "From entering the queue (Redis clock) to being received (this machine's clock).",
@@ -48,6 +54,11 @@ class VerifierMetrics:
         now = time.time()
         for entry in entries:
             waits.observe(max(0.0, now - int(entry.partition("-")[0]) / 1000))
+
+    def looked_up(self, verifier: str, hits: int, misses: int) -> None:
+        """Lookups in the verdict cache; the hit rate is rate(hit) / rate(all)."""
+        self._cache.labels(verifier, "hit").inc(hits)
+        self._cache.labels(verifier, "miss").inc(misses)
 
     def judged(self, verifier: str, judged: Sequence[tuple[Work, Verdict]], replies: Sequence[str]) -> None:
         """Verdicts that the broker has taken, with its replies."""

@@ -73,6 +73,12 @@ class Pool:
                 self.in_hand[work.entry] = work
                 self._todo.put(work)
 
+    def known(self, work: Work, verdict: Verdict) -> None:
+        """Take work whose verdict is known already: in hand and judged at once, no thread has to do with it."""
+        if work.entry not in self.in_hand:
+            self.in_hand[work.entry] = work
+            self.judged[work.entry] = (work, verdict)
+
     def accept(self, work: Work, verdict: Verdict) -> None:
         """Note a verdict; ignored if the work was answered (deadline) or put back meanwhile."""
         if work.entry not in self.in_hand or work.entry in self.judged:

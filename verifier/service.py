@@ -23,6 +23,7 @@ from broker.liveness import Role
 from broker.service import UNREACHABLE, Service
 from broker.settings import Shared
 from broker.state import Work
+from verifier.known import KnownVerdicts
 from verifier.metrics import VerifierMetrics
 from verifier.pool import Pool, Result, share
 from verifier.settings import QueueSettings, VerifierSettings
@@ -71,6 +72,7 @@ class VerifierService(Service):
         # Drain waits for verdicts under way, then talks to the broker: both must fit before the forced end.
         self.grace_seconds = self._settings.drain_seconds + 20.0
         self._pools: list[Pool] = []
+        self._known: dict[str, KnownVerdicts] = {}
         self._done: queue.SimpleQueue[Result] = queue.SimpleQueue()
         self._ended = threading.Event()
         self._keeper_failure: Exception | None = None
@@ -95,6 +97,7 @@ class VerifierService(Service):
             settings = self._queue(name)
             verifier = make(name, settings.options, factory=settings.factory)
             self._pools.append(Pool(verifier, settings.concurrency, settings.deadline_seconds, self._done))
+            self._known[name] = KnownVerdicts(verifier, settings, self._settings.cache_bytes)
             self.log.info("serving %s/%s with %d threads", name, verifier.version, settings.concurrency)
         # On its own connection: a blocking receive must not hold it back.
         threading.Thread(target=self._keep, args=(self._connect(),), name="keep", daemon=True).start()
@@ -148,7 +151,22 @@ class VerifierService(Service):
                 with self.waiting("verify queue"):
                     works = self.broker.receive(pool.name, self.id, room, IDLE_SECONDS / len(self._pools))
             self._seen.received(pool.name, [work.entry for work in works])
-            pool.submit(works)
+            self._submit(pool, works)
+
+    def _submit(self, pool: Pool, works: list[Work]) -> None:
+        """To the threads, except what the verdict cache knows."""
+        known = self._known[pool.name]
+        if works and known.worthwhile(pool.seconds):
+            try:
+                found = known.look_up(self.broker, works)
+            except UNREACHABLE as error:  # the work is ours already: judge it, whatever became of the cache
+                self.log.warning("verdict cache: %s", error)
+                found = {}
+            self._seen.looked_up(pool.name, len(found), len(works) - len(found))
+            for work in works:
+                if work.entry in found:
+                    pool.known(work, found[work.entry])
+        pool.submit(works)  # takes only what is not in hand
 
     def _collect(self, seconds: float) -> None:
         """Take finished verdicts: wait up to `seconds` for the first, then LINGER_SECONDS for company."""
@@ -180,6 +198,8 @@ class VerifierService(Service):
                 if verdict.outcome == "error":
                     where = f"{pool.name} {work.completion.gid}/{work.completion.idx}, attempt {work.attempt}"
                     self.log.warning("%s: error %s: %s (%s)", where, verdict.reason, verdict.detail[:300], reply)
+            if self._known[pool.name].worthwhile(pool.seconds):
+                self._known[pool.name].remember(self.broker, judged)
 
     def _end_if_stuck(self) -> None:
         for pool in self._pools:

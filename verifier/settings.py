@@ -28,6 +28,9 @@ class QueueSettings(Section):
     """A verdict that takes longer is `error` with reason `deadline` and is tried elsewhere."""
     factory: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")] | None = None
     """`package.module:attribute` of a verifier that is neither built in nor installed with an entry point."""
+    cache: bool | None = None
+    """Whether equal answers to equal records are judged once, by whichever run (`verifier.cache_bytes`); unset: where a
+    verdict takes longer than asking the broker for it."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments for the verifier's constructor."""
 
@@ -47,6 +50,9 @@ class VerifierSettings(Section):
     serve: Annotated[dict[Name, QueueSettings], Field(min_length=1)] = Field(
         default_factory=lambda: {"arithmetic": QueueSettings()}
     )
+    cache_bytes: Annotated[int, Field(ge=0, le=1 << 40)] = 64 << 20
+    """Redis memory for verdicts to be used again, shared by all runs on the server; the least recently used make room.
+    0 keeps none."""
     prefetch_seconds: Annotated[float, Field(ge=0, le=60)] = 0.2
     """How many seconds of work a process may hold beyond what it is working on: enough to hide the round trip to the
     broker, little enough that another process joining finds its share of the queue still there."""
