@@ -1,0 +1,143 @@
+"""What runs inside the sandbox, in front of untrusted or of trusted code: a file of its own, standard library only.
+
+    script            run main.py as a program
+    calls ENTRY       load main.py, then answer each line on descriptor 3 with a call of ENTRY
+    checks            be the grader: run trusted checks, each call of `candidate` being a question on descriptor 3
+
+`script` and `calls` share a process with the solution, so nothing they say is believed: what they can give away is their
+inputs, and what they send is one more JSON value to be compared elsewhere. `checks` never runs with untrusted code.
+"""
+
+import builtins
+import json
+import os
+import sys
+import types
+
+
+def load(name: str) -> dict:
+    """Run main.py as the module `name`; returns its names."""
+    with open("main.py", encoding="utf-8") as file:
+        source = file.read()
+    builtins.exit = builtins.quit = sys.exit  # as programs know them; the site module is not loaded
+    sys.path.insert(0, os.getcwd())
+    sys.argv[:] = ["main.py"]
+    module = types.ModuleType(name)
+    sys.modules[name] = module
+    exec(compile(source, "main.py", "exec", dont_inherit=True), module.__dict__)
+    return module.__dict__
+
+
+def calls(entry: str) -> None:
+    """One line in, one line out: {"id", "args", "kwargs"} → {"id", "value"} or {"id", "trouble", "detail"}."""
+    with os.fdopen(3, "r+b", buffering=0) as raw:
+        lines = open(raw.fileno(), "rb", closefd=False)
+        trouble, detail, names = "", "", {}
+        try:
+            names = load("solution")
+        except Exception as error:
+            trouble, detail = ("syntax_error" if isinstance(error, SyntaxError) else "exception"), describe(error)
+        if not trouble:
+            try:
+                find(names, entry)
+            except (KeyError, AttributeError):
+                trouble, detail = "no_entry", f"the program defines no {entry}"
+            except Exception as error:
+                trouble, detail = "exception", describe(error)
+        for line in lines:
+            question = json.loads(line)
+            reply = {"id": question["id"]}
+            try:
+                if trouble:
+                    reply.update(trouble=trouble, detail=detail)
+                else:
+                    value = find(names, entry)(*question["args"], **question["kwargs"])
+                    reply["value"] = plain(value)
+                    text = json.dumps(reply, allow_nan=False)
+            except NotPlain as error:
+                reply.update(trouble="not_json", detail=str(error))
+            except Exception as error:
+                reply.update(trouble="exception", detail=describe(error))
+            if "trouble" in reply:
+                reply.pop("value", None)
+                text = json.dumps(reply)
+            raw.write(text.encode() + b"\n")
+
+
+def find(names: dict, entry: str):
+    """The function, or the method of a new object of the class."""
+    head, _, method = entry.partition(".")
+    return getattr(names[head](), method) if method else names[head]
+
+
+class NotPlain(Exception):
+    """A value that JSON has no form for."""
+
+
+def plain(value, depth: int = 0):
+    """`value` as JSON has it; a key that is not a text is refused, not turned into one."""
+    if depth > 70:
+        raise NotPlain("nested too deep")
+    if value is None or type(value) in (bool, int, str):
+        return value
+    if type(value) is float:
+        if value != value or value in (float("inf"), float("-inf")):
+            raise NotPlain(f"{value} is not a JSON number")
+        return value
+    if isinstance(value, (list, tuple)):
+        return [plain(one, depth + 1) for one in value]
+    if isinstance(value, dict):
+        if any(type(key) is not str for key in value):
+            raise NotPlain("an object's keys must be texts")
+        return {key: plain(one, depth + 1) for key, one in value.items()}
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            return plain(kind(value), depth + 1)
+    raise NotPlain(f"{type(value).__name__} has no JSON form")
+
+
+def describe(error: BaseException) -> str:
+    """Type and message, short."""
+    try:
+        return f"{type(error).__name__}: {error}"[:500]
+    except Exception:
+        return type(error).__name__
+
+
+def checks() -> None:
+    """{"nonce", "source"} → any number of {"args", "kwargs"} ↔ {"value"} or {"trouble"} → {"nonce", "passed", "detail"}."""
+    raw = os.fdopen(3, "r+b", buffering=0)
+    lines = open(raw.fileno(), "rb", closefd=False)
+
+    class Failed(Exception):
+        """The solution has no value for this call."""
+
+    def candidate(*args, **kwargs):
+        raw.write(json.dumps({"args": plain(args), "kwargs": plain(kwargs)}).encode() + b"\n")
+        reply = json.loads(next(lines))
+        if "trouble" in reply:
+            raise Failed(reply["trouble"])
+        return reply["value"]
+
+    for line in lines:
+        order = json.loads(line)
+        verdict = {"nonce": order["nonce"], "passed": False, "detail": ""}
+        try:
+            names = {"__name__": "check", "candidate": candidate, order["entry"].rpartition(".")[2]: candidate}
+            exec(compile(order["source"], "check", "exec", dont_inherit=True), names)
+            if callable(names.get("check")):
+                names["check"](candidate)
+            verdict["passed"] = True
+        except Exception as error:
+            verdict["detail"] = describe(error)
+        raw.write(json.dumps(verdict).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    mode, *rest = sys.argv[1:]
+    if mode == "script":
+        load("__main__")
+    elif mode == "calls":
+        calls(*rest)
+    else:
+        checks()

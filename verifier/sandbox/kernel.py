@@ -1,0 +1,100 @@
+"""Calls to the kernel that Python does not wrap: Landlock, seccomp, prctl. Each raises OSError naming the call.
+
+Landlock (kernel documentation, userspace-api/landlock) takes rights away from the calling process and everything it
+starts: here all file access outside the named trees, TCP (ABI 4), devices' ioctls (5), abstract sockets and signals to
+processes outside (6). What an ABI does not know is left to the system call filter. Decides nothing itself.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import stat
+import struct
+from collections.abc import Iterable
+
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 36, 38
+_SECCOMP_MODE_FILTER = 2
+_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same on every architecture
+_PATH_BENEATH = 1
+
+_EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR, _TRUNCATE, _IOCTL_DEV = 1 << 0, 1 << 1, 1 << 2, 1 << 3, 1 << 14, 1 << 15
+_FILE_RIGHTS = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL_DEV
+_MAKE_CHAR, _MAKE_BLOCK = 1 << 6, 1 << 11
+_ALL_BY_ABI = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 4: (1 << 15) - 1, 5: (1 << 16) - 1}
+_TCP_BIND_CONNECT = 3
+_SCOPE_ABSTRACT_AND_SIGNAL = 3
+SCOPED_SIGNALS_ABI = 6
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+
+def prctl(option: int, value: int = 0, pointer: ctypes.c_void_p | None = None) -> None:
+    """prctl(2)."""
+    # All five are long in the kernel; ctypes would pass a bare int as 32 bits.
+    second = pointer if pointer is not None else ctypes.c_ulong(0)
+    if _libc.prctl(ctypes.c_int(option), ctypes.c_ulong(value), second, ctypes.c_ulong(0), ctypes.c_ulong(0)) != 0:
+        raise OSError(ctypes.get_errno(), f"prctl({option}): {os.strerror(ctypes.get_errno())}")
+
+
+def install_filter(code: bytes) -> None:
+    """Install a seccomp program for this process and its descendants; needs no_new_privs."""
+
+    class Program(ctypes.Structure):
+        _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+
+    found = Program(len(code) // 8, code)
+    prctl(PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.cast(ctypes.byref(found), ctypes.c_void_p))
+
+
+def landlock_abi() -> int:
+    """Landlock's version; 0 if the kernel has none, or it is switched off or forbidden here."""
+    found = _libc.syscall(ctypes.c_long(_CREATE_RULESET), None, ctypes.c_size_t(0), ctypes.c_uint32(1))
+    return max(0, int(found))
+
+
+def restrict_self(abi: int, readable: Iterable[str], writable: Iterable[str]) -> None:
+    """Leave this process `readable` (with execution) and `writable` trees only; needs no_new_privs.
+
+    A readable path that does not exist is left out; a writable one must exist. Irrevocable.
+    """
+    handled = _ALL_BY_ABI[min(abi, 5)]
+    fields = [handled]
+    if abi >= 4:
+        fields.append(_TCP_BIND_CONNECT)
+    if abi >= SCOPED_SIGNALS_ABI:
+        fields.append(_SCOPE_ABSTRACT_AND_SIGNAL)
+    ruleset = _syscall(
+        "landlock_create_ruleset", _CREATE_RULESET, struct.pack(f"={len(fields)}Q", *fields), 8 * len(fields), 0
+    )
+    try:
+        for path in readable:
+            if os.path.exists(path):
+                _allow(ruleset, path, handled & (_EXECUTE | _READ_FILE | _READ_DIR))
+        for path in writable:
+            device = stat.S_ISCHR(os.stat(path).st_mode)
+            # In its directory it may run what it wrote: an interpreter could do as much with the same bytes.
+            rights = _READ_FILE | _WRITE_FILE if device else ~(_MAKE_CHAR | _MAKE_BLOCK | _IOCTL_DEV)
+            _allow(ruleset, path, handled & rights)
+        _syscall("landlock_restrict_self", _RESTRICT_SELF, ruleset, 0)
+    finally:
+        os.close(ruleset)
+
+
+def _allow(ruleset: int, path: str, rights: int) -> None:
+    descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            rights &= _FILE_RIGHTS
+        _syscall("landlock_add_rule", _ADD_RULE, ruleset, _PATH_BENEATH, struct.pack("=Qi", rights, descriptor), 0)
+    finally:
+        os.close(descriptor)
+
+
+def _syscall(name: str, number: int, *arguments: int | bytes) -> int:
+    sent = [ctypes.c_char_p(value) if isinstance(value, bytes) else ctypes.c_long(value) for value in arguments]
+    found = int(_libc.syscall(ctypes.c_long(number), *sent))
+    if found < 0:
+        raise OSError(ctypes.get_errno(), f"{name}: {os.strerror(ctypes.get_errno())}")
+    return found

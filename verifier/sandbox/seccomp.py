@@ -1,0 +1,131 @@
+"""The system call filter: a classic BPF program that refuses what a judged program never needs.
+
+What is listed is refused, what is newer than the newest call known here does not exist, the rest is allowed: the set is
+closed on both sides, so a kernel that learns a dangerous call does not open it. Written out by number for the two
+architectures that run here (a dependency on libseccomp would add a shared library to every image for this one table).
+Refused beside the usual ways out (ptrace, mounts, namespaces, keys, bpf, io_uring, sockets): memory that no limit
+counts or that outlives its process (System V and POSIX queues, memfd), and what acts on a process or file by name
+although Landlock does not look (chmod, chown, times, xattrs, other processes' limits, priorities and signals).
+Sources: linux include/uapi/linux/{filter,seccomp,audit}.h. Builds bytes; installs nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import platform
+import struct
+
+NEWEST = 451
+"""cachestat, Linux 6.5."""
+
+_AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+_X32 = 0x40000000
+
+_REFUSED = """
+socket:41,198 connect:42,203 bind:49,200 listen:50,201 ptrace:101,117 process_vm_readv:310,270 process_vm_writev:311,271
+pidfd_open:434,434 pidfd_getfd:438,438 pidfd_send_signal:424,424 kcmp:312,272 process_madvise:440,440
+process_mrelease:448,448 mount:165,40 umount2:166,39 pivot_root:155,41 chroot:161,51 move_mount:429,429
+open_tree:428,428 fsopen:430,430 fsconfig:431,431 fsmount:432,432 fspick:433,433 mount_setattr:442,442 unshare:272,97
+setns:308,268 add_key:248,217 request_key:249,218 keyctl:250,219 bpf:321,280 perf_event_open:298,241
+userfaultfd:323,282 io_uring_setup:425,425 io_uring_enter:426,426 io_uring_register:427,427 kexec_load:246,104
+kexec_file_load:320,294 init_module:175,105 finit_module:313,273 delete_module:176,106 name_to_handle_at:303,264
+open_by_handle_at:304,265 personality:135,92 quotactl:179,60 quotactl_fd:443,443 acct:163,89 swapon:167,224
+swapoff:168,225 reboot:169,142 sethostname:170,161 setdomainname:171,162 settimeofday:164,170 clock_settime:227,112
+adjtimex:159,171 clock_adjtime:305,266 syslog:103,116 lookup_dcookie:212,18 nfsservctl:180,42 vhangup:153,58
+mknodat:259,33 fanotify_init:300,262 iopl:172,- ioperm:173,- mknod:133,- modify_ldt:154,- uselib:134,- ustat:136,-
+sysfs:139,- shmget:29,194 shmctl:31,195 shmat:30,196 msgget:68,186 msgrcv:70,188 msgsnd:69,189 msgctl:71,187
+semget:64,190 semctl:66,191 semop:65,193 semtimedop:220,192 mq_open:240,180 mq_unlink:241,181 memfd_create:319,279
+memfd_secret:447,447 chmod:90,- fchmod:91,52 fchmodat:268,53 chown:92,- lchown:94,- fchown:93,55 fchownat:260,54
+setxattr:188,5 lsetxattr:189,6 fsetxattr:190,7 removexattr:197,14 lremovexattr:198,15 fremovexattr:199,16 utime:132,-
+utimes:235,- utimensat:280,88 futimesat:261,- truncate:76,45 setpriority:141,140 ioprio_set:251,30
+sched_setparam:142,118 sched_setscheduler:144,119 sched_setattr:314,274 sched_setaffinity:203,122 migrate_pages:256,238
+move_pages:279,239 mbind:237,235 set_mempolicy:238,237 set_mempolicy_home_node:450,450
+"""
+_ARGUMENTS = (
+    "socketpair:53,199 clone:56,220 clone3:435,435 fork:57,- vfork:58,- kill:62,129 tkill:200,130 tgkill:234,131 \
+rt_sigqueueinfo:129,138 rt_tgsigqueueinfo:297,240 prlimit64:302,261 fcntl:72,25 ioctl:16,29"
+)
+
+_CLONE_THREAD = 0x00010000
+_CLONE_NAMESPACES = 0x7E020000
+_FCNTL = (8, 15, 1031)
+"""F_SETOWN and F_SETOWN_EX name whom a signal goes to; F_SETPIPE_SZ takes kernel memory."""
+_IOCTL = (0x5412, 0x541C, 0x8901, 0x8902)
+"""TIOCSTI and TIOCLINUX type into a terminal; FIOSETOWN and SIOCSPGRP are F_SETOWN again."""
+
+_LOAD, _EQUAL, _ABOVE, _ANY_BIT, _AND, _RETURN = 0x20, 0x15, 0x25, 0x45, 0x54, 0x06
+_ALLOW = 0x7FFF0000
+_KILL = 0x80000000
+_ERRNO = 0x00050000
+_EPERM = _ERRNO | errno.EPERM
+_ENOSYS = _ERRNO | errno.ENOSYS
+
+
+def supported() -> bool:
+    """Whether there is a table for this machine's architecture."""
+    return platform.machine() in _AUDIT
+
+
+def program(*, own_pid: int | None, may_fork: bool) -> bytes:
+    """The filter as an array of struct sock_filter (8 bytes each).
+
+    `own_pid`: signals may be sent to this process alone, and not SIGKILL (a process that kills itself would look like
+    the machine's doing); None where a pid namespace or Landlock's scope already keeps signals inside. `may_fork` False:
+    threads only. Raises ValueError on an architecture without a table.
+    """
+    machine = platform.machine()
+    if machine not in _AUDIT:
+        raise ValueError(f"no system call table for {machine!r}; there is one for {', '.join(_AUDIT)}")
+    column = 0 if machine == "x86_64" else 1
+    refused, numbers = _table(_REFUSED, column), _table(_ARGUMENTS, column)
+
+    code = [(_LOAD, 0, 0, 4), (_EQUAL, 1, 0, _AUDIT[machine]), (_RETURN, 0, 0, _KILL), (_LOAD, 0, 0, 0)]
+    if machine == "x86_64":  # the x32 calls carry the same numbers with a bit set
+        code += [(_ANY_BIT, 0, 1, _X32), (_RETURN, 0, 0, _KILL)]
+    code += [(_ABOVE, 0, 1, NEWEST), (_RETURN, 0, 0, _ENOSYS)]
+    for number in refused.values():
+        code += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _EPERM)]
+
+    def examine(name: str, *body: tuple[int, int, int, int]) -> None:
+        """`body` runs for calls of that name only; it must end in a return."""
+        if name in numbers:
+            code.append((_EQUAL, 0, len(body), numbers[name]))
+            code.extend(body)
+
+    refuse, allow = (_RETURN, 0, 0, _EPERM), (_RETURN, 0, 0, _ALLOW)
+    # With an address a datagram socket reaches any socket file; a connected pair of streams reaches nobody.
+    examine("socketpair", _argument(1), (_AND, 0, 0, 0xF), (_EQUAL, 0, 1, 1), allow, refuse)
+    # clone3 passes its flags in memory, where a filter cannot look; libc falls back to clone.
+    examine("clone3", (_RETURN, 0, 0, _ENOSYS))
+    namespaces = (_argument(0), (_ANY_BIT, 0, 1, _CLONE_NAMESPACES), refuse)
+    if may_fork:
+        examine("clone", *namespaces, allow)
+    else:
+        examine("clone", *namespaces, (_ANY_BIT, 1, 0, _CLONE_THREAD), refuse, allow)
+        examine("fork", refuse)
+        examine("vfork", refuse)
+    if own_pid is not None:
+        for name, place in (("kill", 1), ("tgkill", 2)):
+            examine(
+                name, _argument(0), (_EQUAL, 1, 0, own_pid), refuse, _argument(place), (_EQUAL, 0, 1, 9), refuse, allow
+            )
+        for name in ("tkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo"):
+            examine(name, refuse)
+    examine("prlimit64", _argument(0), (_EQUAL, 1, 0, 0), refuse, allow)
+    for name, commands in (("fcntl", _FCNTL), ("ioctl", _IOCTL)):
+        body = [_argument(1)]
+        for command in commands:
+            body += [(_EQUAL, 0, 1, command), refuse]
+        examine(name, *body, allow)
+    code.append(allow)
+    return b"".join(struct.pack("=HBBI", operation, yes, no, value) for operation, yes, no, value in code)
+
+
+def _argument(index: int) -> tuple[int, int, int, int]:
+    """Load the low half of an argument (little-endian): all of an int, and every flag clone knows."""
+    return (_LOAD, 0, 0, 16 + 8 * index)
+
+
+def _table(text: str, column: int) -> dict[str, int]:
+    pairs = (entry.split(":") for entry in text.split())
+    return {name: int(places.split(",")[column]) for name, places in pairs if places.split(",")[column] != "-"}
