@@ -35,7 +35,7 @@ from broker.wire import Completion, Verdict, float32, int32
 from learner.batching import Layout, lay_out, plan
 from learner.model import load
 from learner.ranks import Ranks
-from learner.samples import Samples
+from learner.samples import Floats, Samples
 from learner.settings import LearnerConfig, LearnerSettings, OptimizerSettings
 from learner.start import build_trainer
 
@@ -65,7 +65,7 @@ def measure(rounds: int) -> list[Row]:
             scored = list(samples.base)
             steps = iter(range(1, 1 << 30))
 
-            def ours(base: list[object]) -> float:
+            def ours(base: Sequence[Floats | None]) -> float:
                 batch = replace(samples, base=list(base))
                 start = time.process_time()
                 report = trainer.step(batch, step=next(steps), progress=0.5, version=1)
@@ -150,7 +150,7 @@ class _Bare:
         start = time.process_time()
         for layout, values in zip(self.layouts, self.coefficients, strict=True):
             loss = -(values * self.log_probs(self.policy, layout) * layout.mask).sum() / (self.total * NEW_TOKENS)
-            loss.backward()
+            torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()

@@ -74,7 +74,7 @@ def _figure(value: float) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("which", nargs="*", choices=WHICH, default=WHICH, help="default: all")
+    parser.add_argument("which", nargs="*", choices=WHICH, help="default: all")
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     options = parser.parse_args()
@@ -85,7 +85,7 @@ def main() -> None:
     rows: list[Row] = []
     notes: dict[str, list[str]] = {}
     start, load = time.time(), os.getloadavg()[0]
-    for name in options.which:
+    for name in options.which or WHICH:
         for found in globals()[name](options.quick):
             if isinstance(found, Row):
                 rows.append(found)
