@@ -7,7 +7,8 @@ rules or deadlock the pipeline is refused here, with the value, the limit and th
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from string import Formatter
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
@@ -50,13 +51,87 @@ class BrokerSettings(Section):
     """How long a service waits for Redis at start and during an outage before it gives up with exit code 69."""
 
 
+DatasetName = Annotated[
+    str, Field(pattern=r"^datasets:[\w.-]+(/[\w.-]+){0,2}(@[\w.-]+)?:\w+(\[[\w%:.-]*\])?$", max_length=300)
+]
+"""`datasets:owner/name:split`, with a configuration `datasets:owner/name/main:train`, a revision `…@v1:train`, a slice
+`…:train[:500]`: what Hugging Face `datasets` loads by name."""
+PromptSource = Path | DatasetName
+
+
+class ColumnSettings(Section):
+    """Where prompts find their parts in a row. Dots reach into nested objects (`extra_info.index`)."""
+
+    prompt: Annotated[str, Field(min_length=1)] = "prompt"
+    """A column; or text with columns in braces, `Prove {statement}` (a brace itself is doubled: `\\boxed{{}}`)."""
+    verifier: Annotated[str, Field(min_length=1)] = "verifier"
+    """A column; not looked at where `data.verifier` is set."""
+    record: str | dict[str, Any] = "record"
+    """A column that holds the object for the verifier; or the object itself with columns as its values, nested as
+    needed: `{answer: solution.final, tests: "json:tests"}`. `json:` reads a column's text as JSON."""
+
+    @model_validator(mode="after")
+    def _readable(self) -> ColumnSettings:
+        try:
+            fields = list(Formatter().parse(self.prompt))
+        except ValueError as error:
+            raise ValueError(
+                f"data.columns.prompt = {self.prompt[:60]!r}: {error}; write a brace that is no column as {{{{ or }}}}"
+            ) from None
+        for _, name, spec, conversion in fields:
+            if name is not None and (not name or spec or conversion):
+                raise ValueError(
+                    f"data.columns.prompt = {self.prompt[:60]!r}: braces hold a column's name and nothing else; write "
+                    f"a brace that is no column as {{{{ or }}}}"
+                )
+        _check_record(self.record, "data.columns.record")
+        return self
+
+
+def _check_record(value: Any, where: str) -> None:
+    if isinstance(value, dict):
+        for name, below in value.items():
+            _check_record(below, f"{where}.{name}")
+    elif not isinstance(value, str) or not value.removeprefix("json:"):
+        raise ValueError(
+            f"{where} = {value!r}: name a column; what is the same in every row belongs in data.record_constants"
+        )
+
+
+class ChatSettings(Section):
+    """Whether prompts are wrapped in the tokenizer's chat template."""
+
+    enabled: bool = False
+    """Apply `tokenizer.chat_template`, with the generation prompt. A prompt is then one user message, or a list of
+    messages `{role, content}` as it stands in the row."""
+    system: str | None = None
+    """A system message before every prompt."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """More arguments for the template, such as `enable_thinking: false`."""
+
+    @model_validator(mode="after")
+    def _used(self) -> ChatSettings:
+        if not self.enabled and (self.system is not None or self.options):
+            raise ValueError(
+                "data.chat.system and data.chat.options need data.chat.enabled = true; set it or remove them"
+            )
+        return self
+
+
 class DataSettings(Section):
-    """Prompt files: JSONL, one object a line with `prompt` (text), `verifier` (name) and `record` (for the
-    verifier).
+    """Prompts: a JSONL file (one object a line), a Parquet file (`*.parquet`), or a name that `datasets` loads.
+
+    Without `columns` a row has `prompt` (text), `verifier` (name) and `record` (an object for the verifier).
     """
 
-    train: Path
-    held_out: Path | None = None
+    train: PromptSource
+    held_out: PromptSource | None = None
+    columns: ColumnSettings = ColumnSettings()
+    verifier: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")] | None = None
+    """The verifier of every row, in place of a column."""
+    record_constants: dict[str, Any] = Field(default_factory=dict)
+    """Fields that every record gets besides those of its row, which may not have them."""
+    chat: ChatSettings = ChatSettings()
 
 
 class ModelSettings(Section):

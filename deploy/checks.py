@@ -6,13 +6,14 @@ settings name (prompt files up to their first lines), writes and starts nothing,
 
 from __future__ import annotations
 
-import json
 import typing
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
 from broker import admission
+from broker.settings import PromptSource
+from learner.rows import DataUnusable, count, rows
 
 if typing.TYPE_CHECKING:
     from deploy.config import Config
@@ -54,46 +55,34 @@ def _files(config: Config) -> Iterator[str]:
             )
 
 
-def _prompts(config: Config, key: str, path: Path) -> Iterator[str]:
-    """Shape of the first lines, and whether every verifier they name is served."""
-    if not path.is_file():
-        what = "is not a file" if path.exists() else "no such file"
-        yield f"{key} = {path}: {what}; give a JSONL file of prompts; relative paths start at {Path.cwd()}"
-        return
+def _prompts(config: Config, key: str, source: PromptSource) -> Iterator[str]:
+    """Shape of the first rows, and whether every verifier they name is served."""
     served = sorted(config.verifier.serve)
-    unserved: dict[str, int] = {}
-    lines = 0
-    try:
-        with path.open(encoding="utf-8") as file:
-            for lines, text in enumerate(islice(file, READ_LINES), 1):
-                try:
-                    line = json.loads(text)
-                except ValueError as error:
-                    yield f"{key} = {path}: line {lines} is not JSON ({error}); every line is one JSON object"
-                    return
-                wanted = {"prompt": str, "verifier": str, "record": dict}
-                wrong = [
-                    n for n, kind in wanted.items() if not isinstance(line, dict) or not isinstance(line.get(n), kind)
-                ]
-                if wrong:
-                    yield (
-                        f"{key} = {path}: line {lines} lacks {', '.join(wrong)} (or has another type there); every "
-                        f"line is "
-                        f'{{"prompt": text, "verifier": name, "record": {{…}}}}'
-                    )
-                    return
-                if line["verifier"] not in served:
-                    unserved.setdefault(line["verifier"], lines)
-    except (OSError, UnicodeDecodeError) as error:
-        yield f"{key} = {path}: cannot be read ({error}); it must be readable UTF-8 text"
+    unserved: dict[str, str] = {}
+    if isinstance(source, str):
+        # Loaded by name, perhaps over the network: the learner does that. The one thing known here is the verifier.
+        if config.data.verifier is not None and config.data.verifier not in served:
+            unserved[config.data.verifier] = f"data.verifier = {config.data.verifier}"
+    elif not source.is_file():
+        what = "is not a file" if source.exists() else "no such file"
+        yield f"{key} = {source}: {what}; give a file of prompts; relative paths start at {Path.cwd()}"
         return
-    if not lines:
-        yield f"{key} = {path}: is empty; it needs at least one prompt line"
-    for name, line_number in unserved.items():
+    else:
+        found = 0
+        try:
+            for row in islice(rows(source, config.data), READ_LINES):
+                found += 1
+                if row.verifier not in served:
+                    unserved.setdefault(row.verifier, row.where)
+        except DataUnusable as error:
+            yield f"{key} = {error}"
+            return
+        if not found:
+            yield f"{key} = {source}: is empty; it needs at least one prompt"
+    for name, where in unserved.items():
         yield (
-            f"{key} = {path}: line {line_number} names the verifier {name!r}, which nobody serves (verifier.serve has "
-            f"{', '.join(served)}), so its completions would wait for ever; add verifier.serve.{name} or correct the "
-            f"line"
+            f"{key} = {where} names the verifier {name!r}, which nobody serves (verifier.serve has "
+            f"{', '.join(served)}), so its completions would wait for ever; add verifier.serve.{name} or correct it"
         )
 
 
@@ -161,11 +150,13 @@ def _evaluation(config: Config, files: bool) -> Iterator[str]:
                 f"evaluation.every = 0"
             )
         return
-    if files and held_out.is_file():
-        with held_out.open("rb") as file:
-            lines = sum(1 for _ in islice(file, evaluation.prompts))
-        if lines < evaluation.prompts:
+    if files and (isinstance(held_out, str) or held_out.is_file()):
+        try:
+            found = count(held_out, evaluation.prompts)
+        except DataUnusable:
+            return  # said above
+        if found is not None and found < evaluation.prompts:
             yield (
-                f"evaluation.prompts = {evaluation.prompts}: data.held_out = {held_out} has only {lines} lines; set "
-                f"evaluation.prompts = {lines} or add prompts"
+                f"evaluation.prompts = {evaluation.prompts}: data.held_out = {held_out} has only {found} rows; set "
+                f"evaluation.prompts = {found} or add prompts"
             )

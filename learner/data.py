@@ -1,44 +1,43 @@
-"""Prompts from JSONL files, tokenised once. An error names the file, the line and the field, and what to change.
+"""Prompts, tokenised once. An error names the file, the row and the field, and what to change.
 
-One JSON object a line: `prompt` (text), `verifier` (name) and `record` (an object for the verifier). Blank lines are
-skipped; a prompt's index is its place among the others.
+Where they come from and how rows are mapped: rows.py. A prompt's index is its place among the others.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from pydantic import ValidationError
 from transformers import AutoTokenizer, GenerationConfig
 
-from broker.errors import EX_DATA, SieveError
+from broker.settings import ChatSettings, DataSettings, PromptSource
 from broker.wire import Prompt, int32
+from learner.rows import FIELDS, DataUnusable, Row, rows
 
-FIELDS = {"prompt": str, "verifier": str, "record": dict}
-
-
-class DataUnusable(SieveError):
-    """A prompt file cannot be used as it is."""
-
-    exit_code = EX_DATA
+__all__ = ["DataUnusable", "end_tokens", "load_tokenizer", "read_prompts"]
 
 
-def read_prompts(path: Path, tokenizer: Any, *, vocabulary: int, longest: int) -> list[Prompt]:
-    """All prompts of one file. `longest`: most prompt tokens that leave room for the answer. Raises DataUnusable.
+def read_prompts(
+    source: PromptSource, tokenizer: Any, *, vocabulary: int, longest: int, data: DataSettings | None = None
+) -> list[Prompt]:
+    """All prompts of one source. `longest`: most prompt tokens that leave room for the answer. Raises DataUnusable.
 
-    `vocabulary` is the model's: a token id outside it means that model and tokenizer do not belong together.
+    `vocabulary` is the model's: a token id outside it means that model and tokenizer do not belong together. `data`
+    says how rows are mapped and whether the chat template is applied; without it a row is taken as it stands.
     """
-    lines = list(_lines(path))
-    if not lines:
-        raise DataUnusable(f"{path}: no prompts; expected one JSON object a line with {', '.join(FIELDS)}")
-    encoded = tokenizer([body["prompt"] for _, body in lines])["input_ids"]
+    data = data or DataSettings(train=source)
+    found = list(rows(source, data))
+    if not found:
+        raise DataUnusable(f"{source}: no prompts; expected one JSON object a line with {', '.join(FIELDS)}")
+    texts = [_text(row, tokenizer, data.chat) for row in found]
+    # A chat template writes the special tokens itself; a second beginning of text would be off-distribution.
+    encoded = tokenizer(texts, add_special_tokens=not data.chat.enabled)["input_ids"]
     prompts: list[Prompt] = []
-    for (number, body), ids in zip(lines, encoded, strict=True):
-        where = f"{path}:{number}"
+    for row, text, ids in zip(found, texts, encoded, strict=True):
+        where = row.where
         if not ids:
             raise DataUnusable(f"{where}: prompt: no tokens; the text is empty to the tokenizer: remove the line")
         if len(ids) > longest:
@@ -52,13 +51,7 @@ def read_prompts(path: Path, tokenizer: Any, *, vocabulary: int, longest: int) -
                 "model.path belongs to another model; copy the matching tokenizer files there"
             )
         try:
-            prompt = Prompt(
-                index=len(prompts),
-                text=body["prompt"],
-                tokens=int32(ids),
-                verifier=body["verifier"],
-                record=body["record"],
-            )
+            prompt = Prompt(index=len(prompts), text=text, tokens=int32(ids), verifier=row.verifier, record=row.record)
         except ValidationError as error:
             first = error.errors(include_url=False, include_context=False)[0]
             field = ".".join(str(part) for part in first["loc"])
@@ -67,36 +60,27 @@ def read_prompts(path: Path, tokenizer: Any, *, vocabulary: int, longest: int) -
     return prompts
 
 
-def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) with the three fields present and of the right kind."""
+def _text(row: Row, tokenizer: Any, chat: ChatSettings) -> str:
+    """What the model reads: the prompt as it stands, or in the tokenizer's chat template."""
+    if not chat.enabled:
+        assert isinstance(row.prompt, str)  # rows() refuses messages without a template
+        return row.prompt
+    if not getattr(tokenizer, "chat_template", None):
+        raise DataUnusable(
+            "data.chat.enabled = true: the tokenizer in model.path has no chat template; copy the model's "
+            "chat_template.jinja there, or set data.chat.enabled = false"
+        )
+    messages = [{"role": "user", "content": row.prompt}] if isinstance(row.prompt, str) else list(row.prompt)
+    if chat.system is not None:
+        if messages and messages[0]["role"] == "system":
+            raise DataUnusable(f"{row.where}: prompt begins with a system message; remove data.chat.system")
+        messages.insert(0, {"role": "system", "content": chat.system})
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise DataUnusable(f"{path}: no such file; set data.train and data.held_out to JSONL prompt files") from None
-    except UnicodeDecodeError as error:
-        raise DataUnusable(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
-    except OSError as error:
-        raise DataUnusable(f"{path}: {error.strerror}; give a readable file") from None
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            body = json.loads(line)
-        except ValueError as error:
-            raise DataUnusable(f"{path}:{number}: not JSON ({error}); write one object a line") from None
-        if not isinstance(body, dict):
-            raise DataUnusable(f"{path}:{number}: {type(body).__name__}, expected an object with {', '.join(FIELDS)}")
-        for field, kind in FIELDS.items():
-            if field not in body:
-                raise DataUnusable(
-                    f"{path}:{number}: field {field!r} is missing; found {', '.join(sorted(body)) or 'none'}"
-                )
-            if not isinstance(body[field], kind):
-                raise DataUnusable(
-                    f"{path}:{number}: field {field!r} is {type(body[field]).__name__}, expected "
-                    f"{'text' if kind is str else 'an object'}"
-                )
-        yield number, body
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **chat.options))
+    except (TemplateError, TypeError, ValueError) as error:
+        raise DataUnusable(
+            f"{row.where}: the chat template refuses the prompt ({error}); correct the messages or data.chat"
+        ) from None
 
 
 def load_tokenizer(path: Path) -> Any:

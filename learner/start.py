@@ -72,10 +72,12 @@ def open_run(config: LearnerConfig, ranks: Ranks, broker: Broker) -> Run:
             f"of {context} tokens: lower it"
         )
     vocabulary = int(model.vocab_size)
-    train = read_prompts(config.data.train, tokenizer, vocabulary=vocabulary, longest=longest)
+    train = read_prompts(config.data.train, tokenizer, vocabulary=vocabulary, longest=longest, data=config.data)
     held_out: list[Prompt] = []
     if config.data.held_out is not None:
-        held_out = read_prompts(config.data.held_out, tokenizer, vocabulary=vocabulary, longest=longest)
+        held_out = read_prompts(
+            config.data.held_out, tokenizer, vocabulary=vocabulary, longest=longest, data=config.data
+        )
         held_out = held_out[: config.evaluation.prompts]
     prompts = [np.frombuffer(prompt.tokens, "<i4") for prompt in train]
     needed = max(len(prompt) for prompt in prompts) + sampling.max_new_tokens

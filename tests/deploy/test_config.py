@@ -80,7 +80,7 @@ def test_variables_without_a_double_underscore_are_somebody_elses(tree: dict[str
         ),
         (["learner.optimizer.warmup_steps=21"], ["learner.optimizer.warmup_steps = 21", "schedule.steps = 20"]),
         (["data.held_out=null", "evaluation.every=5"], ["evaluation.every = 5", "data.held_out"]),
-        (["evaluation.prompts=5"], ["evaluation.prompts = 5", "only 4 lines", "evaluation.prompts = 4"]),
+        (["evaluation.prompts=5"], ["evaluation.prompts = 5", "only 4 rows", "evaluation.prompts = 4"]),
         (["model.path=/nowhere"], ["model.path = /nowhere", "no such directory", "Hugging Face"]),
         (["data.train=/nowhere.jsonl"], ["data.train = /nowhere.jsonl", "no such file"]),
         (["broker.max_item_bytes=4096", "sampling.max_new_tokens=4000"], ["broker.max_item_bytes = 4096"]),
@@ -121,22 +121,22 @@ def test_a_verifier_that_nobody_serves_is_found_before_the_start(tree: dict[str,
     with open(tree["data"]["train"], "a") as file:
         file.write(json.dumps({"prompt": "p", "verifier": "lean", "record": {}}) + "\n")
     said = refusals(write(tree))[0]
-    assert "line 9" in said and "'lean'" in said and "verifier.serve.lean" in said
+    assert "train.jsonl:9" in said and "'lean'" in said and "verifier.serve.lean" in said
 
 
 @pytest.mark.parametrize(
     ("line", "word"),
     [
         ("{", "not JSON"),
-        ("[]", "lacks prompt"),
-        ('{"prompt": 1, "verifier": "arithmetic", "record": {}}', "lacks prompt"),
+        ("[]", "expected an object"),
+        ('{"prompt": 1, "verifier": "arithmetic", "record": {}}', "'prompt' is int, expected text"),
     ],
 )
 def test_a_malformed_prompt_line_is_named(tree: dict[str, Any], write: Write, line: str, word: str) -> None:
     with open(tree["data"]["train"], "a") as file:
         file.write(line + "\n")
     said = refusals(write(tree))[0]
-    assert "line 9" in said and word in said
+    assert "train.jsonl:9" in said and word in said
 
 
 def test_held_out_prompts_must_not_be_the_training_prompts(tree: dict[str, Any], write: Write) -> None:
