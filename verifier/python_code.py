@@ -1,8 +1,8 @@
 """The verifier `python`: programs judged by unit tests and by stdin and stdout, in a sandbox.
 
 The solution runs in a process of its own and is told inputs only: expected values and checks never enter its process,
-its directory or its descriptors. What it returns are JSON values, each compared with what was expected here, or handed
-to a second confined process (the grader) that runs the record's own checks and has never held the solution. The grader's
+its directory or its descriptors. What it returns are JSON values, each compared with what was expected here, or
+handed to a second confined process (the grader) that runs the record's own checks and never holds the solution. Its
 verdict comes over a descriptor the solution does not have, with a nonce the solution is never told. So whatever a
 program does to its own interpreter, all it can achieve is to send another value, which is right or wrong.
 
@@ -28,7 +28,7 @@ from pydantic import ValidationError
 from verifier.python_problem import Call, Check, Problem, Script, program_of, read_record
 from verifier.python_settings import PythonOptions
 from verifier.python_values import NotAValue, equal, read, same_text
-from verifier.sandbox import Limits, Outcome, Running, Sandbox, SandboxTrouble, SandboxUnavailable
+from verifier.sandbox import Limits, Outcome, Running, Sandbox, SandboxTrouble, SandboxUnavailable, Starved
 from verifier.verdicts import Judgement
 
 log = logging.getLogger("sieve.python")
@@ -44,8 +44,6 @@ _ENDED: dict[str, str] = {
 _TROUBLES = frozenset({"syntax_error", "exception", "no_entry", "not_json"})
 """What the runner may say instead of a value; it says so next to the solution, so it is a fail in any case."""
 _RUNNER = Path(__file__).with_name("python_runner.py")
-_GRADER_SECONDS = 5.0
-"""What a check may take itself, beyond its calls."""
 
 
 class Failed(Exception):
@@ -55,10 +53,6 @@ class Failed(Exception):
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
-
-
-class Unknown(Exception):
-    """Nothing can be said about the answer."""
 
 
 class PythonCode:
@@ -79,7 +73,12 @@ class PythonCode:
         except ValidationError as error:
             raise ValueError("; ".join(_lines(error))) from None
         self._runner = _RUNNER.read_text()
-        self._python, self._sandbox = _find_interpreter(self._options)
+        self._python, self._python_version, self._sandbox = _find_interpreter(self._options)
+
+    @property
+    def fingerprint(self) -> str:
+        """The interpreter that runs programs: another one could give another verdict."""
+        return f"python {self._python_version}"
 
     @property
     def info(self) -> dict[str, str]:
@@ -101,8 +100,8 @@ class PythonCode:
             self._judge(problem, program)
         except Failed as failed:
             return Judgement("fail", failed.reason, failed.detail)
-        except Unknown as unknown:
-            return Judgement("error", "starved", str(unknown))
+        except Starved as starved:
+            return Judgement("error", "starved", str(starved))
         except SandboxTrouble as trouble:
             return Judgement("error", "sandbox_trouble", str(trouble))
         return Judgement("pass", "correct", "", "\n".join(line.rstrip() for line in program.strip().splitlines()))
@@ -122,19 +121,19 @@ class PythonCode:
         return program
 
     def _judge(self, problem: Problem, program: str) -> None:
-        until = time.monotonic() + self._options.seconds
         called = [(index, test) for index, test in enumerate(problem.tests) if not isinstance(test, Script)]
         if called:
             limits = self._options.limits(self._options.seconds)
             with self._start(["calls", problem.entry], program, limits) as solution:
                 if any(isinstance(test, Check) for _, test in called):
                     with self._start(["checks"], "", limits) as grader:
-                        self._called(problem, called, solution, grader, until)
+                        self._called(problem, called, solution, grader)
                 else:
-                    self._called(problem, called, solution, None, until)
+                    self._called(problem, called, solution, None)
+        spent = 0.0
         for index, test in enumerate(problem.tests):
             if isinstance(test, Script):
-                self._script(index, test, program, until)
+                spent += self._script(index, test, program, self._options.seconds - spent)
 
     def _start(self, arguments: list[str], program: str, limits: Limits) -> Running:
         files = {"main.py": program} if program else {}
@@ -148,26 +147,29 @@ class PythonCode:
     # --- tests that call
 
     def _called(
-        self, problem: Problem, tests: list[tuple[int, Any]], solution: Running, grader: Running | None, until: float
+        self, problem: Problem, tests: list[tuple[int, Any]], solution: Running, grader: Running | None
     ) -> None:
         for index, test in tests:
             if isinstance(test, Call):
-                found = self._value(index, test.arguments, solution, until)
+                found = self._value(index, test.arguments, solution)
                 if not equal(test.expected, found, problem.tolerance):
                     raise Failed("wrong_answer", f"test {index}: {json.dumps(found)[:200]} is not what was expected")
             elif grader is not None:
-                self._check(index, test, problem.entry, solution, grader, until)
+                self._check(index, test, problem.entry, solution, grader)
 
-    def _value(self, index: int, arguments: str, solution: Running, until: float) -> Any:
+    def _value(self, index: int, arguments: str, solution: Running) -> Any:
         """What one call returns. A new number for each question: an answer given before it was asked is none."""
         number = secrets.token_hex(16)
-        seconds = min(self._options.seconds_per_test, until - time.monotonic())
+        seconds = self._options.seconds_per_test
         begun = time.monotonic()
         question = f'{{"id": "{number}", {arguments[1:]}'.encode()
         line = solution.ask(question, seconds, self._options.output_bytes)
         if line is None:
-            taken = time.monotonic() - begun
-            raise self._ended(index, solution.stop(), seconds, timed_out=taken >= seconds)
+            late = time.monotonic() - begun >= seconds
+            outcome = solution.stop()
+            if late and outcome.ended == "stopped":
+                raise Failed("time_limit", f"test {index}: more than {seconds:g} s")
+            raise _failed(index, outcome)
         try:
             reply = read(line)
         except NotAValue as error:
@@ -181,12 +183,12 @@ class PythonCode:
             raise Failed("out_of_turn", f"test {index}: a message of another form")
         raise Failed(reason, f"test {index}: {detail!s:.500}")
 
-    def _check(self, index: int, test: Check, entry: str, solution: Running, grader: Running, until: float) -> None:
+    def _check(self, index: int, test: Check, entry: str, solution: Running, grader: Running) -> None:
         """Let the grader run a check; its calls are passed on as JSON."""
         nonce = secrets.token_hex(16)
         message = json.dumps({"nonce": nonce, "source": test.source, "entry": entry}).encode()
         while True:
-            line = grader.ask(message, max(0.0, until - time.monotonic()) + _GRADER_SECONDS, self._options.output_bytes)
+            line = grader.ask(message, self._options.seconds_per_test, self._options.output_bytes)
             if line is None:
                 how = grader.stop()
                 raise SandboxTrouble(f"test {index}: the check itself did not end ({how.ended} {how.code})")
@@ -195,35 +197,31 @@ class PythonCode:
                 if said["passed"] is not True:
                     raise Failed("check_failed", f"test {index}: {said['detail']}")
                 return
-            value = self._value(index, json.dumps(said), solution, until)
-            message = json.dumps({"value": value}).encode()
+            message = json.dumps({"value": self._value(index, json.dumps(said), solution)}).encode()
 
     # --- tests of the whole program
 
-    def _script(self, index: int, test: Script, program: str, until: float) -> None:
-        seconds = min(self._options.seconds_per_test, until - time.monotonic())
-        if seconds < 0.01:
+    def _script(self, index: int, test: Script, program: str, left: float) -> float:
+        """The seconds it took, starvation aside."""
+        seconds = min(self._options.seconds_per_test, left)
+        if seconds < 0.05:
             raise Failed("time_limit", f"test {index}: nothing is left of {self._options.seconds:g} s for all tests")
         outcome = self._sandbox.run(
             self._command(["script"]), {"main.py": program}, test.stdin, self._options.limits(seconds)
         )
         if outcome.ended != "exit":
-            raise self._ended(index, outcome, seconds, timed_out=False)
+            raise _failed(index, outcome)
         if outcome.code != 0:
             raise Failed("exception", f"test {index}: exit code {outcome.code}; {_tail(outcome)}")
         if not same_text(test.expected, outcome.stdout):
             raise Failed("wrong_answer", f"test {index}: printed {outcome.stdout[:200]!r}")
+        return outcome.seconds - outcome.starved_seconds
 
-    def _ended(self, index: int, outcome: Outcome, seconds: float, *, timed_out: bool) -> Failed | Unknown:
-        """Why there is no answer to a test."""
-        where = f"test {index}"
-        if outcome.ended == "wall" or (timed_out and outcome.ended == "stopped"):
-            if outcome.starved_seconds > seconds / 2 and outcome.cpu_seconds < seconds / 2:
-                return Unknown(f"{where}: of {seconds:g} s the machine gave it {outcome.cpu_seconds:.2g} s")
-            return Failed("time_limit", f"{where}: more than {seconds:g} s")
-        if outcome.ended in ("exit", "stopped"):
-            return Failed("ended_early", f"{where}: the program ended or closed its channel; {_tail(outcome)}")
-        return Failed(_ENDED[outcome.ended], f"{where}: {outcome.ended} {outcome.code or ''}; {_tail(outcome)}")
+
+def _failed(index: int, outcome: Outcome) -> Failed:
+    """Why there is no answer to a test."""
+    reason = _ENDED.get(outcome.ended, "ended_early")  # by itself, or it closed its channel
+    return Failed(reason, f"test {index}: {outcome.ended} {outcome.code}; {_tail(outcome)}")
 
 
 def _tail(outcome: Outcome) -> str:
@@ -241,8 +239,8 @@ def _lines(error: ValidationError) -> list[str]:
     return found
 
 
-def _find_interpreter(options: PythonOptions) -> tuple[str, Sandbox]:
-    """The first interpreter that runs confined, and the sandbox that shows it. Raises SandboxUnavailable."""
+def _find_interpreter(options: PythonOptions) -> tuple[str, str, Sandbox]:
+    """The first interpreter that runs confined, its version, and the sandbox it runs in. Raises SandboxUnavailable."""
     own = os.path.realpath(sys.executable)
     candidates = (
         [str(options.interpreter)] if options.interpreter else [own, "/usr/local/bin/python3", "/usr/bin/python3"]
@@ -258,13 +256,14 @@ def _find_interpreter(options: PythonOptions) -> tuple[str, Sandbox]:
             tried.append(f"{candidate}: {error}")
         else:
             if outcome.ended == "exit" and outcome.code == 0:
-                log.info("programs run in %s (Python %s)", candidate, outcome.stdout.decode().strip())
-                return candidate, sandbox
+                version = outcome.stdout.decode().strip()
+                log.info("programs run in %s (Python %s)", candidate, version)
+                return candidate, version, sandbox
             tried.append(f"{candidate}: {outcome.ended} {outcome.code}, {_tail(outcome)}")
         sandbox.close()
     raise SandboxUnavailable(
-        f"no Python runs in the sandbox ({'; '.join(tried)}); set interpreter to one that every user may execute, such as "
-        "/usr/bin/python3 (as root, programs run as another user: a Python below /root is out of their reach)"
+        f"no Python runs in the sandbox ({'; '.join(tried)}); set interpreter to one that every user may execute, such "
+        "as /usr/bin/python3 (as root, programs run as another user: a Python below /root is out of their reach)"
     )
 
 

@@ -4,8 +4,8 @@
     calls ENTRY       load main.py, then answer each line on descriptor 3 with a call of ENTRY
     checks            be the grader: run trusted checks, each call of `candidate` being a question on descriptor 3
 
-`script` and `calls` share a process with the solution, so nothing they say is believed: what they can give away is their
-inputs, and what they send is one more JSON value to be compared elsewhere. `checks` never runs with untrusted code.
+`script` and `calls` share a process with the solution, so nothing they say is believed: what they can give away is
+their inputs, and what they send is one more JSON value to be compared elsewhere. `checks` never meets untrusted code.
 """
 
 import builtins
@@ -30,8 +30,7 @@ def load(name: str) -> dict:
 
 def calls(entry: str) -> None:
     """One line in, one line out: {"id", "args", "kwargs"} → {"id", "value"} or {"id", "trouble", "detail"}."""
-    with os.fdopen(3, "r+b", buffering=0) as raw:
-        lines = open(raw.fileno(), "rb", closefd=False)
+    with os.fdopen(3, "r+b", buffering=0) as raw, open(3, "rb", closefd=False) as lines:
         trouble, detail, names = "", "", {}
         try:
             names = load("solution")
@@ -105,32 +104,25 @@ def describe(error: BaseException) -> str:
 
 
 def checks() -> None:
-    """{"nonce", "source"} → any number of {"args", "kwargs"} ↔ {"value"} or {"trouble"} → {"nonce", "passed", "detail"}."""
-    raw = os.fdopen(3, "r+b", buffering=0)
-    lines = open(raw.fileno(), "rb", closefd=False)
+    """{"nonce", "source", "entry"} → any number of {"args", "kwargs"} ↔ {"value"} → {"nonce", "passed", "detail"}."""
+    with os.fdopen(3, "r+b", buffering=0) as raw, open(3, "rb", closefd=False) as lines:
 
-    class Failed(Exception):
-        """The solution has no value for this call."""
+        def candidate(*args, **kwargs):
+            raw.write(json.dumps({"args": plain(args), "kwargs": plain(kwargs)}).encode() + b"\n")
+            return json.loads(next(lines))["value"]
 
-    def candidate(*args, **kwargs):
-        raw.write(json.dumps({"args": plain(args), "kwargs": plain(kwargs)}).encode() + b"\n")
-        reply = json.loads(next(lines))
-        if "trouble" in reply:
-            raise Failed(reply["trouble"])
-        return reply["value"]
-
-    for line in lines:
-        order = json.loads(line)
-        verdict = {"nonce": order["nonce"], "passed": False, "detail": ""}
-        try:
-            names = {"__name__": "check", "candidate": candidate, order["entry"].rpartition(".")[2]: candidate}
-            exec(compile(order["source"], "check", "exec", dont_inherit=True), names)
-            if callable(names.get("check")):
-                names["check"](candidate)
-            verdict["passed"] = True
-        except Exception as error:
-            verdict["detail"] = describe(error)
-        raw.write(json.dumps(verdict).encode() + b"\n")
+        for line in lines:
+            order = json.loads(line)
+            verdict = {"nonce": order["nonce"], "passed": False, "detail": ""}
+            try:
+                names = {"__name__": "check", "candidate": candidate, order["entry"].rpartition(".")[2]: candidate}
+                exec(compile(order["source"], "check", "exec", dont_inherit=True), names)
+                if callable(names.get("check")):
+                    names["check"](candidate)
+                verdict["passed"] = True
+            except Exception as error:
+                verdict["detail"] = describe(error)
+            raw.write(json.dumps(verdict).encode() + b"\n")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,11 @@ COMMON_REASONS = frozenset({"truncated", "crashed", "deadline", "invalid_judgeme
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 _REASON = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _MAX_TEXT = 2000
-_BUILT_IN = {"arithmetic": "verifier.arithmetic:Arithmetic", "math": "verifier.math_answer:MathAnswer"}
+_BUILT_IN = {
+    "arithmetic": "verifier.arithmetic:Arithmetic",
+    "math": "verifier.math_answer:MathAnswer",
+    "python": "verifier.python_code:PythonCode",
+}
 
 
 class VerifierError(SieveError):

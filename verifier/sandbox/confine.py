@@ -62,16 +62,11 @@ def confine(plan: Plan, state: int) -> tuple[str, list[str], dict[str, str]]:
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
     if plan.level == "landlock":
         abi = kernel.landlock_abi()
-        kernel.restrict_self(
-            abi, [*SYSTEM, *plan.readable, *DEVICES[1:]], [plan.directory, "/dev/null"]
-        )  # no write to /dev/zero: nobody needs it
-    # Landlock's scope keeps signals inside the tree; before it, only a filter on the one process can.
-    scoped = plan.level == "landlock" and kernel.landlock_abi() >= kernel.SCOPED_SIGNALS_ABI
-    free = scoped and plan.limits.processes > 1
-    if plan.level == "landlock" or seccomp.supported():
-        kernel.install_filter(
-            seccomp.program(own_pid=None if free else os.getpid(), may_fork=plan.limits.processes > 1)
-        )
+        kernel.restrict_self(abi, [*SYSTEM, *plan.readable, *DEVICES[1:]], [plan.directory, DEVICES[0]])
+        # Landlock's scope keeps signals inside; before it, only a filter that knows the one process can.
+        forks = plan.limits.processes > 1
+        free = forks and abi >= kernel.SCOPED_SIGNALS_ABI
+        kernel.install_filter(seccomp.program(own_pid=None if free else os.getpid(), may_fork=forks))
     environment = {**plan.environment, "HOME": plan.directory, "TMPDIR": plan.directory}
     program = shutil.which(plan.argv[0], path=environment["PATH"]) or plan.argv[0]
     return program, plan.argv, environment
@@ -135,7 +130,18 @@ def _bubblewrap(plan: Plan, state: int) -> tuple[str, list[str], dict[str, str]]
     argv += ["--tmpfs", "/dev"]
     for path in DEVICES:
         argv += ["--dev-bind", path, path]
-    argv += [*_folders(INSIDE), "--bind", plan.directory, INSIDE, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", INSIDE]
+    argv += [
+        *_folders(INSIDE),
+        "--bind",
+        plan.directory,
+        INSIDE,
+        "--remount-ro",
+        "/dev",
+        "--remount-ro",
+        "/",
+        "--chdir",
+        INSIDE,
+    ]
     for name, value in {**plan.environment, "HOME": INSIDE, "TMPDIR": INSIDE}.items():
         argv += ["--setenv", name, value]
     code = _in_memory(seccomp.program(own_pid=None, may_fork=plan.limits.processes > 1))

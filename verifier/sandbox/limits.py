@@ -1,4 +1,4 @@
-"""What a confined program may use, what became of it, and the two errors of this package. Plain data, no I/O."""
+"""What a confined program may use, what became of it, and the errors of this package. Plain data, no I/O."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ Level = Literal["bubblewrap", "landlock", "unsafe"]
 LADDER: tuple[Level, ...] = ("bubblewrap", "landlock")
 """From the strongest down; `unsafe` is never reached by itself."""
 
-Ended = Literal["exit", "signal", "wall", "cpu", "memory", "disk", "output", "stopped"]
-"""`exit` and `signal`: by itself. `stopped`: by the caller. The others name the limit it was killed at."""
+Ended = Literal["exit", "signal", "wall", "cpu", "memory", "disk", "output", "stopped", "starved"]
+"""`exit` and `signal`: by itself. `stopped`: by the caller. The others name the limit it was killed at; `starved` is
+raised as Starved and never in an Outcome."""
 
 MiB = 1 << 20
+STRETCH = 4.0
+"""Time limits do not count the time a program was ready and got no core, until this many times the limit has passed."""
+MESSAGE_BYTES = 1 << 17
+"""The largest command with its environment that can be started."""
 
 
 class SandboxUnavailable(SieveError):
@@ -29,15 +34,20 @@ class SandboxTrouble(SieveError):
     exit_code = EX_TEMPORARY
 
 
+class Starved(SandboxTrouble):
+    """The machine gave the program too little time to tell whether it keeps its limit."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Limits of one run. Raises ValueError for a value that cannot be enforced."""
 
     wall_seconds: float = 10.0
+    """Not counting starvation (see STRETCH)."""
     cpu_seconds: float = 10.0
     """Of each process, rounded up to whole seconds."""
     memory_bytes: int = 512 * MiB
-    """Resident memory of everything the run started, looked at every WATCH_SECONDS; see also `address_space`."""
+    """Resident memory of everything the run started, watched; see also `address_space`."""
     address_space: bool = True
     """Also refuse, at once, each process more than `memory_bytes` of address space. Off for programs that map much
     more than they use (Lean, Node, the JVM)."""
@@ -50,7 +60,7 @@ class Limits:
     file_bytes: int = 16 * MiB
     """The largest file it can write."""
     disk_bytes: int = 64 * MiB
-    """All files in its directory together, looked at every WATCH_SECONDS."""
+    """All files in its directory together, watched."""
     open_files: int = 64
 
     def __post_init__(self) -> None:

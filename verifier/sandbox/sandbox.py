@@ -15,25 +15,22 @@ import dataclasses
 import json
 import os
 import secrets
-import select
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
-import time
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
 from verifier.sandbox.confine import Plan
-from verifier.sandbox.limits import Ended, Level, Limits, Outcome, SandboxTrouble
-from verifier.sandbox.spawner import MESSAGE_BYTES
+from verifier.sandbox.limits import MESSAGE_BYTES, Level, Limits, Outcome, SandboxTrouble
+from verifier.sandbox.running import GRACE_SECONDS, Running
 
 _BOOT = "import sys; sys.path.append(sys.argv[1]); from verifier.sandbox.spawner import main; main(int(sys.argv[2]))"
-_GRACE_SECONDS = 15.0
-"""Beyond the wall limit: how long a supervisor may take to end a run and report before that is trouble."""
 _FIRST_USER, _USERS = 1_700_000_000, 100_000_000
 """As root, each run gets a user id nobody has: its own count of processes, and nobody it may signal."""
 
@@ -49,6 +46,7 @@ class Sandbox:
         self.level = level
         self._readable = [os.path.realpath(path) for path in readable]
         self._home = Path(tempfile.mkdtemp(prefix="sieve-sandbox-", dir=directory))
+        self._forget = weakref.finalize(self, shutil.rmtree, self._home, ignore_errors=True)
         self._home.chmod(0o711)  # other users may pass through to a directory whose name they were told
         self._lock = threading.Lock()
         self._spawner: subprocess.Popen[bytes] | None = None
@@ -61,9 +59,9 @@ class Sandbox:
                 self._requests.close()
                 self._requests = None
             if self._spawner is not None:
-                self._spawner.wait(_GRACE_SECONDS)
+                self._spawner.wait(GRACE_SECONDS)
                 self._spawner = None
-        shutil.rmtree(self._home, ignore_errors=True)
+        self._forget()
 
     def __enter__(self) -> Sandbox:
         return self
@@ -142,7 +140,7 @@ class Sandbox:
         message = json.dumps(dataclasses.asdict(plan)).encode()
         if len(message) >= MESSAGE_BYTES:
             raise SandboxTrouble(
-                f"the command takes {len(message)} bytes, at most {MESSAGE_BYTES} can be sent; pass what is long as files"
+                f"a command of {len(message)} bytes, at most {MESSAGE_BYTES}; pass long texts as files"
             )
         with self._lock:
             for attempt in range(2):
@@ -160,7 +158,7 @@ class Sandbox:
 
     def _start_spawner(self) -> None:
         if self._spawner is not None:
-            self._spawner.wait(_GRACE_SECONDS)
+            self._spawner.wait(GRACE_SECONDS)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._spawner = subprocess.Popen(
@@ -173,191 +171,8 @@ class Sandbox:
         self._requests = ours
 
 
-class Running:
-    """One confined program under way. A context manager: leaving it ends the program and everything it started."""
-
-    def __init__(
-        self,
-        plan: Plan,
-        control: socket.socket,
-        outputs: list[int],
-        channel: socket.socket | None,
-        resources: contextlib.ExitStack,
-    ) -> None:
-        self._plan, self._control, self._channel, self._resources = plan, control, channel, resources
-        self._begun = time.monotonic()
-        self._texts = {descriptor: bytearray() for descriptor in outputs}
-        self._names = dict(zip(outputs, ("stdout", "stderr"), strict=True))
-        self._open = set(outputs)
-        self._flooded = False
-        self._received = bytearray()
-        self._outcome: Outcome | None = None
-        self._poll = select.poll()
-        for descriptor in outputs:
-            os.set_blocking(descriptor, False)
-            self._poll.register(descriptor, select.POLLIN)
-        self._poll.register(control, select.POLLIN)
-        if channel is not None:
-            channel.setblocking(False)
-            self._poll.register(channel, select.POLLIN)
-
-    def __enter__(self) -> Running:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if self._outcome is None and kind is None:
-                self.stop()
-        finally:
-            self._resources.close()  # closing the control socket ends what still runs
-
-    def ask(self, line: bytes, seconds: float, max_bytes: int) -> bytes | None:
-        """Send a line (no newline in it) through the channel and wait for one back, without its newline.
-
-        None if none came within `seconds`, the program ended or closed the channel, or the line is longer than
-        `max_bytes`: `finish` or `stop` says which. Raises SandboxTrouble.
-        """
-        if self._channel is None:
-            raise ValueError("this program was started without a channel")
-        if self._received:  # it spoke before it was asked
-            return None
-        until = time.monotonic() + seconds
-        rest = memoryview(line + b"\n")
-        while self._outcome is None and time.monotonic() < until:
-            if rest:
-                self._poll.modify(self._channel, select.POLLIN | select.POLLOUT)
-                try:
-                    rest = rest[self._channel.send(rest) :]
-                except BlockingIOError:
-                    pass
-                except OSError:  # it closed its end
-                    return None
-                if not rest:
-                    self._poll.modify(self._channel, select.POLLIN)
-            if not self._turn(until, max_bytes):
-                return None
-            end = self._received.find(b"\n")
-            if end >= 0:
-                answer = bytes(self._received[:end])
-                del self._received[: end + 1]
-                return answer
-            if len(self._received) > max_bytes:
-                return None
-        return None
-
-    def finish(self) -> Outcome:
-        """Wait for the end by itself or by a limit. Raises SandboxTrouble."""
-        until = self._begun + self._plan.limits.wall_seconds + _GRACE_SECONDS
-        while self._outcome is None:
-            if time.monotonic() >= until:
-                raise SandboxTrouble(f"no report {_GRACE_SECONDS:g} s after the deadline of the run")
-            self._turn(until, 0)
-        return self._outcome
-
-    def stop(self) -> Outcome:
-        """End it now. Raises SandboxTrouble."""
-        self._ask_for_the_end()
-        return self.finish()
-
-    def _turn(self, until: float, channel_bytes: int) -> bool:
-        """Wait for one event and take what came; False when the program closed the channel."""
-        open_channel = True
-        for descriptor, _ in self._poll.poll(max(0.0, until - time.monotonic()) * 1000):
-            if descriptor == self._control.fileno():
-                self._take_report()
-            elif descriptor in self._texts:
-                self._take_output(descriptor)
-            elif self._channel is not None:
-                open_channel = self._take_channel(channel_bytes)
-        return open_channel
-
-    def _take_channel(self, most: int) -> bool:
-        assert self._channel is not None
-        if len(self._received) > most:
-            self._poll.unregister(self._channel)
-            return True
-        try:
-            data = self._channel.recv(1 << 16)
-        except BlockingIOError:
-            return True
-        except ConnectionError:
-            data = b""
-        if not data:
-            self._poll.unregister(self._channel)
-            return False
-        self._received += data
-        return True
-
-    def _take_output(self, descriptor: int) -> bool:
-        """Take what is there; False if there was nothing."""
-        try:
-            data = os.read(descriptor, 1 << 16)
-        except BlockingIOError:
-            return False
-        if not data:  # every writer is gone
-            self._poll.unregister(descriptor)
-            self._open.discard(descriptor)
-            return False
-        text, most = self._texts[descriptor], self._plan.limits.output_bytes
-        text += data[: most - len(text) + 1]
-        if len(text) > most and not self._flooded:
-            self._flooded = True
-            self._ask_for_the_end()
-        return True
-
-    def _ask_for_the_end(self) -> None:
-        with contextlib.suppress(OSError):  # it has reported and gone
-            self._control.shutdown(socket.SHUT_WR)
-
-    def _take_report(self) -> None:
-        data = self._control.recv(1 << 16)
-        if not data:
-            raise SandboxTrouble("the run's supervisor ended without a report")
-        report = json.loads(data)
-        if report["nonce"] != self._plan.nonce:
-            raise SandboxTrouble("a report of another run")
-        if report["trouble"]:
-            raise SandboxTrouble(f"{self._plan.level}: {report['trouble']}; {self._said('stderr')[-300:]!r}")
-        for descriptor in self._texts:  # what was still in the pipes when it ended; nobody can write any more
-            while descriptor in self._open and not self._flooded and self._take_output(descriptor):
-                pass
-        ended, code = self._explain(report)
-        self._outcome = Outcome(
-            ended=ended,
-            code=code,
-            stdout=self._said("stdout"),
-            stderr=self._said("stderr"),
-            seconds=report["seconds"],
-            cpu_seconds=report["cpu"],
-            peak_bytes=report["peak"],
-            starved_seconds=report["starved"],
-            level=self._plan.level,
-        )
-
-    def _explain(self, report: dict[str, float | int | str | bool]) -> tuple[Ended, int]:
-        code = int(report["code"])
-        if self._flooded:
-            return "output", 0
-        if report["ended"] != "exit":
-            return report["ended"], 0  # type: ignore[return-value]
-        if code >= 0:
-            return "exit", code
-        limits = self._plan.limits
-        if code == -24 or (code == -9 and float(report["cpu"]) >= limits.cpu_seconds):
-            return "cpu", 0
-        if code == -9 and report["machine_killed"] and int(report["peak"]) < 0.9 * limits.memory_bytes:
-            raise SandboxTrouble("the machine is out of memory and killed the program; lower verifier concurrency")
-        return "signal", -code
-
-    def _said(self, name: str) -> bytes:
-        (found,) = (bytes(text) for descriptor, text in self._texts.items() if self._names[descriptor] == name)
-        return found[: self._plan.limits.output_bytes]
-
-
 def _populate(directory: Path, files: Mapping[str, bytes | str], user: int | None) -> None:
-    # Others may pass through (bubblewrap, as root without its privileges, must), but neither list it nor guess its name.
+    # Others may pass through (bubblewrap, root without its privileges, must), but neither list it nor guess its name.
     directory.mkdir()
     directory.chmod(0o711)
     for name, content in files.items():
