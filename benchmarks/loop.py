@@ -74,10 +74,13 @@ def _figure(value: float) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("which", nargs="*", choices=WHICH, help="default: all")
+    parser.add_argument("which", nargs="*", metavar="WHICH", help=f"{', '.join(WHICH)}; default: all")
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     options = parser.parse_args()
+    unknown = sorted(set(options.which) - set(WHICH))
+    if unknown:
+        parser.error(f"no benchmark is called {', '.join(unknown)}; there are {', '.join(WHICH)}")
     console = Console(width=None if sys.stdout.isatty() else 120)
     table = Table("what", "ours", "bare", "", "ratio", "rounds", "aim")
     for column in table.columns:
