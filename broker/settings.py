@@ -6,11 +6,21 @@ rules or deadlock the pipeline is refused here, with the value, the limit and th
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from string import Formatter
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
 
 Lane = Literal["train", "eval"]
 
@@ -51,12 +61,42 @@ class BrokerSettings(Section):
     """How long a service waits for Redis at start and during an outage before it gives up with exit code 69."""
 
 
-DatasetName = Annotated[
-    str, Field(pattern=r"^datasets:[\w.-]+(/[\w.-]+){0,2}(@[\w.-]+)?:\w+(\[[\w%:.-]*\])?$", max_length=300)
-]
-"""`datasets:owner/name:split`, with a configuration `datasets:owner/name/main:train`, a revision `…@v1:train`, a slice
-`…:train[:500]`: what Hugging Face `datasets` loads by name."""
-PromptSource = Path | DatasetName
+_DATASET = re.compile(r"datasets:\w[\w.-]*(/\w[\w.-]*){0,2}(@\w[\w.-]*)?:\w+(\[[\w%:.-]*\])?")
+
+
+def _source(value: Any) -> Path | str:
+    if isinstance(value, Path):
+        return value
+    if not isinstance(value, str) or not value:
+        raise ValueError(
+            f"{value!r} is no source of prompts: give a *.jsonl or *.parquet file, or datasets:owner/name:split"
+        )
+    if value.startswith("datasets:"):
+        if not _DATASET.fullmatch(value):
+            raise ValueError(
+                f"{value[:200]!r} cannot be read: write datasets:owner/name:split, with a configuration "
+                "datasets:owner/name/main:train, a revision …@v1:train or a slice …:train[:500]"
+            )
+        return value
+    return Path(value)
+
+
+PromptSource = Annotated[Path | str, PlainValidator(_source), PlainSerializer(str)]
+"""A file's path; or a name that Hugging Face `datasets` loads, as text (it stays text: it is no path)."""
+
+
+def _record(value: Any) -> Any:
+    def check(value: Any, where: str) -> None:
+        if isinstance(value, dict):
+            for name, below in value.items():
+                check(below, f"{where}.{name}")
+        elif not isinstance(value, str) or not value.removeprefix("json:"):
+            raise ValueError(
+                f"{where} = {value!r}: name a column; what is the same in every row belongs in data.record_constants"
+            )
+
+    check(value, "data.columns.record")
+    return value
 
 
 class ColumnSettings(Section):
@@ -66,7 +106,7 @@ class ColumnSettings(Section):
     """A column; or text with columns in braces, `Prove {statement}` (a brace itself is doubled: `\\boxed{{}}`)."""
     verifier: Annotated[str, Field(min_length=1)] = "verifier"
     """A column; not looked at where `data.verifier` is set."""
-    record: str | dict[str, Any] = "record"
+    record: Annotated[str | dict[str, Any], PlainValidator(_record)] = "record"
     """A column that holds the object for the verifier; or the object itself with columns as its values, nested as
     needed: `{answer: solution.final, tests: "json:tests"}`. `json:` reads a column's text as JSON."""
 
@@ -84,18 +124,7 @@ class ColumnSettings(Section):
                     f"data.columns.prompt = {self.prompt[:60]!r}: braces hold a column's name and nothing else; write "
                     f"a brace that is no column as {{{{ or }}}}"
                 )
-        _check_record(self.record, "data.columns.record")
         return self
-
-
-def _check_record(value: Any, where: str) -> None:
-    if isinstance(value, dict):
-        for name, below in value.items():
-            _check_record(below, f"{where}.{name}")
-    elif not isinstance(value, str) or not value.removeprefix("json:"):
-        raise ValueError(
-            f"{where} = {value!r}: name a column; what is the same in every row belongs in data.record_constants"
-        )
 
 
 class ChatSettings(Section):
