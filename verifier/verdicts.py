@@ -34,6 +34,7 @@ _BUILT_IN = {
     "arithmetic": "verifier.arithmetic:Arithmetic",
     "math": "verifier.math_answer:MathAnswer",
     "python": "verifier.python_code:PythonCode",
+    "lean": "verifier.lean:Lean",
 }
 
 

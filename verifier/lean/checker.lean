@@ -18,22 +18,26 @@ partial def offending (stx : Syntax) : Option String :=
   match stx with
   | .missing => some "missing"
   | .atom _ val => if refused.contains val then some val else none
-  | .node _ _ args => args.foldl (init := none) fun found arg => if found.isSome then found else offending arg
+  | .node _ _ args => args.toList.foldl (init := none) fun found arg => if found.isSome then found else offending arg
   | _ => none
 
 def parse (text : String) : CommandElabM (Except String Syntax) := do
   return Parser.runParserCategory (← getEnv) `command text "<proof>"
+
+def firstError : List Message → CommandElabM (Option String)
+  | [] => return none
+  | message :: rest => do
+    if message.severity matches .error then return some (← message.data.toString)
+    firstError rest
 
 /-- Elaborate with messages kept apart; the text of the first error, if there is one. -/
 def elaborate (stx : Syntax) : CommandElabM (Option String) := do
   let before := (← get).messages
   modify fun s => { s with messages := {} }
   let thrown ← try elabCommand stx; pure none catch e => pure (some (← e.toMessageData.toString))
-  let mut error := thrown
-  for message in (← get).messages.toList do
-    if error.isNone && message.severity matches .error then error := some (← message.data.toString)
+  let logged ← firstError (← get).messages.toList
   modify fun s => { s with messages := before }
-  return error
+  return thrown <|> logged
 
 def added (env : Environment) : List (Name × ConstantInfo) := env.constants.map₂.toList
 
@@ -61,9 +65,12 @@ partial def localAxioms (env : Environment) (todo : List Name) (seen : NameSet) 
     | none => localAxioms env rest seen (found.push name)
     | some info =>
       let found := if info matches .axiomInfo _ then found.push name else found
-      let used := info.type.getUsedConstants.toList ++ ((info.value? (allowOpaque := true)).map
-        (·.getUsedConstants.toList)).getD []
-      localAxioms env (used ++ rest) seen found
+      let inValue := match info with
+        | .defnInfo v => v.value.getUsedConstants.toList
+        | .thmInfo v => v.value.getUsedConstants.toList
+        | .opaqueInfo v => v.value.getUsedConstants.toList
+        | _ => []
+      localAxioms env (info.type.getUsedConstants.toList ++ inValue ++ rest) seen found
 
 def axiomsOf (name : Name) (trustLibrary : Bool) : CommandElabM (Array Name) := do
   if trustLibrary then return localAxioms (← getEnv) [name] {} #[] else collectAxioms name
@@ -92,9 +99,9 @@ def check (name : Name) (statement tail : String) (trustLibrary : Bool) :
     let some info := (← getEnv).find? name | return ← bad "absent" name.toString
     unless info matches .thmInfo _ do return ← bad "kind" name.toString
     unless info.type == expectedType && info.levelParams == expectedLevels do return ← bad "type" name.toString
-    for (other, otherInfo) in added (← getEnv) do
-      unless known.contains other do
-        if let some kind := badKind otherInfo then return ← bad "constant" s!"{kind} {other}"
+    let foreign := (added (← getEnv)).filterMap fun (other, otherInfo) =>
+      if known.contains other then none else (badKind otherInfo).map fun kind => s!"{kind} {other}"
+    if let some first := foreign.head? then return ← bad "constant" first
     return ("ok", "", ← axiomsOf name trustLibrary)
 
 elab "#sieve_check " nonce:str name:str statement:str tail:str mode:str beats:str : command => do
@@ -107,7 +114,7 @@ elab "#sieve_check " nonce:str name:str statement:str tail:str mode:str beats:st
     catch e => pure ("thrown", ← e.toMessageData.toString, #[])
   set start
   logInfo <| toString <| Json.compress <| Json.mkObj [
-    ("sieve", nonce.getString), ("status", status), ("detail", (detail.take 1500).toString),
-    ("axioms", toJson (axioms.map toString))]
+    ("sieve", nonce.getString), ("status", status), ("detail", toString (detail.take 1500)),
+    ("axioms", toJson (axioms.toList.map toString))]
 
 end SieveCheck

@@ -9,6 +9,7 @@ never sees an environment that a proof could have changed. Tactic mode is not us
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -40,7 +41,10 @@ class ReplBackend:
         self._room = threading.Semaphore(settings.processes)
         self._lock = threading.Lock()
         self._idle: list[_Repl] = []
+        self._all: set[_Repl] = set()
         self._closed = False
+        # A REPL ends by itself when its input closes, but not in the middle of a proof.
+        atexit.register(self.close)
 
     def run(self, check: Check, seconds: float) -> list[Message]:
         """See Backend.run. Importing a prelude has its own deadline, `start_seconds`."""
@@ -59,11 +63,12 @@ class ReplBackend:
 
     def close(self) -> None:
         """See Backend.close."""
+        atexit.unregister(self.close)
         with self._lock:
             self._closed = True
-            idle, self._idle = self._idle, []
-        for repl in idle:
-            repl.kill()
+            running, self._idle = list(self._all), []
+        for repl in running:
+            self._end(repl)
 
     def _take(self, prelude: str) -> _Repl:
         """An idle REPL that knows the prelude, else one with room for it, else a new one in place of the oldest."""
@@ -73,20 +78,28 @@ class ReplBackend:
             chosen = known[-1] if known else roomy[-1] if roomy else None
             if chosen is not None:
                 self._idle.remove(chosen)
-            elif self._idle:
-                self._idle.pop(0).kill()
+            replaced = self._idle.pop(0) if chosen is None and self._idle else None
         if chosen is not None and chosen.alive():
             return chosen
-        if chosen is not None:
-            chosen.kill()
-        return _Repl(self._settings)
+        for useless in (chosen, replaced):
+            if useless is not None:
+                self._end(useless)
+        started = _Repl(self._settings)
+        with self._lock:
+            self._all.add(started)
+        return started
 
     def _give_back(self, repl: _Repl, fit: bool) -> None:
         with self._lock:
             if fit and not self._closed:
                 self._idle.append(repl)
                 return
+        self._end(repl)
+
+    def _end(self, repl: _Repl) -> None:
         repl.kill()
+        with self._lock:
+            self._all.discard(repl)
 
 
 class _Repl:
