@@ -66,7 +66,18 @@ def last_boxed(text: str) -> str:
     boxes = [found.end() for found in _BOXED.finditer(text)]
     if not boxes:
         raise Refused("no_answer", r"no \boxed{…}")
-    start = boxes[-1]
+    answer, _ = _content(text, boxes[-1])
+    for start in boxes[:-1]:
+        # 6, [5], 7 is three answers; a box around nothing but a box is one.
+        if start > boxes[-1] - 2 * MAX_CHARS and text[start : start + 1] == "{":
+            outer, end = _content(text, start)
+            if end > boxes[-1] and re.sub(r"\\boxed|[{}\s]", "", outer) != re.sub(r"[{}\s]", "", answer):
+                raise Refused("malformed", "a box within a box")
+    return answer
+
+
+def _content(text: str, start: int) -> tuple[str, int]:
+    """What the braces that open at `start` hold, and where they close. Raises Refused: malformed, too_long."""
     if text[start : start + 1] != "{":
         raise Refused("malformed", r"\boxed without braces")
     depth, at = 0, start
@@ -81,9 +92,9 @@ def last_boxed(text: str) -> str:
         elif sign == "}":
             depth -= 1
             if depth == 0:
-                return text[start + 1 : at]
+                return text[start + 1 : at], at
         at += 1
-    raise Refused("malformed", "the last box does not close")
+    raise Refused("malformed", "a box that does not close")
 
 
 def clean(content: str) -> str:
@@ -98,6 +109,7 @@ def clean(content: str) -> str:
     if odd is not None:
         raise Refused("bad_character", f"{odd!a} is not part of an answer")
     text = re.sub(r"\\[dt]frac(?![A-Za-z])", r"\\frac", text.replace("{,}", ",").replace(r"\varnothing", r"\emptyset"))
+    text = re.sub(r"(?<=\d)(?:,\\!|\\,)(?=\d{3}(?!\d))", ",", text)
     text = _SPACING.sub(" ", text).replace(r"\$", "").replace("$", "").replace(r"\lbrace", r"\{")
     text = " ".join(text.replace(r"\rbrace", r"\}").split()).rstrip(". ")
     if not text:
@@ -160,7 +172,8 @@ _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 
 def _squeezed(text: str) -> str:
-    return re.sub(r"\{([A-Za-z0-9])\}", r"\1", re.sub(r"\s+", "", text))
+    kept = re.sub(r"(?<=\d)\s+(?=\d)", "_", text)  # 1 2 is not 12
+    return re.sub(r"\{([A-Za-z0-9])\}", r"\1", re.sub(r"\s+", "", kept))
 
 
 def _check_brackets(text: str) -> None:

@@ -52,6 +52,7 @@ STALL_FACTOR = 20.0
 _NAMED = re.compile(r"\s*([A-Za-z](?:_\{?\w+\}?)?(?:\([a-z](?:,[a-z])*\))?'?)\s*=\s*")
 _EQUALS = re.compile(r"=")
 _RELATION = re.compile(r"[<>]|\\(?:lt|gt|leq?|geq?|in)(?![A-Za-z])")
+_DERIVATIVE = re.compile(r"\\frac\s*\{?\s*d[^{}]*\}?\s*\{\s*d\s*[A-Za-z]")
 _OPERATION = re.compile(r"[-+*^!]|\\(?:cdot|times|div|sqrt|sum|prod|int|frac)|/")
 
 
@@ -237,6 +238,8 @@ def _check_symbolic(gold: str, given: str, question: str) -> None:
     unknown = sorted(commands(given) - COMMANDS - commands(gold))
     if unknown:
         raise Refused("unevaluated", f"\\{unknown[0]} is not part of a finished answer to this question")
+    if _DERIVATIVE.search(given) and not _DERIVATIVE.search(gold):
+        raise Refused("unevaluated", "a derivative that is not taken")
     known = symbols(gold)
     for symbol in sorted(symbols(given) - known):
         swapped = symbol[:1].swapcase() + symbol[1:]

@@ -1,4 +1,4 @@
-"""Which answers are right in Countdown, and which right answers are the same one."""
+"""Which answers are right in Countdown, and which right answers are the same one. Attacks: tests/attacks."""
 
 from __future__ import annotations
 
@@ -59,89 +59,6 @@ def judge(answer: str, numbers: list[int] | tuple[int, ...] = (2, 3, 7), target:
 )
 def test_an_honest_answer_passes(answer: str, numbers: list[int], target: int) -> None:
     assert judge(answer, numbers, target) == ("pass", "correct")
-
-
-@pytest.mark.parametrize(
-    ("answer", "reason"),
-    [
-        ("", "empty"),
-        ("   \n\t ", "empty"),
-        (" " * 1_000_000, "too_long"),
-        ("1" * 1_000_000, "too_long"),
-        ("(" * 1_000_000, "too_long"),
-        ("(" * MAX_LENGTH, "too_deep"),
-        ("20", "wrong_numbers"),
-        ("3+7*2", "wrong_value"),
-        ("(3+7)*2*1", "wrong_numbers"),
-        ("(3+7)*2+7-7", "wrong_numbers"),
-        ("3+7", "wrong_numbers"),
-        ("2*2*(2+3)", "wrong_numbers"),
-        ("23-7", "wrong_numbers"),  # concatenation of 2 and 3
-        ("2 3 - 7", "syntax"),
-        ("(3+7) 2", "syntax"),
-        ("(3+7)(2)", "syntax"),
-        ("2(3+7)", "syntax"),
-        ("(3+7)*2=20", "bad_character"),
-        ("20=(3+7)*2", "bad_character"),
-        ("(3+7)*2 # right", "bad_character"),
-        ("(3+7)*2;", "bad_character"),
-        ("(3+7)*2\0", "bad_character"),
-        ("(3+7)*2\x0b", "bad_character"),
-        ("(3+7)\u00a0*2", "bad_character"),
-        ("(3+7)\u200b*2", "bad_character"),
-        ("\ufeff(3+7)*2", "bad_character"),
-        ("(3+7)×2", "bad_character"),
-        ("(3+7)∗2", "bad_character"),
-        ("(3＋7)*2", "bad_character"),
-        ("（3+7）*2", "bad_character"),
-        ("(３+7)*2", "bad_character"),  # fullwidth digit, int() would take it
-        ("(٣+٧)*٢", "bad_character"),  # Arabic-Indic digits
-        ("(𝟑+7)*2", "bad_character"),  # mathematical bold digit
-        ("(3+7)*²", "bad_character"),
-        ("(③+7)*2", "bad_character"),
-        ("\u202e2*(7+3)", "bad_character"),  # right-to-left override
-        ("(3+7)*2\ud800", "bad_character"),
-        ("-2*(3+7)", "syntax"),
-        ("+2*(3+7)", "syntax"),
-        ("2*(-3+7)", "syntax"),
-        ("2--3+7", "syntax"),
-        ("2**3+7", "syntax"),
-        ("9**9**9**9", "syntax"),
-        ("9^9^9^9", "bad_character"),
-        ("7//3*2", "syntax"),
-        ("7%3*2", "bad_character"),
-        ("NaN", "bad_character"),
-        ("inf", "bad_character"),
-        ("1e1*2", "bad_character"),
-        ("2.0*(3+7)", "bad_character"),
-        ("2_0", "bad_character"),
-        ("0x14", "bad_character"),
-        ("02*(3+7)", "syntax"),
-        ("2,(3+7)", "bad_character"),
-        ("[3+7]*2", "bad_character"),
-        ("__import__('os').system('true')", "bad_character"),
-        ("print(20)", "bad_character"),
-        ("2/(3-3)", "wrong_numbers"),
-        ("2*(3+7", "syntax"),
-        ("2*3+7)", "syntax"),
-        (")2*3+7(", "syntax"),
-        ("()", "syntax"),
-        ("2*()3+7", "syntax"),
-        ("*", "syntax"),
-        ("2*", "syntax"),
-        ("1" * 4000, "wrong_numbers"),
-        ("10000000000000000000000*2", "wrong_numbers"),
-        ("1+" * 2000 + "1", "wrong_numbers"),
-        ("(" * (MAX_DEPTH + 1) + "2" + ")" * (MAX_DEPTH + 1) + "*(3+7)", "too_deep"),
-        ("(2*" * 30 + "1" + ")" * 30, "wrong_numbers"),
-        ("The answer is (3+7)*2", "bad_character"),
-        ("\\boxed{(3+7)*2}", "bad_character"),
-        ("(3+7)*2</s>", "bad_character"),
-        ("(3+7)*2\n(3+7)*2", "syntax"),
-    ],
-)
-def test_a_hostile_or_odd_answer_fails(answer: str, reason: str) -> None:
-    assert judge(answer) == ("fail", reason)
 
 
 @pytest.mark.parametrize(
