@@ -11,8 +11,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONFIG ?= examples/countdown/countdown.yaml
 ARGS ?=
-# Without an NVIDIA driver the CPU build of torch is installed: 200 MB in place of 3 GB.
-TORCH_CPU := https://download.pytorch.org/whl/cpu
+# Another package index for torch alone. PyTorch's own index of CPU builds saves 3 GB on a machine without a GPU.
+TORCH_INDEX ?=
 
 .PHONY: demo test quick lint base clean
 .DELETE_ON_ERROR:
@@ -46,10 +46,7 @@ $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/pip
-	@if ! command -v nvidia-smi >/dev/null && ! $(BIN)/python -c 'import torch' 2>/dev/null && $(BIN)/python -c \
-	'import urllib.request as r; r.urlopen("$(TORCH_CPU)/torch/", timeout=5).read(1)' 2>/dev/null; then \
-	echo "torch for CPUs from $(TORCH_CPU)"; \
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --index-url $(TORCH_CPU) torch; fi
+	$(if $(TORCH_INDEX),$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --index-url $(TORCH_INDEX) torch)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	@touch $@
 

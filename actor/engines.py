@@ -7,6 +7,20 @@ from actor.settings import ActorConfig
 from broker.state import RunSpec
 
 
+def prepare(engine: str) -> None:
+    """Import what `engine` needs: seconds that an actor spends while it waits for its run anyway.
+
+    Raises EngineMissing if a package is not installed."""
+    if engine == "torch":
+        try:
+            import actor.torch_engine
+            import actor.torch_model  # noqa: F401
+        except ModuleNotFoundError as error:
+            raise EngineMissing(
+                f"actor.engine = torch needs the package {error.name}, which is not installed: pip install sieve-rl"
+            ) from error
+
+
 def open_engine(config: ActorConfig, spec: RunSpec, name: str) -> Engine:
     """The engine that actor.engine names, for the run's end tokens and length; `name` signs its completions.
 
@@ -17,15 +31,12 @@ def open_engine(config: ActorConfig, spec: RunSpec, name: str) -> Engine:
 
 
 def _torch(config: ActorConfig, spec: RunSpec, name: str) -> Engine:
-    try:
-        import torch
+    prepare("torch")
+    import torch
 
-        from actor.torch_engine import TorchEngine
-        from actor.torch_model import device_of, open_model
-    except ModuleNotFoundError as error:
-        raise EngineMissing(
-            f"actor.engine = torch needs the package {error.name}, which is not installed: pip install sieve-rl"
-        ) from error
+    from actor.torch_engine import TorchEngine
+    from actor.torch_model import device_of, open_model
+
     settings = config.actor
     if settings.threads:
         torch.set_num_threads(settings.threads)

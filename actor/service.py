@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from actor.engine import Engine, WeightsUnusable
-from actor.engines import open_engine
+from actor.engines import open_engine, prepare
 from actor.fetching import Fetched, Fetching
 from actor.measures import Measures
 from actor.settings import ActorConfig
@@ -104,6 +104,7 @@ class ActorService(Service):
 
     def _wait_for_run(self) -> RunSpec | None:
         self.phase("waiting for the run")
+        prepare(self._actor_config.actor.engine)  # its seconds of importing pass while the learner starts
         while not self.stopping.is_set():
             spec = self.retrying(lambda: self.broker.run_spec(fresh=True))
             if spec is not None:

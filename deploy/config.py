@@ -1,6 +1,6 @@
-"""The configuration root: one pydantic tree, read from YAML, `--set a.b=c` and the environment, later ones winning.
+"""The configuration root: one pydantic tree, read from YAML, the environment and `--set a.b=c`, later ones winning.
 
-    file  <  --set section.key=value  <  SIEVE_SECTION__KEY=value
+    file  <  SIEVE_SECTION__KEY=value  <  --set section.key=value
 
 Holds reading, merging and the wording of errors. What settings mean together is judged in checks.py; each section's own
 limits live with the room that reads it. Never imports torch, ray or transformers: `sieve config` answers at once.
@@ -160,6 +160,12 @@ def _overrides(
     assignments: Iterable[str], environment: Mapping[str, str], problems: list[str]
 ) -> Iterator[tuple[str, list[str], Any]]:
     """(source, path of keys, value) of every override, in order of application."""
+    for name in sorted(environment):
+        # Names without a double underscore are left alone: Kubernetes puts SIEVE_<SERVICE>_PORT and the like into
+        # every pod.
+        if name.startswith(PREFIX) and "__" in name[len(PREFIX) :]:
+            keys = name[len(PREFIX) :].lower().split("__")
+            yield f"environment {name}", keys, _value(f"environment {name}", environment[name], problems)
     for text in assignments:
         name, equals, value = text.partition("=")
         keys = name.strip().split(".")
@@ -167,12 +173,6 @@ def _overrides(
             problems.append(f"--set {text}: not of the form section.key=value; write e.g. --set schedule.steps=20")
             continue
         yield f"--set {name.strip()}", keys, _value(f"--set {name.strip()}", value, problems)
-    for name in sorted(environment):
-        # Names without a double underscore are left alone: Kubernetes puts SIEVE_<SERVICE>_PORT and the like into
-        # every pod.
-        if name.startswith(PREFIX) and "__" in name[len(PREFIX) :]:
-            keys = name[len(PREFIX) :].lower().split("__")
-            yield f"environment {name}", keys, _value(f"environment {name}", environment[name], problems)
 
 
 def _value(source: str, text: str, problems: list[str]) -> Any:

@@ -46,8 +46,10 @@ def figures(
 ) -> dict[str, Any]:
     """One line of metrics.jsonl.
 
-    `current`: the weights trained from were those of `version`, so that samples of staleness 0 must have the sampler's
-    log-probs; the mismatch is None when there are no such samples.
+    The mismatch is taken over the freshest samples of the step, `mismatch_staleness` versions old. At 0 it is pure
+    sampler–learner disagreement and must vanish up to rounding; above 0 it also holds what those versions learned, stays
+    level while weights arrive, and grows without end when they do not. `current`: the weights trained from were those of
+    `version`; otherwise no sample of this step is exactly current.
     """
     line: dict[str, Any] = {
         "step": step, "version": version, "time": time.time(), "loss": report.loss, "grad_norm": report.grad_norm,
@@ -58,15 +60,17 @@ def figures(
     found = {name: float(value) for name, value in objective(sequences, progress).diagnostics.items()}
     lengths = sequences.tokens
     tokens = float(lengths.sum())
-    gap = sequences.token_log_rho.abs()[sequences.staleness == 0] if current else sequences.token_log_rho[:0]
-    counted = float(sequences.mask[sequences.staleness == 0].sum()) if current else 0.0
+    age = int(sequences.staleness.min())
+    freshest = sequences.staleness == age
+    gap = sequences.token_log_rho.abs()[freshest]
     line |= {
         **{name: value for name, value in found.items() if "/" not in name},
         "z_mean": float(sequences.log_z.exp().mean()),
         "staleness_mean": float(sequences.staleness.float().mean()),
         "staleness_max": int(sequences.staleness.max()),
-        "mismatch_mean": float(gap.sum()) / counted if counted else None,
-        "mismatch_max": float(gap.max()) if counted else None,
+        "mismatch_mean": float(gap.sum()) / float(sequences.mask[freshest].sum()),
+        "mismatch_max": float(gap.max()),
+        "mismatch_staleness": age if current else age + 1,
         "groups": len(set(sequences.group.tolist())),
         "tokens": int(tokens),
         "entropy": -float(sequences.policy[sequences.mask].sum()) / tokens,
@@ -173,9 +177,10 @@ class LearnerMetrics:
                 "partition_narrow_ratio", "Share of prompts whose Z is known within a factor of two."
             ),
             "mismatch_mean": gauge(
-                "mismatch_mean_nats", "Mean |log π_θ − log μ| per token of samples of these weights."
+                "mismatch_mean_nats", "Mean |log π_θ − log μ| per token of the freshest samples of the step."
             ),
             "mismatch_max": gauge("mismatch_max_nats", "Largest such difference: the canary for broken weight sync."),
+            "mismatch_staleness": gauge("mismatch_staleness_versions", "How many versions old those samples are."),
             "entropy": gauge("entropy_nats", "Mean −log π_θ per sampled token."),
             "response_length": gauge("response_length_tokens", "Mean length of a completion."),
             "staleness_mean": gauge("staleness_mean_versions", "Mean staleness of the last step's completions."),

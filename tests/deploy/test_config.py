@@ -34,10 +34,11 @@ def test_a_valid_file_gives_the_whole_tree_with_defaults(tree: dict[str, Any], w
     assert config.broker.url is None
 
 
-def test_set_wins_over_the_file_and_the_environment_over_both(tree: dict[str, Any], write: Write) -> None:
+def test_the_environment_wins_over_the_file_and_set_over_both(tree: dict[str, Any], write: Write) -> None:
     path = write(tree)
     assert load(path, ["schedule.steps=30"], {}).schedule.steps == 30
-    assert load(path, ["schedule.steps=30"], {"SIEVE_SCHEDULE__STEPS": "40"}).schedule.steps == 40
+    assert load(path, [], {"SIEVE_SCHEDULE__STEPS": "40"}).schedule.steps == 40
+    assert load(path, ["schedule.steps=30"], {"SIEVE_SCHEDULE__STEPS": "40"}).schedule.steps == 30
     assert load(path, ["schedule.steps=30", "schedule.steps=31"], {}).schedule.steps == 31
     assert load(path, ["learner.objective.alpha=.25"], {}).learner.objective.alpha == 0.25
 

@@ -172,7 +172,8 @@ def test_a_run_trains_publishes_commits_evaluates_and_finishes(job: Job) -> None
     expected = {
         "step", "version", "time", "loss", "grad_norm", "lr", "pass_rate", "mean_r", "ess_rho", "ess_rho_alpha",
         "ess_weight", "truncated_share", "z_mean", "z_narrow_share", "staleness_mean", "staleness_max", "mismatch_mean",
-        "mismatch_max", "completions", "groups", "tokens", "entropy", "response_length", "seconds", "seconds_waiting",
+        "mismatch_max", "mismatch_staleness",
+        "completions", "groups", "tokens", "entropy", "response_length", "seconds", "seconds_waiting",
         "seconds_base", "seconds_backward", "seconds_publish",
     }  # fmt: skip
     for line in job.lines():
