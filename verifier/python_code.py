@@ -43,6 +43,7 @@ _ENDED: dict[str, str] = {
 }
 _TROUBLES = frozenset({"syntax_error", "exception", "no_entry", "not_json"})
 """What the runner may say instead of a value; it says so next to the solution, so it is a fail in any case."""
+_ENDING_SECONDS = 0.5
 _RUNNER = Path(__file__).with_name("python_runner.py")
 
 
@@ -166,7 +167,8 @@ class PythonCode:
         line = solution.ask(question, seconds, self._options.output_bytes)
         if line is None:
             late = time.monotonic() - begun >= seconds
-            outcome = solution.stop()
+            # A program that ends closes its channel a little earlier: how it ended is worth waiting for.
+            outcome = solution.stop(0.0 if late else _ENDING_SECONDS)
             if late and outcome.ended == "stopped":
                 raise Failed("time_limit", f"test {index}: more than {seconds:g} s")
             raise _failed(index, outcome)

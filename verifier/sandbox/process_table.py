@@ -53,19 +53,6 @@ def below() -> dict[int, list[bytes]]:
     return found
 
 
-def size(directory: str) -> int:
-    """Bytes of the files below a directory the program may be changing; each entry costs at least a block."""
-    total = 0
-    for _, folders, files, descriptor in os.fwalk(directory, onerror=None):
-        for name in (*folders, *files):
-            try:
-                found = os.stat(name, dir_fd=descriptor, follow_symlinks=False)
-            except OSError:  # removed between two looks
-                continue
-            total += max(_PAGE, found.st_blocks * 512)
-    return total
-
-
 def killed_by_the_machine() -> int:
     """How many processes the kernel has killed for want of memory since it started; 0 where it does not say."""
     for line in read("/proc/vmstat").splitlines():

@@ -127,8 +127,11 @@ class Running:
             self._turn(until, 0)
         return self._outcome
 
-    def stop(self) -> Outcome:
-        """End it now. Raises SandboxTrouble."""
+    def stop(self, patience: float = 0.0) -> Outcome:
+        """End it, after `patience` seconds in which it may still end by itself. Raises SandboxTrouble."""
+        until = time.monotonic() + patience
+        while self._outcome is None and time.monotonic() < until:
+            self._turn(until, 0)
         self._ask_for_the_end()
         return self.finish()
 

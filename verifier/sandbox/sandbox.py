@@ -15,7 +15,6 @@ import dataclasses
 import json
 import os
 import secrets
-import shutil
 import socket
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from pathlib import Path
 from types import TracebackType
 
 from verifier.sandbox.confine import Plan
+from verifier.sandbox.folders import remove
 from verifier.sandbox.limits import MESSAGE_BYTES, Level, Limits, Outcome, SandboxTrouble
 from verifier.sandbox.running import GRACE_SECONDS, Running
 
@@ -46,7 +46,7 @@ class Sandbox:
         self.level = level
         self._readable = [os.path.realpath(path) for path in readable]
         self._home = Path(tempfile.mkdtemp(prefix="sieve-sandbox-", dir=directory))
-        self._forget = weakref.finalize(self, shutil.rmtree, self._home, ignore_errors=True)
+        self._forget = weakref.finalize(self, remove, self._home)
         self._home.chmod(0o711)  # other users may pass through to a directory whose name they were told
         self._lock = threading.Lock()
         self._spawner: subprocess.Popen[bytes] | None = None
@@ -80,7 +80,10 @@ class Sandbox:
         *,
         environment: Mapping[str, str] | None = None,
     ) -> Outcome:
-        """Run a program to its end. Raises SandboxTrouble if that says nothing about the program."""
+        """Run a program to its end. Raises SandboxTrouble if that says nothing about the program.
+
+        A program that cannot be executed is trouble; as root under bubblewrap it is exit code 127.
+        """
         with self.start(argv, files, stdin, limits, environment=environment) as running:
             return running.finish()
 
@@ -132,7 +135,7 @@ class Sandbox:
                 ours.enter_context(line)
                 theirs.enter_context(its_line)
                 inner.append(its_line.fileno())
-            ours.callback(_remove, directory)
+            ours.callback(remove, directory)
             self._send(plan, [its_control.fileno(), *inner])
             return Running(plan, control, outputs, line, ours.pop_all())
 
@@ -198,12 +201,3 @@ def _input(data: bytes) -> int:
         return os.open(f"/proc/self/fd/{writable}", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         os.close(writable)
-
-
-def _remove(directory: Path) -> None:
-    """Remove a run's directory, also where the program left folders that cannot be entered (it is ours, not root's)."""
-    shutil.rmtree(directory, ignore_errors=True)
-    if directory.exists():
-        for folder, _, _ in os.walk(directory):
-            os.chmod(folder, 0o700)
-        shutil.rmtree(directory)

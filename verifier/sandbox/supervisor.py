@@ -18,8 +18,9 @@ from typing import NoReturn
 
 from verifier.sandbox import kernel
 from verifier.sandbox.confine import HIGH, Plan, confine
+from verifier.sandbox.folders import exceeds
 from verifier.sandbox.limits import STRETCH, Ended
-from verifier.sandbox.process_table import Usage, below, killed_by_the_machine, size
+from verifier.sandbox.process_table import Usage, below, killed_by_the_machine
 
 WATCH_SECONDS = 0.05
 """How often memory and disk are looked at; the first look is after this long, so short runs pay nothing."""
@@ -121,7 +122,7 @@ def _watch(plan: Plan, control: int, child: int, used: Usage) -> Ended:
             return "wall"
         if used.resident > limits.memory_bytes:
             return "memory"
-        if size(plan.directory) > limits.disk_bytes:
+        if exceeds(plan.directory, limits.disk_bytes):
             return "disk"
 
 
