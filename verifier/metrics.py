@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import Counter as Tally
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from broker.state import Work
 from broker.wire import Verdict
+from verifier.verdicts import Verifier
 
 SECONDS = (1e-5, 2e-5, 5e-5, 1e-4, 1e-3, 1e-2, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600)
 WAITS = (1e-3, 5e-3, 1e-2, 5e-2, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800)
@@ -46,7 +47,18 @@ class VerifierMetrics:
             buckets=WAITS,
             registry=registry,
         )
+        self._info = Gauge(
+            "sieve_verifier_info",
+            "1 for each verifier served; sandbox: how programs are confined (bubblewrap, landlock, unsafe), or empty.",
+            ["verifier", "version", "sandbox"],
+            registry=registry,
+        )
         registry.register(_InHand(in_hand))
+
+    def serving(self, verifier: Verifier) -> None:
+        """What is served; `verifier.info`, where it has one, may name its level of confinement as `sandbox`."""
+        info: Mapping[str, str] = getattr(verifier, "info", {})
+        self._info.labels(verifier.name, verifier.version, info.get("sandbox", "")).set(1)
 
     def received(self, verifier: str, entries: Iterable[str]) -> None:
         """`entries` are stream ids: milliseconds at which Redis took them, a dash, a counter."""

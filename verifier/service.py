@@ -98,6 +98,7 @@ class VerifierService(Service):
             verifier = make(name, settings.options, factory=settings.factory)
             self._pools.append(Pool(verifier, settings.concurrency, settings.deadline_seconds, self._done))
             self._known[name] = KnownVerdicts(verifier, settings, self._settings.cache_bytes)
+            self._seen.serving(verifier)
             self.log.info("serving %s/%s with %d threads", name, verifier.version, settings.concurrency)
         # On its own connection: a blocking receive must not hold it back.
         threading.Thread(target=self._keep, args=(self._connect(),), name="keep", daemon=True).start()

@@ -15,11 +15,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from verifier_rig import Rig, ready, serving, until
 
 from verifier.python_code import PythonCode
 from verifier.python_problem import program_of, read_record
 from verifier.python_values import MAX_DEPTH, NotAValue, equal, read, same_text
 from verifier.sandbox import SandboxUnavailable
+from verifier.service import VerifierService
 from verifier.verdicts import VerifierError, make
 
 ADD = {
@@ -349,3 +351,21 @@ def test_the_first_fence_can_be_asked_for() -> None:
     assert program_of("no fence", "last") == "no fence"
     assert program_of("```rust\nx\n```", "last") is None
     assert program_of("````python\na\n```\nb\n````", "last") == "a\n```\nb\n"
+
+
+# --- in the service
+
+
+def test_the_service_judges_with_it_and_exports_the_level(rig: Rig) -> None:
+    try:
+        level = make("python").info["sandbox"]  # type: ignore[attr-defined]
+    except SandboxUnavailable as error:
+        pytest.skip(str(error))
+    right, wrong = "def add(a, b): return a + b", "def add(a, b): return a"
+    broker = rig.open([right, wrong], n=2, verifier="python", record=ADD)
+    service = VerifierService(rig.config({"python": {"concurrency": 2}}), url=rig.url)
+    with serving(service):
+        until(lambda: ready(broker) == 1, 60, "both are judged")
+    assert service.values["passed"] == 1
+    labels = {"verifier": "python", "version": "1", "sandbox": level}
+    assert service.registry.get_sample_value("sieve_verifier_info", labels) == 1
