@@ -47,7 +47,8 @@ def test_it_is_found_by_name_and_told_apart_from_nothing(installed: Path) -> Non
     code = (
         "from verifier.verdicts import known, make\n"
         "v = make('reverse', {'ignore_case': True})\n"
-        "said = [v.judge(*asked).outcome for asked in (({'text': 'abc'}, 'CBA'), ({'text': 'abc'}, 'abc'), ({}, 'x'))]\n"
+        "asked = (({'text': 'abc'}, 'CBA'), ({'text': 'abc'}, 'abc'), ({}, 'x'))\n"
+        "said = [v.judge(*each).outcome for each in asked]\n"
         "print('reverse' in known(), *said)"
     )
     done = subprocess.run(
