@@ -189,17 +189,22 @@ class PythonCode:
         """Let the grader run a check; its calls are passed on as JSON."""
         nonce = secrets.token_hex(16)
         message = json.dumps({"nonce": nonce, "source": test.source, "entry": entry}).encode()
+        answered = False
         while True:
             line = grader.ask(message, self._options.seconds_per_test, self._options.output_bytes)
             if line is None:
-                how = grader.stop()
-                raise SandboxTrouble(f"test {index}: the check itself did not end ({how.ended} {how.code})")
-            said = json.loads(line)
-            if said.get("nonce") == nonce:
-                if said["passed"] is not True:
-                    raise Failed("check_failed", f"test {index}: {said['detail']}")
+                how = grader.stop(_ENDING_SECONDS)
+                said = f"test {index}: the check did not end by itself ({how.ended} {how.code})"
+                if answered:  # a value it was given made it so; as `error`, a program could choose to be judged again
+                    raise Failed("check_failed", said)
+                raise SandboxTrouble(said)
+            told = json.loads(line)
+            if told.get("nonce") == nonce:
+                if told["passed"] is not True:
+                    raise Failed("check_failed", f"test {index}: {told['detail']}")
                 return
-            message = json.dumps({"value": self._value(index, json.dumps(said), solution)}).encode()
+            message = json.dumps({"value": self._value(index, json.dumps(told), solution)}).encode()
+            answered = True
 
     # --- tests of the whole program
 

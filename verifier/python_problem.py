@@ -24,7 +24,8 @@ from verifier.python_values import NotAValue, check_depth
 
 MAX_TESTS = 10_000
 _LANGUAGES = {"", "python", "py", "python3"}
-_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})[ \t]*([^`\s]*)[^`]*")
+# Possessive throughout: a line of a model's choosing must not make the match try every way to divide it.
+_FENCE = re.compile(r" {0,3}+(`{3,}+|~{3,}+)[ \t]*+([^`\s]*+)[^`]*+")
 _ENTRY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)?")
 
 
@@ -121,7 +122,7 @@ def program_of(answer: str, fence: Literal["last", "first"]) -> str | None:
             continue
         fenced = True
         mark, language = opening.groups()
-        closing = re.compile(rf" {{0,3}}{re.escape(mark[0])}{{{len(mark)},}}[ \t]*")
+        closing = re.compile(rf" {{0,3}}+{re.escape(mark[0])}{{{len(mark)},}}[ \t]*+")
         for end in range(at, len(lines)):
             if closing.fullmatch(lines[end].rstrip("\r\n")):
                 if language.lower() in _LANGUAGES:

@@ -25,9 +25,10 @@ class PythonOptions(Section):
     fence: Literal["last", "first"] = "last"
     """Which fenced block of an answer is its program."""
     seconds_per_test: Annotated[float, Field(ge=0.1, le=3600)] = 5.0
-    """Of wall time, and of CPU time where each test has a process of its own."""
-    seconds: Annotated[float, Field(ge=0.1, le=86_400)] = 60.0
-    """Of wall time for all tests of one answer; keep the queue's deadline_seconds above it."""
+    """Of wall time without starvation, and of CPU time where each test has a process of its own."""
+    seconds: Annotated[float, Field(ge=0.1, le=86_400)] = 25.0
+    """Of wall time for all tests of one answer. On a busy machine a verdict may take four times as long (STRETCH): keep
+    the queue's deadline_seconds above that."""
     memory_mib: Annotated[int, Field(ge=64, le=1 << 20)] = 512
     threads: Annotated[int, Field(ge=0, le=1024)] = 16
     """Beside the main one; other processes cannot be started."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -268,6 +269,40 @@ def test_the_levels_work_for_an_ordinary_user_too(level: str) -> None:
     if "not on PATH" in done.stdout or "Operation not permitted" in done.stdout or "Permission denied" in done.stderr:
         pytest.skip(f"{level} for an ordinary user: {done.stdout}{done.stderr}")
     assert done.stdout == "confined\n", done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the pod's filter below is written for x86-64")
+def test_where_a_pod_forbids_namespaces_the_ladder_ends_at_landlock() -> None:
+    """An ordinary user under a filter like a container runtime's: no unshare, no mount, no clone into namespaces."""
+    code = f"""
+import struct, sys
+sys.path.insert(0, {str(REPOSITORY)!r})
+from verifier.sandbox import *
+from verifier.sandbox import kernel, ladder
+refuse, allow = (6, 0, 0, 0x50001), (6, 0, 0, 0x7FFF0000)
+steps = [(0x20, 0, 0, 0)]
+for call in (272, 165, 155, 161, 308):
+    steps += [(0x15, 0, 1, call), refuse]
+steps += [(0x15, 0, 1, 435), (6, 0, 0, 0x50026)]
+steps += [(0x15, 0, 3, 56), (0x20, 0, 0, 16), (0x45, 0, 1, 0x7E020000), refuse, allow]
+kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
+kernel.install_filter(b"".join(struct.pack("=HBBI", *step) for step in steps))
+try:
+    print(ladder.climb("bubblewrap").level)
+except SandboxUnavailable as error:
+    print("refused")
+with ladder.climb() as s:
+    print(s.level)
+"""
+    done = subprocess.run(
+        ["setpriv", "--reuid", "12345", "--regid", "12345", "--clear-groups", "/usr/bin/python3", "-B", "-c", code],
+        capture_output=True, text=True, timeout=60, cwd="/",
+    )  # fmt: skip
+    if "Landlock" in done.stderr:
+        pytest.skip("no Landlock here")
+    assert done.stdout.split() == ["refused", "landlock"], done.stderr
 
 
 # --- pieces

@@ -27,6 +27,7 @@ WATCH_SECONDS = 0.05
 CALM_SECONDS = 0.25
 """How seldom the looks become where the kernel itself refuses memory (Limits.address_space)."""
 _KILL_SECONDS = 10.0
+_MOMENT_SECONDS = 0.01
 
 
 def supervise(plan: Plan, descriptors: list[int]) -> NoReturn:
@@ -48,7 +49,7 @@ def supervise(plan: Plan, descriptors: list[int]) -> NoReturn:
         trouble = pipe.read().decode("utf-8", "replace")  # empty: the program, or bubblewrap, has been started
     ended = "exit" if trouble else _watch(plan, control, child, used)
     if ended != "exit":
-        _kill(plan)
+        os.kill(child, signal.SIGKILL)  # not waited for yet, so nobody else can have its number
     _, exit_status, usage = os.wait4(child, 0)
     seconds = time.monotonic() - used.begun
     code = os.waitstatus_to_exitcode(exit_status)
@@ -110,10 +111,11 @@ def _watch(plan: Plan, control: int, child: int, used: Usage) -> Ended:
         interval = min(1.3 * interval, CALM_SECONDS if limits.address_space else WATCH_SECONDS)
         if handle in ready:
             return "exit"
+        asked = control in ready
+        if asked and not os.read(control, 1):
+            return "stopped"
         used.look()
-        if control in ready:
-            if not os.read(control, 1):
-                return "stopped"
+        if asked:
             os.write(control, json.dumps({"starved": used.starved}).encode() + b"\n")
         now = time.monotonic() - used.begun
         if now >= STRETCH * limits.wall_seconds and now < limits.wall_seconds + used.starved:
@@ -128,12 +130,14 @@ def _watch(plan: Plan, control: int, child: int, used: Usage) -> Ended:
 
 def _end_what_is_left(plan: Plan) -> bool:
     """Kill and reap until this process has no children (as subreaper: no descendants); False if some will not die."""
-    until = time.monotonic() + _KILL_SECONDS
-    while time.monotonic() < until:
+    begun = time.monotonic()
+    while (taken := time.monotonic() - begun) < _KILL_SECONDS:
         try:
             if os.waitpid(-1, os.WNOHANG)[0] == 0:
-                _kill(plan)
-                time.sleep(0.002)
+                # What bubblewrap started ends with it in a moment; looking through all processes takes longer.
+                if plan.level != "bubblewrap" or taken > _MOMENT_SECONDS:
+                    _kill(plan)
+                time.sleep(0.0005)
         except ChildProcessError:
             return True
     return False
