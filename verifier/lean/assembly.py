@@ -132,6 +132,6 @@ def finding(check: Check, messages: Sequence[Message]) -> Finding:
         raise NoFinding(f"{len(found)} findings instead of one; Lean said {[m.text[:100] for m in messages[:3]]}")
     said = found[0]
     status, detail, axioms = said.get("status"), said.get("detail"), said.get("axioms")
-    if not isinstance(status, str) or not isinstance(detail, str) or not isinstance(axioms, list):
+    if not isinstance(status, str) or not isinstance(detail, str) or not isinstance(axioms, str):
         raise NoFinding(f"unreadable finding: {said!r:.500}")
-    return Finding(status, detail, tuple(map(str, axioms)))
+    return Finding(status, detail, tuple(axioms.split()))

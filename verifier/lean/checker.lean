@@ -13,13 +13,22 @@ def refused : List String :=
    "initialize", "builtin_initialize", "macro", "macro_rules", "syntax", "notation", "elab", "elab_rules", "axiom",
    "attribute", "@[", "instance", "opaque", "#eval", "#exit", "open", "local", "scoped"]
 
+/-- Parts of names through which a term that is evaluated while elaborating (a tactic's configuration, say) could act. -/
+def refusedParts : List String :=
+  ["IO", "EIO", "BaseIO", "System", "unsafeIO", "unsafeEIO", "unsafeBaseIO", "unsafeCast"]
+
+def actsThrough : Name → Bool
+  | .str parent part => refusedParts.contains part || actsThrough parent
+  | .num parent _ => actsThrough parent
+  | .anonymous => false
+
 /-- The first token of the tree that no proof needs, if there is one; a hole left by the parser counts. -/
 partial def offending (stx : Syntax) : Option String :=
   match stx with
   | .missing => some "missing"
   | .atom _ val => if refused.contains val then some val else none
   | .node _ _ args => args.toList.foldl (init := none) fun found arg => if found.isSome then found else offending arg
-  | _ => none
+  | .ident _ _ name _ => if actsThrough name then some "a name that acts" else none
 
 def parse (text : String) : CommandElabM (Except String Syntax) := do
   return Parser.runParserCategory (← getEnv) `command text "<proof>"
@@ -39,11 +48,8 @@ def elaborate (stx : Syntax) : CommandElabM (Option String) := do
   modify fun s => { s with messages := before }
   return thrown <|> logged
 
-def added (env : Environment) : List (Name × ConstantInfo) := env.constants.map₂.toList
-
-/-- What makes a new constant unacceptable beside the theorem: only checked theorems and definitions may appear. -/
+/-- What makes a constant unacceptable below the theorem: only checked theorems and definitions may be new. -/
 def badKind : ConstantInfo → Option String
-  | .axiomInfo _ => some "axiom"
   | .opaqueInfo _ => some "opaque"
   | .inductInfo _ => some "inductive"
   | .quotInfo _ => some "quot"
@@ -52,38 +58,54 @@ def badKind : ConstantInfo → Option String
 def untrusted : List Name :=
   [`sorryAx, `Lean.ofReduceBool, `Lean.ofReduceNat, `Lean.trustCompiler, `lcProof, `lcAny, `lcUnreachable]
 
-/-- Axioms below `name`, where imported constants count as sound unless they are among `untrusted`. -/
-partial def localAxioms (env : Environment) (todo : List Name) (seen : NameSet) (found : Array Name) : Array Name :=
+def onto : List Name → List Name → List Name
+  | [], rest => rest
+  | name :: names, rest => onto names (name :: rest)
+
+/-- What the declarations of this file that `todo` rests on come down to: axioms, and new constants of a bad kind.
+Imported constants are not entered, but count where they are among `untrusted`. -/
+partial def below (before env : Environment) (todo : List Name) (seen : NameSet) (axioms : List Name)
+    (bad : Option String) : List Name × Option String :=
   match todo with
-  | [] => found
+  | [] => (axioms, bad)
   | name :: rest =>
-    if seen.contains name then localAxioms env rest seen found else
+    if seen.contains name then below before env rest seen axioms bad else
     let seen := seen.insert name
-    if untrusted.contains name then localAxioms env rest seen (found.push name) else
-    if (env.getModuleIdxFor? name).isSome then localAxioms env rest seen found else
+    if untrusted.contains name then below before env rest seen (name :: axioms) bad else
+    if (env.getModuleIdxFor? name).isSome then below before env rest seen axioms bad else
     match env.find? name with
-    | none => localAxioms env rest seen (found.push name)
+    | none => below before env rest seen (name :: axioms) bad
     | some info =>
-      let found := if info matches .axiomInfo _ then found.push name else found
+      let axioms := if info matches .axiomInfo _ then name :: axioms else axioms
+      let bad := if before.contains name then bad else bad <|> badKind info
       let inValue := match info with
         | .defnInfo v => v.value.getUsedConstants.toList
         | .thmInfo v => v.value.getUsedConstants.toList
         | .opaqueInfo v => v.value.getUsedConstants.toList
         | _ => []
-      localAxioms env (info.type.getUsedConstants.toList ++ inValue ++ rest) seen found
+      below before env (onto info.type.getUsedConstants.toList (onto inValue rest)) seen axioms bad
 
-def axiomsOf (name : Name) (trustLibrary : Bool) : CommandElabM (Array Name) := do
-  if trustLibrary then return localAxioms (← getEnv) [name] {} #[] else collectAxioms name
+/-- Axioms below `name` with the library's theorems entered as well, unless it is to be trusted. -/
+def axiomsOf (name : Name) (own : List Name) (trustLibrary : Bool) : CommandElabM (List Name) := do
+  if trustLibrary then return own
+  return onto own (← collectAxioms name).toList
+
+def written (name : Name) : CommandElabM String := do
+  return (← (MessageData.ofName name).toString)
+
+def allWritten : List Name → CommandElabM String
+  | [] => return ""
+  | name :: rest => return (← written name) ++ " " ++ (← allWritten rest)
 
 /-- (status, detail, axioms). A status that is about the record rather than the proof begins with `record`. -/
 def check (name : Name) (statement tail : String) (trustLibrary : Bool) :
-    CommandElabM (String × String × Array Name) := do
-  let bad (status detail : String) : CommandElabM (String × String × Array Name) := return (status, detail, #[])
-  if (← getEnv).contains name then return ← bad "record_name_taken" name.toString
+    CommandElabM (String × String × List Name) := do
+  let bad (status detail : String) : CommandElabM (String × String × List Name) := return (status, detail, [])
+  if (← getEnv).contains name then return ← bad "record_name_taken" (← written name)
   let start ← get
   let .ok pristine ← parse (statement ++ " sorry") | return ← bad "record_statement" "does not parse"
   if let some error ← elaborate pristine then return ← bad "record_statement" error
-  let some expected := (← getEnv).find? name | return ← bad "record_statement" s!"declares no {name}"
+  let some expected := (← getEnv).find? name | return ← bad "record_statement" "declares nothing of that name"
   let expectedType := expected.type
   let expectedLevels := expected.levelParams
   set start
@@ -92,17 +114,21 @@ def check (name : Name) (statement tail : String) (trustLibrary : Bool) :
   | .ok stx =>
     unless stx.getKind == ``Parser.Command.declaration && stx[1].getKind == ``Parser.Command.theorem
         || pristine.getKind == stx.getKind && stx.getKind == `lemma do
-      return ← bad "declaration" stx.getKind.toString
+      return ← bad "declaration" (← written stx.getKind)
     if let some token := offending stx then return ← bad "token" token
-    let known := (added start.env).foldl (init := ({} : NameSet)) fun set entry => set.insert entry.1
     if let some error ← elaborate stx then return ← bad "proof" error
-    let some info := (← getEnv).find? name | return ← bad "absent" name.toString
-    unless info matches .thmInfo _ do return ← bad "kind" name.toString
-    unless info.type == expectedType && info.levelParams == expectedLevels do return ← bad "type" name.toString
-    let foreign := (added (← getEnv)).filterMap fun (other, otherInfo) =>
-      if known.contains other then none else (badKind otherInfo).map fun kind => s!"{kind} {other}"
-    if let some first := foreign.head? then return ← bad "constant" first
-    return ("ok", "", ← axiomsOf name trustLibrary)
+    let some info := (← getEnv).find? name | return ← bad "absent" ""
+    unless info matches .thmInfo _ do return ← bad "kind" ""
+    unless info.type == expectedType && info.levelParams == expectedLevels do return ← bad "type" ""
+    let (own, badly) := below start.env (← getEnv) [name] {} [] none
+    if let some kind := badly then return ← bad "constant" kind
+    return ("ok", "", ← axiomsOf name own trustLibrary)
+
+/-- One information message. -/
+def say (text : String) : CommandElabM Unit := do
+  let file ← getFileName
+  let line : Message := { fileName := file, pos := ⟨1, 0⟩, severity := .information, data := .ofFormat (.text text) }
+  modify fun s => { s with messages := s.messages.add line }
 
 elab "#sieve_check " nonce:str name:str statement:str tail:str mode:str beats:str : command => do
   let start ← get
@@ -111,10 +137,11 @@ elab "#sieve_check " nonce:str name:str statement:str tail:str mode:str beats:st
   discard <| elaborate (← `(command| set_option maxHeartbeats $(Syntax.mkNumLit beats.getString):num))
   let (status, detail, axioms) ←
     try check name.getString.toName statement.getString tail.getString (mode.getString == "trust")
-    catch e => pure ("thrown", ← e.toMessageData.toString, #[])
+    catch e => pure ("thrown", ← e.toMessageData.toString, [])
+  let axioms ← allWritten axioms
   set start
-  logInfo <| toString <| Json.compress <| Json.mkObj [
+  say <| Json.compress <| Json.mkObj [
     ("sieve", nonce.getString), ("status", status), ("detail", toString (detail.take 1500)),
-    ("axioms", toJson (axioms.toList.map toString))]
+    ("axioms", axioms)]
 
 end SieveCheck

@@ -33,7 +33,8 @@ _COMPONENTS = {
     "unsafe_code": "unsafe unsafeCast unsafeIO unsafeBaseIO unsafeEIO implemented_by extern csimp lcProof lcCast lcAny "
     "lcUnreachable evalConst addDeclWithoutChecking",
     "elaboration_code": "run_tac run_cmd run_elab run_meta by_elab include_str initialize builtin_initialize "
-    "compileDecl liftCommandElabM elabCommand addDecl IO",
+    "compileDecl liftCommandElabM elabCommand addDecl IO EIO BaseIO System FS EStateM MetaM CoreM TermElabM TacticM "
+    "CommandElabM polyrith dbgTrace dbg_trace",
 }
 _WORDS = {
     # Looked for as a whole identifier: they are keywords, and as fields (`h.end`) they mean nothing.

@@ -9,6 +9,7 @@ was proved every verdict is `error`/`quarantined` until the process is replaced 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import subprocess
 import tempfile
@@ -63,10 +64,7 @@ class Lean:
 
     def __init__(self, **options: Any) -> None:
         self.settings = LeanSettings.model_validate(options)
-        kept = {"backend", "project", "lean", "repl", "environment", "heartbeats", "library", "axioms", "canary_header"}
-        # What a verdict depends on besides record and answer: part of the label, so that caches tell them apart.
-        said = self.settings.model_dump_json(include=kept | {"url"}) + checker()
-        self.version = f"1-{hashlib.sha256(said.encode()).hexdigest()[:12]}"
+        self.version = f"1-{_fingerprint(self.settings)}"
         self._backend = _backend(self.settings)
         self._canaries = threading.Lock()
         self._next_canaries = 0.0
@@ -185,6 +183,17 @@ class Lean:
         return Judgement(
             "error", "quarantined", f"the canary {self._quarantine!r} was proved; see the log, repair, start again"
         )
+
+
+def _fingerprint(settings: LeanSettings) -> str:
+    """What a verdict depends on besides record and answer: part of the label, so that caches tell them apart."""
+    depends = {"backend", "project", "lean", "repl", "url", "environment", "heartbeats", "library"}
+    said: dict[str, Any] = settings.model_dump(mode="json", include=depends)
+    said["axioms"] = sorted(settings.axioms)
+    toolchain = settings.project / "lean-toolchain" if settings.project is not None else None
+    if toolchain is not None and toolchain.is_file():
+        said["toolchain"] = toolchain.read_text(encoding="utf-8", errors="replace").strip()
+    return hashlib.sha256((json.dumps(said, sort_keys=True) + checker()).encode()).hexdigest()[:12]
 
 
 def _backend(settings: LeanSettings) -> Backend:
