@@ -47,9 +47,9 @@ def figures(
     """One line of metrics.jsonl.
 
     The mismatch is taken over the freshest samples of the step, `mismatch_staleness` versions old. At 0 it is pure
-    sampler–learner disagreement and must vanish up to rounding; above 0 it also holds what those versions learned, stays
-    level while weights arrive, and grows without end when they do not. `current`: the weights trained from were those of
-    `version`; otherwise no sample of this step is exactly current.
+    sampler–learner disagreement and must vanish up to rounding; above 0 it also holds what those versions learned,
+    stays level while weights arrive, and grows without end when they do not. `current`: the weights trained from were
+    those of `version`; otherwise no sample of this step is exactly current.
     """
     line: dict[str, Any] = {
         "step": step, "version": version, "time": time.time(), "loss": report.loss, "grad_norm": report.grad_norm,
