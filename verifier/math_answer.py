@@ -11,10 +11,10 @@ What is right must be finished: where the record's answer is a number, the answe
 computation; `question`, where given, must not be handed back. What math-verify still takes for equal or different is
 listed in docs/verifiers.md.
 
-Whose fault. An answer that exhausts its CPU seconds is `fail` (too_expensive): its cost is its own property, measured
-in computing time that a busy machine does not change, and `error` would let a policy choose to have its wrong answers
-retried and its groups closed short. A worker that dies of anything else, cannot start or does not get the CPU is
-`error`: nothing is known about the answer. A record that cannot be read, or not in time, is `error` too.
+Whose fault. An answer that exhausts its CPU seconds or a worker's memory is `fail` (too_expensive): its cost is its own
+property, measured in computing time that a busy machine does not change, and `error` would let a policy choose to have
+its wrong answers retried and its groups closed short. A worker that dies of anything else, cannot start or does not get
+the CPU is `error`: nothing is known about the answer. A record that cannot be read, or not in time, is `error` too.
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ class MathAnswer:
         | {"unreadable", "unevaluated", "restated", "inexact", "unit", "malformed_record", "worker_died", "stalled"}
     )
 
-    def __init__(self, cpu_seconds: float = 2.0, memory_bytes: int = 1 << 30, recycle: int = 500) -> None:
+    def __init__(self, cpu_seconds: float = 2.0, memory_bytes: int = 1 << 30, recycle: int = 5000) -> None:
         """`cpu_seconds`: computing time of one comparison; `memory_bytes`: address space of one worker; `recycle`:
-        comparisons before a worker is replaced.
+        comparisons after which a worker is replaced.
 
         Raises ValueError for limits that cannot work and for a missing math-verify.
         """
@@ -142,10 +142,13 @@ class MathAnswer:
     def _equal(self, gold: str, given: str) -> bool:
         """Ask math-verify. Raises Refused (unreadable, too_expensive) and _Trouble."""
         job = {"gold": gold, "answer": given, "seconds": self.cpu_seconds}
+        wait = 5.0 + STALL_FACTOR * self.cpu_seconds
         try:
-            said = self._workers.ask(
-                job, answers=2, deadline_seconds=5.0 + STALL_FACTOR * self.cpu_seconds, last="gold"
-            )
+            said = self._workers.ask(job, answers=2, deadline_seconds=wait, last="gold")
+            if said[-1].get("spoilt"):  # perhaps by what was compared there before: ask another process
+                said = self._workers.ask(job, answers=2, deadline_seconds=wait, last="gold")
+                if said[-1].get("spoilt"):
+                    raise Refused("too_expensive", "the comparison needs more memory than a worker may have")
         except WorkerDied as died:
             spent = died.code == -signal.SIGPROF
             if spent and not died.said:

@@ -2,9 +2,9 @@ r"""The program that compares final answers with math-verify, in a process of it
 
 One JSON object a line in, `{"gold": latex, "answer": latex, "seconds": float}`; out come two lines: `{"gold": bool}` as
 soon as the record's answer is read (so that whoever waits knows whose fault a death is), then `{"equal": bool}` or
-`{"unreadable": true}`. A CPU timer kills this process when one answer has used its `seconds` of computing: the kernel
-does it, in the middle of any C loop, and waiting for a busy machine does not count. Reads nothing else, writes nothing
-else, and ends when its input does. Started as a file: imports nothing of the project.
+`{"unreadable": true}`, with `spoilt` if memory ran short. A CPU timer kills this process when one answer has used its
+`seconds` of computing: the kernel does it, in the middle of any C loop, and waiting for a busy machine does not count.
+Reads nothing else, writes nothing else, ends when its input does. Started as a file: imports nothing of the project.
 """
 
 from __future__ import annotations
@@ -56,16 +56,17 @@ def main() -> None:
         gold = read(latex)
         return gold if all(map(defined, gold)) else []
 
+    def spoilt() -> bool:
+        """Whether memory ran short here at any time: what was read or compared then is not to be believed."""
+        with open("/proc/self/status", encoding="ascii") as status:
+            peak = next(int(line.split()[1]) for line in status if line.startswith("VmPeak"))
+        return peak * 1024 > 0.9 * memory
+
     def say(**body: bool) -> None:
         out.write(json.dumps(body) + "\n")
         out.flush()
 
-    # Much is imported and tabulated at the first comparison: that is not to be charged to anybody's answer.
-    for one, other in ((r"\frac{x^2-1}{x-1}", "x+1"), (r"\sqrt{8}", r"2\sqrt{2}"), ("[1,2)", "(1,2)"), ("x>3", "y=2x")):
-        verify(read(one), read(other), timeout_seconds=None)
-    say(ready=True)
-    for line in sys.stdin:
-        job = json.loads(line)
+    def compare(job: dict[str, Any]) -> None:
         signal.setitimer(signal.ITIMER_PROF, float(job["seconds"]))
         gold = read_gold(job["gold"])
         say(gold=bool(gold))
@@ -85,8 +86,20 @@ def main() -> None:
                 )
             )
             signal.setitimer(signal.ITIMER_PROF, 0)
-            say(**({"equal": bool(equal)} if answer else {"unreadable": True}))
+            say(**({"equal": bool(equal)} if answer else {"unreadable": True}), spoilt=spoilt())
         signal.setitimer(signal.ITIMER_PROF, 0)
+
+    # Much is imported and tabulated at the first comparison: that is not to be charged to anybody's answer.
+    for one, other in ((r"\frac{x^2-1}{x-1}", "x+1"), (r"\sqrt{8}", r"2\sqrt{2}"), ("[1,2)", "(1,2)"), ("x>3", "y=2x")):
+        verify(read(one), read(other), timeout_seconds=None)
+    say(ready=True)
+    for line in sys.stdin:
+        try:
+            compare(json.loads(line))
+        except MemoryError:
+            say(spoilt=True)
+            say(spoilt=True)  # whichever of the two lines is still awaited
+            return
 
 
 if __name__ == "__main__":

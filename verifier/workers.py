@@ -97,13 +97,18 @@ class _Process:
 
 
 class Workers:
-    """As many processes as there are questions at once; each answers `recycle` questions at most."""
+    """As many processes as there are questions at once; after `recycle` questions each is replaced, without a wait.
 
-    def __init__(self, command: Sequence[str], *, start_seconds: float = 60.0, recycle: int = 500) -> None:
+    A successor starts in the background while the old one goes on; only at twice `recycle` does a question wait for it.
+    """
+
+    def __init__(self, command: Sequence[str], *, start_seconds: float = 60.0, recycle: int = 5000) -> None:
         self._command = tuple(command)
         self._start_seconds = start_seconds
         self._recycle = recycle
         self._idle: list[_Process] = []
+        self._starting = 0
+        self._closed = False
         self._lock = threading.Lock()
 
     def ask(self, body: dict[str, Any], *, answers: int, deadline_seconds: float, last: str = "") -> list[Any]:
@@ -112,8 +117,7 @@ class Workers:
         Raises:
             WorkerDied: it ended first. WorkerStalled: nothing for `deadline_seconds`; OSError: it cannot be started.
         """
-        with self._lock:
-            process = self._idle.pop() if self._idle else None
+        process = self._borrow()
         if process is None:
             process = _Process(self._command, self._start_seconds)
         try:
@@ -122,16 +126,53 @@ class Workers:
         except BaseException:
             process.end()
             raise
-        if process.asked >= self._recycle:  # an algebra system's caches only grow
-            process.end()
-        else:
-            with self._lock:
-                self._idle.append(process)
+        self._give_back(process, spoilt=any(answer.get("spoilt") for answer in found))
         return found
+
+    def _borrow(self) -> _Process | None:
+        """The least used idle process; None if one has to be started now."""
+        with self._lock:
+            self._idle.sort(key=lambda process: -process.asked)
+            return self._idle.pop() if self._idle else None
+
+    def _give_back(self, process: _Process, *, spoilt: bool) -> None:
+        old, successor = [], False
+        with self._lock:
+            if spoilt or self._closed or process.asked >= 2 * self._recycle:
+                old.append(process)
+            else:
+                self._idle.append(process)
+                worn = [other for other in self._idle if other.asked >= self._recycle]
+                fresh = len(self._idle) - len(worn)
+                for other in worn[: max(0, fresh)]:  # each has its successor waiting
+                    self._idle.remove(other)
+                    old.append(other)
+                if process.asked >= self._recycle and process in self._idle and not self._starting:
+                    self._starting, successor = self._starting + 1, True
+        for other in old:
+            other.end()
+        if successor:
+            threading.Thread(target=self._succeed, name="worker-start", daemon=True).start()
+
+    def _succeed(self) -> None:
+        process = None
+        try:
+            process = _Process(self._command, self._start_seconds)
+        except (OSError, WorkerDied, WorkerStalled):
+            return  # the next question that needs one meets the same trouble and says so
+        finally:
+            with self._lock:
+                self._starting -= 1
+                if process is not None and not self._closed:
+                    self._idle.append(process)
+                    process = None
+        if process is not None:
+            process.end()
 
     def close(self) -> None:
         """End the idle ones."""
         with self._lock:
+            self._closed = True
             idle, self._idle = self._idle, []
         for process in idle:
             process.end()

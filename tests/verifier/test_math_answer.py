@@ -179,8 +179,20 @@ def test_a_worker_sees_no_secrets_and_is_replaced_after_its_share(monkeypatch: p
                 seen.add(child.pid)
                 assert "sesame" not in str(child.environ())
     verifier.close()
-    assert len(seen) >= 1
+    assert len(seen) >= 2
+    deadline = time.monotonic() + 20  # a successor that was being started ends when it is ready
+    while not {child.pid for child in children()} <= before and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert {child.pid for child in children()} <= before
+
+
+def test_running_out_of_memory_is_never_read_as_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker whose memory ran short says so, and the question goes to a fresh one; then it is the answer's cost."""
+    verifier = MathAnswer(memory_bytes=256 << 20, cpu_seconds=20.0)
+    said = verifier.judge({"answer": r"\sqrt{2}"}, box("(" * 8 + "2" + "^{9999})" * 2 + "^{99})" * 1 + "^{9})" * 5))
+    assert (said.outcome, said.reason) == ("fail", "too_expensive")
+    assert verifier.judge({"answer": "x+1"}, box("1+x")).outcome == "pass"
+    verifier.close()
 
 
 def test_threads_compare_side_by_side(verifier: MathAnswer) -> None:
