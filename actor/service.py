@@ -126,7 +126,7 @@ class ActorService(Service):
         """Fetch the wanted version beside the sampling, and load it when no running completion forbids that."""
         now = time.monotonic()
         if now - self._looked >= LOOK_SECONDS:
-            self._newest, self._looked = max(self._newest, self.broker.version()), now
+            self._newest, self._looked = max(self._newest, self.broker.sampling_version()), now
         wanted = self._wanted()
         # Before the first ticket there may be no version at all; with it, there is.
         if wanted == self._engine.version or (self._engine.version is None and not self._held):

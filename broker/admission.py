@@ -13,7 +13,17 @@ is at most S versions, whatever the speeds of actors and verifiers. Nothing is d
 Progress. With nothing open and nothing leased, issued = absorbed, and (1) holds for every S ≥ 0: the window always
 reopens. One whole step fits the window for every S ≥ 0, because K ≥ groups_per_step.
 
-take.lua applies the same rule inside Redis; tests hold the two against each other.
+Closed loop. When the effective sample size falls short, admission aims at a smaller staleness A ≤ S and asks besides
+
+    issued − absorbed < (A + 1) · K                                                                                  (2)
+
+Rule (1) stands, so the bound does. Rule (2) counts from `absorbed` and not from the oldest open group: groups older
+than A may be open when A shrinks, and counting from them could close the window with too few groups left for a step.
+As it is, (2) closed means that at least K unabsorbed groups exist. Those that are leased are absorbed by publishing;
+if they are fewer than K, at least groups_per_step others are open (both counts are multiples of groups_per_step), so
+the learner leases or publishes next, and either way the window reopens. A is lowered by halves and raised by ones.
+
+take.lua applies the same rules inside Redis; tests hold the two against each other.
 """
 
 from __future__ import annotations
@@ -32,11 +42,36 @@ def window(schedule: ScheduleSettings) -> int:
 
 
 def admits(
-    *, issued: int, absorbed: int, oldest_open: int | None, window: int, queued_bytes: int, max_queued_bytes: int
+    *,
+    issued: int,
+    absorbed: int,
+    oldest_open: int | None,
+    window: int,
+    queued_bytes: int,
+    max_queued_bytes: int,
+    aim: int | None = None,
 ) -> bool:
-    """Rule (1) and the memory cap. `oldest_open` is A of the oldest open group, None when no group is open."""
+    """Rules (1) and (2) and the memory cap. `oldest_open` is A of the oldest open group, None when no group is open.
+
+    `aim` is the window (A + 1) · K of rule (2); None where nothing tightens admission.
+    """
     seen = absorbed if oldest_open is None else min(oldest_open, absorbed)
-    return issued - seen < window and queued_bytes < max_queued_bytes
+    return issued - seen < window and (aim is None or issued - absorbed < aim) and queued_bytes < max_queued_bytes
+
+
+def tightened(admitted: int, *, bound: int, ess: float, target: float | None) -> int:
+    """The staleness to aim at next: half of it when `ess` is below `target`, else one more; always in [0, bound].
+
+    `ess` is an effective sample size as a share. Halving reacts within few versions, single steps probe for what is
+    possible without overshooting (additive increase, multiplicative decrease). Without a target it is the bound; an
+    `ess` that is not a number (a step without samples) changes nothing.
+    """
+    if target is None:
+        return bound
+    current = min(max(admitted, 0), bound)
+    if ess != ess:
+        return current
+    return current // 2 if ess < target else min(current + 1, bound)
 
 
 def largest_group_bytes(sampling: SamplingSettings) -> int:

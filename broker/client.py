@@ -164,10 +164,11 @@ class Broker:
         """
         spec = self._opened()
         if room <= 0:
-            return Grant(self.version(), [], "")
+            return Grant(self.sampling_version(), [], "")
         reply = self._scripts(
             "take", actor, room, uuid.uuid4().hex, spec.groups_per_step * spec.publish_every, spec.max_staleness,
             spec.max_queued_bytes, spec.steps * spec.groups_per_step, spec.train_prompts, spec.group_size,
+            spec.forced_staleness,
         )  # fmt: skip
         tickets = []
         for raw_gid, version, attempt, n, *missing in reply[2:]:
@@ -392,20 +393,33 @@ class Broker:
                 args += [gid, idx, data]
             self._scripts("store_base", *args)
 
-    def publish(self, incarnation: Incarnation, version: int, step: int) -> None:
+    def publish(self, incarnation: Incarnation, version: int, step: int, *, admitted: int | None = None) -> None:
         """The files of `version`, holding `step` optimiser steps, are complete: actors may load it.
+
+        `admitted`: the staleness that admission aims at from now on (`admission.tightened`); None leaves it.
 
         Raises:
             BrokerError: a newer version is already published; versions only grow.
         """
         spec = self._opened()
-        if not self._scripts("publish", incarnation.number, version, step, spec.groups_per_step):
+        allowed = "" if admitted is None else admitted
+        if not self._scripts("publish", incarnation.number, version, step, spec.groups_per_step, allowed):
             raise BrokerError(f"version {version} is not newer than the published version {self.version()}")
 
     def version(self) -> int:
         """Newest published version (0 also before the base is published)."""
         value = self._scripts.retry(lambda: self._redis.hget(self._key("state"), "version"), "reading the version")
         return int(cast(bytes, value) or 0)
+
+    def sampling_version(self) -> int:
+        """The version train groups are sampled with now: the newest, or what schedule.forced_staleness makes of it."""
+        return max(0, self.version() - self._opened().forced_staleness)
+
+    def admitted(self) -> int:
+        """The staleness that admission aims at now, never more than schedule.max_staleness."""
+        value = self._scripts.retry(lambda: self._redis.hget(self._key("state"), "admitted"), "reading the state")
+        bound = self._opened().max_staleness
+        return bound if value is None else min(bound, int(cast(bytes, value)))
 
     def commit(self, incarnation: Incarnation, step: int, z: Mapping[int, bytes] | None = None) -> CommitReply:
         """A durable checkpoint holds all steps up to `step`: their groups become tombstones, Z advances with them.

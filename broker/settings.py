@@ -209,6 +209,15 @@ class ScheduleSettings(Section):
     """Versions that may be published between the issue of a ticket and the step that trains on its group; 0 is
     lock-step.
     """
+    ess_target: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Closed loop: after each version, admission tightens when the step's effective sample size of ρ^α (a share) is
+    below this, and loosens again, never beyond `max_staleness`, when it is not. None: always `max_staleness`.
+    """
+    forced_staleness: Annotated[int, Field(ge=0, le=1000)] = 0
+    """For studies only. Actors sample train groups with the version this much older than the newest (version 0 until
+    there is one): what they would have in a pipeline of that delay. Groups are then between this and this plus
+    `max_staleness` versions old when trained on; with max_staleness = 0 exactly this, once as many versions are out.
+    """
 
     @property
     def groups_per_version(self) -> int:
@@ -217,8 +226,10 @@ class ScheduleSettings(Section):
 
 
 class EvaluationSettings(Section):
-    """Held-out evaluation through the eval lane; version 0 (the base) and the last version are always evaluated."""
+    """Held-out evaluation through the eval lane; the last version is always evaluated."""
 
+    base: bool = True
+    """Evaluate version 0, the base model, too. A sweep evaluates it once for all its runs of a seed."""
     every: Annotated[int, Field(ge=0)] = 0
     """Versions between two evaluations while training; 0: only the base and the last version."""
     samples: Annotated[int, Field(ge=1, le=4096)] = 128

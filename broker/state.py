@@ -24,6 +24,8 @@ class RunSpec(BaseModel):
     groups_per_step: int
     publish_every: int
     max_staleness: int
+    forced_staleness: int = 0
+    """Studies only: how many versions behind the newest train groups are sampled."""
     max_queued_bytes: int
     max_new_tokens: int
     train_prompts: int

@@ -143,6 +143,12 @@ def _objective(config: Config) -> Iterator[str]:
 
 def _evaluation(config: Config, files: bool) -> Iterator[str]:
     evaluation, held_out = config.evaluation, config.data.held_out
+    if config.schedule.forced_staleness and evaluation.every:
+        yield (
+            f"evaluation.every = {evaluation.every} with schedule.forced_staleness = "
+            f"{config.schedule.forced_staleness}: an evaluation loads newer weights into the actors, and training "
+            f"groups sampled meanwhile would be fresher than forced; set evaluation.every = 0"
+        )
     if held_out is None:
         if evaluation.every:
             yield (

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 
+from broker import admission
 from broker.errors import RunBusy, SieveError
 from broker.liveness import Role
 from broker.service import Service
@@ -64,6 +65,10 @@ class LearnerService(Service):
         self._idle_since = time.perf_counter()
         self._pending: tuple[dict[str, Any], Sequences | None] | None = None
         self._done_since: float | None = None
+        self._ess = float("nan")
+        """Of ρ^α in the newest step, a share."""
+        self._admitted = 0
+        """The staleness that admission aims at (rank 0)."""
 
     # --- setting up
 
@@ -107,6 +112,7 @@ class LearnerService(Service):
                 "incarnation %d: step %d, version %d, %d groups returned",
                 incarnation.number, step, incarnation.version, incarnation.returned_groups,
             )  # fmt: skip
+            self._admitted = self.broker.admitted()
         self.committed = step
         return incarnation
 
@@ -216,6 +222,8 @@ class LearnerService(Service):
                 current=before.published_step == before.step,
             )  # fmt: skip
             line["z_narrow_share"] = self.z_summary.narrow_share()
+            line["admitted_staleness"] = self._admitted
+            self._ess = line.get("ess_rho_alpha", float("nan"))
             clock |= report.seconds
             self._pending = line | {f"seconds_{part}": seconds for part, seconds in clock.items()}, sequences
         self._note_refusal(report.refused, step, gids)
@@ -238,11 +246,14 @@ class LearnerService(Service):
         first, dtype = self.ranks.first, compute_dtype(model)
         publish_weights(self.weights, version, self.trainer.policy, model.path, dtype, first=first, step=now.step)
         if self.ranks.first:
-            self.retrying(lambda: self.broker.publish(self.incarnation, version, now.step))
+            target, bound = self.config.schedule.ess_target, self.config.schedule.max_staleness
+            self._admitted = admission.tightened(self._admitted, bound=bound, ess=self._ess, target=target)
+            self.retrying(lambda: self.broker.publish(self.incarnation, version, now.step, admitted=self._admitted))
             every, last = self.config.evaluation.every, now.step >= self.config.schedule.steps
             if last or version == 0 or (every and version % every == 0):
                 self._request_evaluation(version)
-            self.weights.keep(self.config.learner.keep_versions, set(self.held_out.open))
+            kept = self.config.learner.keep_versions + self.config.schedule.forced_staleness
+            self.weights.keep(kept, set(self.held_out.open))
         self.progress = replace(now, version=version, published_step=now.step)
         self.metrics.version.set(version)
         self._write_line(publish=time.perf_counter() - begin)
@@ -289,6 +300,8 @@ class LearnerService(Service):
         self.log.info("evaluation of version %d: %s", figures_of["version"], shown)
 
     def _request_evaluation(self, version: int) -> None:
+        if version == 0 and not self.config.evaluation.base and self.config.schedule.steps:
+            return
         prompts, samples = self.run_data.eval_prompts, self.config.evaluation.samples
         self.retrying(lambda: self.held_out.request(self.incarnation, version, prompts, samples))
 
@@ -316,8 +329,9 @@ class LearnerService(Service):
         self.phase("exporting")
         model = self.config.model
         path, first = self.config.run.path / "model", self.ranks.first
-        export(path, self.trainer.policy, model.path, compute_dtype(model), first=first)
-        if self.ranks.first:
+        if self.progress.step:  # a run of no steps evaluates: its model is the one it was given
+            export(path, self.trainer.policy, model.path, compute_dtype(model), first=first)
+        if first:
             self.retrying(lambda: self.broker.finish(self.incarnation))
         self.ranks.barrier()
         self.finish(f"{self.progress.step} steps, version {self.progress.version}")

@@ -97,6 +97,7 @@ def open_run(config: LearnerConfig, ranks: Ranks, broker: Broker) -> Run:
                 groups_per_step=schedule.groups_per_step,
                 publish_every=schedule.publish_every,
                 max_staleness=schedule.max_staleness,
+                forced_staleness=schedule.forced_staleness,
                 max_queued_bytes=config.broker.max_queued_bytes,
                 max_new_tokens=sampling.max_new_tokens,
                 train_prompts=len(train),

@@ -1,9 +1,10 @@
 -- TICKET: grant groups to an actor. ARGV: actor, room (completions), token, groups_per_version, max_staleness,
--- max_queued_bytes, total_groups, train_prompts, group_size. Returns {version, reason, {gid, version, attempt, n, missing…}…}.
+-- max_queued_bytes, total_groups, train_prompts, group_size, forced_staleness. Returns {version, reason, {gid, version, attempt, n, missing…}…}.
 -- The same token gets the same grant again, so a reply lost on the way loses no ticket.
 local actor, room, token = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local per_version, staleness = tonumber(ARGV[4]), tonumber(ARGV[5])
 local cap, total, prompts, size = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
+local admitted = math.min(staleness, tonumber(redis.call('HGET', STATE, 'admitted') or staleness))
 redis.call('ZADD', SEEN, now(), actor)
 
 local function describe(gid)
@@ -17,7 +18,7 @@ local function describe(gid)
   return reply
 end
 
-local version = num('version')
+local version = math.max(0, num('version') - tonumber(ARGV[10] or '0'))
 local last = redis.call('HGET', P .. 'grants', actor)
 if last then
   local saved = cjson.decode(last)
@@ -58,6 +59,8 @@ while room > 0 do
     reason = 'admission: queued bytes at broker.max_queued_bytes'
   elseif issued - oldest_absorbed(absorbed) >= (staleness + 1) * per_version then
     reason = 'admission: oldest open group at schedule.max_staleness'
+  elseif issued - absorbed >= (admitted + 1) * per_version then
+    reason = 'admission: effective sample size below schedule.ess_target'
   elseif num('opened') ~= 1 then
     reason = 'learner: version 0 not published yet'
   end

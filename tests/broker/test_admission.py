@@ -47,6 +47,7 @@ class World:
         self.trained: dict[int, list[str]] = {}
         self.crashes = 0
         self.largest_staleness = 0
+        self.aim = staleness
 
     def beat(self, actor: str, phase: str = "sampling") -> None:
         self.broker.heartbeat(Pulse(id=actor, role="actor", phase=phase, since=0))
@@ -58,8 +59,10 @@ class World:
             before = b.depths()
             grant = b.take(actor, 1 + pick)
             new = [t for t in grant.tickets if t.attempt == 1]
-            if grant.waiting_on.startswith("admission: oldest"):
+            if grant.waiting_on.startswith(("admission: oldest", "admission: effective")):
                 assert not self.rule(b.depths())
+            elif new:
+                assert before.issued - before.absorbed < (self.aim + 1) * self.schedule.groups_per_version
             for _ in new:
                 assert before.issued < self.spec.steps * self.spec.groups_per_step + before.dropped
             self.tickets[actor] += grant.tickets
@@ -83,7 +86,11 @@ class World:
             self.trained[self.step], self.leased = self.leased, None
         elif name == "publish" and self.step - self.published >= self.spec.publish_every:
             self.published += self.spec.publish_every
-            b.publish(self.hold, b.version() + 1, self.published)
+            # The closed loop, driven by an effective sample size that is as wild as the schedule.
+            ess = (pick % 5) / 4
+            self.aim = admission.tightened(self.aim, bound=self.schedule.max_staleness, ess=ess, target=0.6)
+            b.publish(self.hold, b.version() + 1, self.published, admitted=self.aim)
+            assert b.admitted() == self.aim
         elif name == "commit" and self.step > self.committed:
             self.checkpoint = self.step
             if pick % 3:  # else it dies between checkpoint and commit
@@ -107,7 +114,8 @@ class World:
         oldest = self.broker._redis.zrange(self.broker._key("open"), 0, 0, withscores=True)
         return admission.admits(
             issued=depths.issued, absorbed=depths.absorbed, oldest_open=int(oldest[0][1]) if oldest else None,
-            window=admission.window(self.schedule), queued_bytes=depths.queued_bytes, max_queued_bytes=1 << 20,
+            window=admission.window(self.schedule), aim=(self.aim + 1) * self.schedule.groups_per_version,
+            queued_bytes=depths.queued_bytes, max_queued_bytes=1 << 20,
         )  # fmt: skip
 
     def check(self) -> None:
@@ -171,6 +179,74 @@ def test_admission_closes_at_the_window_or_the_cap_and_reopens_when_nothing_is_o
     assert admits(0, issued=absorbed, oldest=None)
     if admits(0):
         assert issued - absorbed < window
+
+
+@given(
+    admitted=st.integers(-3, 99),
+    bound=st.integers(0, 64),
+    ess=st.floats(0, 1) | st.just(float("nan")),
+    target=st.none() | st.floats(0.01, 1),
+)
+def test_the_closed_loop_stays_within_the_bound_and_moves_toward_the_target(admitted, bound, ess, target):
+    found = admission.tightened(admitted, bound=bound, ess=ess, target=target)
+    current = min(max(admitted, 0), bound)
+    assert 0 <= found <= bound
+    if target is None:
+        assert found == bound
+    elif ess < target:
+        assert found < current or found == 0
+    elif ess >= target:
+        assert found > current or found == bound
+    else:
+        assert found == current
+
+
+@settings(deadline=None)
+@given(
+    steps_published=st.integers(0, 20),
+    publish_every=st.integers(1, 4),
+    unpublished=st.integers(0, 3),
+    groups=st.integers(1, 5),
+    aim=st.integers(0, 6),
+    open_groups=st.integers(0, 60),
+)
+def test_a_window_closed_by_the_closed_loop_always_leaves_the_learner_something_to_do(
+    steps_published, publish_every, unpublished, groups, aim, open_groups
+):
+    """Whatever is open and leased, rule (2) closed means: enough is open for a step, or a version is due."""
+    window = (aim + 1) * groups * publish_every
+    absorbed, leased = steps_published * publish_every * groups, min(unpublished, publish_every) * groups
+    issued = absorbed + leased + open_groups
+    closed = not admission.admits(
+        issued=issued,
+        absorbed=absorbed,
+        oldest_open=None,
+        window=1 << 30,
+        aim=window,
+        queued_bytes=0,
+        max_queued_bytes=1,
+    )
+    if closed:
+        assert open_groups >= groups or leased >= groups * publish_every
+
+
+def test_forced_staleness_samples_with_the_version_that_much_older_and_never_blocks(redis_url):
+    broker = connect(redis_url, "forced")
+    open_run(broker, steps=6, groups_per_step=1, max_staleness=0, forced_staleness=2, group_size=2)
+    hold = broker.begin("learner")
+    broker.publish(hold, 0, 0)
+    found = []
+    for step in range(1, 7):
+        tickets = broker.take("a", 99).tickets
+        assert broker.sampling_version() == tickets[0].version
+        broker.offer("a", [complete(ticket, idx, broker.sampling_version()) for ticket in tickets for idx in (0, 1)])
+        broker.judge("arithmetic", "v", [(work, verdict()) for work in broker.receive("arithmetic", "v", 9, 0.01)])
+        gids = broker.lease(hold, step, 1)
+        assert gids
+        found.append(broker.version() - broker.groups(gids)[0].oldest)
+        broker.publish(hold, step, step)
+    assert found == [0, 1, 2, 2, 2, 2]
+    broker.close()
 
 
 def test_a_memory_cap_below_one_checkpoint_of_groups_is_refused_with_the_least_that_works():
