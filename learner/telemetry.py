@@ -15,7 +15,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from learner.objective.diagnostics import BUCKETS
+from learner.objective.diagnostics import BUCKETS, DIFFICULTIES
 from learner.objective.registry import Objective
 from learner.objective.sequences import Sequences
 from learner.partition import PartitionFunction
@@ -24,7 +24,8 @@ from learner.train import Report, join
 
 PARTS = ("waiting", "base", "backward", "publish", "checkpoint")
 STALENESS_EDGES = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128)
-DIVERGENCES = ("forward_kl", "jensen_shannon", "total_variation")
+DIVERGENCES = ("forward_kl", "alpha_divergence", "jensen_shannon", "total_variation")
+LEVELS = frozenset(name for name, _, _ in DIFFICULTIES)
 
 
 def whole_step(ranks: Ranks, report: Report) -> Sequences | None:
@@ -75,7 +76,10 @@ def figures(
         "tokens": int(tokens),
         "entropy": -float(sequences.policy[sequences.mask].sum()) / tokens,
         "response_length": float(lengths.mean()),
-        "by_staleness": {name: value for name, value in found.items() if "/" in name},
+        "by_staleness": {
+            name: value for name, value in found.items() if "/" in name and name.partition("/")[2] not in LEVELS
+        },
+        "by_difficulty": {name: value for name, value in found.items() if name.partition("/")[2] in LEVELS},
     }
     return line
 
@@ -186,9 +190,15 @@ class LearnerMetrics:
             "staleness_mean": gauge("staleness_mean_versions", "Mean staleness of the last step's completions."),
             "staleness_max": gauge("staleness_max_versions", "Largest staleness of the last step's completions."),
             "mass_in_support": gauge("mass_in_support_ratio", "Policy mass on right answers, by importance weights."),
+            "mass_excess": gauge("mass_excess_ratio", "Mass on right answers in excess of the target's: E[v(π−p)₊]."),
+            "mass_lacking": gauge("mass_lacking_ratio", "Mass on right answers that the policy lacks: E[v(p−π)₊]."),
+            "admitted_staleness": gauge(
+                "admitted_staleness_versions", "Staleness that admission aims at; below the bound when ESS is short."
+            ),
         }
         self.ess = gauge("ess_ratio", "Effective sample size as a share, of ρ = π_θ/μ, ρ^α and W.", "weight")
         self.bucket = gauge("staleness_bucket_ratio", "ESS and gradient share by staleness.", "figure", "bucket")
+        self.difficulty = gauge("difficulty_pass_ratio", "Pass rate by the prompts' estimated Z.", "difficulty")
         self.divergence = gauge("divergence_nats", "Estimated divergence of the policy from the target.", "kind")
         self.passes = gauge("eval_pass_ratio", "pass@k of the newest finished evaluation.", "k")
         self.distinct = gauge("eval_distinct_correct", "Mean number of distinct right answers a prompt in it.")
@@ -224,6 +234,11 @@ class LearnerMetrics:
             figure, _, bucket = name.partition("/")
             if bucket in known:
                 self.bucket.labels(figure, bucket).set(value)
+
+        self.difficulty.clear()
+        for name in LEVELS:
+            if f"pass_rate/{name}" in line["by_difficulty"]:
+                self.difficulty.labels(name).set(line["by_difficulty"][f"pass_rate/{name}"])
 
     def evaluated(self, figures_of: dict[str, float]) -> None:
         """Take over a finished evaluation."""

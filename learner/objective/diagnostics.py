@@ -1,7 +1,8 @@
 """What a batch tells about staleness, truncation and the distance to the target. Never changes a coefficient.
 
 All estimates are over μ, the samples' own behaviour policy, with w = v·π_b/(Ẑμ) = p/μ and ρ = π_θ/μ. Names ending in
-`/<bucket>` are over the samples of one staleness bucket; a bucket without samples is left out.
+`/<bucket>` are over the samples of one staleness bucket, in `/<difficulty>` over those of such prompts; one without
+samples is left out.
 """
 
 from __future__ import annotations
@@ -26,6 +27,16 @@ BUCKETS: tuple[tuple[str, int, int | None], ...] = (
     ("64+", 64, None),
 )
 """(name, first, last) staleness of each bucket, both inclusive."""
+
+DIFFICULTIES: tuple[tuple[str, float, float], ...] = (
+    ("easy", 0.9, math.inf),
+    ("medium", 0.3, 0.9),
+    ("hard", 0.1, 0.3),
+    ("hardest", 0.0, 0.1),
+)
+"""(name, least, limit) of a prompt's Ẑ, the base model's pass rate as far as it is known."""
+SMALLEST_ALPHA = 1e-3
+"""Below it (1 − E[r])/α divides noise by almost nothing; KL(p‖π) is its limit."""
 
 
 def in_bucket(staleness: Tensor, first: int, last: int | None) -> Tensor:
@@ -66,7 +77,9 @@ def diagnose(sequences: Sequences, settings: ObjectiveSettings, alpha: float, va
     found |= _truncation(sequences, settings, free, used)
     found |= _calibration(torch.where(passed, used.exp(), 0.0))
     found |= divergences(sequences)
+    found["alpha_divergence"] = alpha_divergence(sequences, alpha)
     found |= _by_staleness(sequences, alpha, used, values)
+    found |= pass_rates(sequences)
     return {name: value.float().detach() for name, value in found.items()}
 
 
@@ -127,6 +140,17 @@ def divergences(sequences: Sequences) -> dict[str, Tensor]:
     }
 
 
+def alpha_divergence(sequences: Sequences, alpha: float) -> Tensor:
+    """L_α = (1−α) D_α(π‖p) = (1 − E_π[r]) / α, estimated with the untruncated W as r; scalar, nats at α = 0.
+
+    Finite for every α: KL(p‖π) at 0, which is estimated as in `divergences`, and 1 − pass rate of π at 1.
+    """
+    if alpha < SMALLEST_ALPHA:
+        return divergences(sequences)["forward_kl"]
+    weight = log_weight(sequences, sequences.log_rho, alpha).clamp(max=LOG_CEILING).exp()
+    return (1 - _mean(torch.where(sequences.passed, weight, 0.0))) / alpha
+
+
 def _by_staleness(sequences: Sequences, alpha: float, used: Tensor, values: Tensor) -> dict[str, Tensor]:
     """ESS and the share of Σ_t |coefficient| by staleness bucket: who moves the weights."""
     pull = (values.abs() * sequences.mask).sum(1)
@@ -141,6 +165,19 @@ def _by_staleness(sequences: Sequences, alpha: float, used: Tensor, values: Tens
         found[f"ess_rho_alpha/{name}"] = effective_share(alpha * sequences.log_rho[inside])
         found[f"ess_weight/{name}"] = effective_share(used[inside & sequences.passed])
         found[f"gradient_share/{name}"] = pull[inside].sum() / total
+    return found
+
+
+def pass_rates(sequences: Sequences) -> dict[str, Tensor]:
+    """Pass rate of the samples by the difficulty of their prompt; Ẑ leaves the sample itself out, so a pass does not
+    make its own prompt look easy."""
+    z = sequences.log_z.exp()
+    found: dict[str, Tensor] = {}
+    for name, least, limit in DIFFICULTIES:
+        inside = (z >= least) & (z < limit)
+        if bool(inside.any()):
+            found[f"pass_rate/{name}"] = sequences.passed[inside].float().mean()
+            found[f"count/{name}"] = inside.sum()
     return found
 
 

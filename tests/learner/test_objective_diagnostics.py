@@ -9,7 +9,7 @@ import pytest
 import torch
 from objective_cases import case, draw, objective, random_sequences
 
-from learner.objective.diagnostics import divergences, effective_share
+from learner.objective.diagnostics import alpha_divergence, divergences, effective_share, pass_rates
 
 
 @pytest.mark.parametrize("spread", [0.5, 1.0])
@@ -84,3 +84,29 @@ def test_truncation_and_clip_are_reported() -> None:
     assert float(loose["truncated_share"]) == float(loose["clipped_mass"]) == 0
     clipped = objective(truncation=None, clip=10.0, alpha=1.0)(far).diagnostics
     assert float(clipped["clipped_share"]) == 1
+
+
+@pytest.mark.parametrize("kind", ["on_policy", "stale"])
+@pytest.mark.parametrize("alpha", [0.25, 0.5, 1.0])
+def test_the_alpha_divergence_estimate_finds_the_exact_loss(kind: str, alpha: float) -> None:
+    given = case(kind)
+    sequences, _ = draw(given, 30_000)
+    exact = (1 - float(given.problem.expected_reward(given.policy, alpha))) / alpha
+    assert float(alpha_divergence(sequences, alpha)) == pytest.approx(exact, abs=0.05)
+
+
+def test_the_alpha_divergence_at_zero_is_the_forward_divergence() -> None:
+    sequences, _ = draw(case("stale"), 2_000)
+    assert float(alpha_divergence(sequences, 0.0)) == float(divergences(sequences)["forward_kl"])
+
+
+def test_pass_rates_are_told_apart_by_the_difficulty_of_the_prompt() -> None:
+    sequences = draw(case("on_policy"), 400)[0].select(torch.arange(400))
+    z = torch.tensor([0.95, 0.5, 0.2, 0.01]).repeat_interleave(100)
+    passed = torch.arange(400) % 100 < torch.tensor([90, 50, 20, 0]).repeat_interleave(100)
+    found = pass_rates(replace(sequences, log_z=z.log(), passed=passed))
+    rates = [float(found[f"pass_rate/{name}"]) for name in ("easy", "medium", "hard", "hardest")]
+    assert rates == pytest.approx([0.9, 0.5, 0.2, 0.0])
+    assert pass_rates(replace(sequences, log_z=torch.full((400,), -1.0))).keys() == {
+        "pass_rate/medium", "count/medium",
+    }  # fmt: skip
