@@ -227,6 +227,11 @@ BOMBS = {
                    {"disk_limit"}),
     "deep folders": ("import os\ndef f(x):\n    while True:\n        os.mkdir('d'); os.chdir('d')",
                      {"disk_limit", "exception", "time_limit"}),
+    "files without a name": ("import os\ndef f(x):\n    held = []\n    while True:\n        held.append(open('a', 'wb'))\n"
+                             "        os.unlink('a')\n        held[-1].write(b'x' * (1 << 20)); held[-1].flush()",
+                             {"disk_limit", "exception"}),
+    "a folder nobody may list": ("import os, time\ndef f(x):\n    os.mkdir('d', 0o300)\n    for i in range(9999):\n"
+                                 "        open(f'd/{i}', 'wb').write(b'x' * 65536)\n    time.sleep(9)", {"disk_limit"}),
     "many descriptors": ("import os\ndef f(x):\n    a = []\n    while True: a.append(os.pipe())", {"exception"}),
     "stops itself": ("import os, signal\ndef f(x): os.kill(os.getpid(), signal.SIGSTOP)", {"time_limit"}),
     "a daemon": (

@@ -13,9 +13,12 @@ _BLOCK = 4096
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def exceeds(directory: str, limit: int) -> bool:
-    """Whether more than `limit` bytes lie below a folder that may be changing; every entry costs a block at least."""
-    total = 0
+def exceeds(directory: str, limit: int, already: int = 0) -> bool:
+    """Whether more than `limit` bytes lie below a folder that may be changing; every entry costs a block at least.
+
+    `already` bytes are counted elsewhere. What cannot be looked at, and folders deeper than MAX_DEPTH, count as more.
+    """
+    total = already
     open_folders = [os.open(directory, _FOLDER)]
     names = [os.listdir(open_folders[0])]
     try:
@@ -35,7 +38,9 @@ def exceeds(directory: str, limit: int) -> bool:
                     open_folders.append(inner)
                     names.append([])
                     names[-1] = os.listdir(inner)
-            except OSError:  # removed between two looks, or closed to us: its own entry is counted
+            except PermissionError:  # a folder made so that nobody can look into it
+                return True
+            except OSError:  # removed between two looks
                 continue
         return False
     finally:

@@ -60,7 +60,8 @@ class Limits:
     file_bytes: int = 16 * MiB
     """The largest file it can write."""
     disk_bytes: int = 64 * MiB
-    """All files in its directory together, watched."""
+    """All files in its directory together and those it removed but holds open, watched. What one sends itself through a
+    socket and closes is not seen, and bounded by open_files times file_bytes."""
     open_files: int = 64
 
     def __post_init__(self) -> None:

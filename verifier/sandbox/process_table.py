@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import stat
 import time
 from dataclasses import dataclass
 
@@ -23,6 +25,8 @@ class Usage:
     resident: int = 0
     """Bytes, at the last look."""
     peak: int = 0
+    removed: int = 0
+    """Bytes at the last look of files that have no name any more and are held open."""
 
     def look(self) -> None:
         """Ask the kernel."""
@@ -33,6 +37,7 @@ class Usage:
         self.starved = max(self.starved, min(waited, time.monotonic() - self.begun - self.cpu))
         self.resident = sum(_resident(pid) for pid in tree)
         self.peak = max(self.peak, self.resident)
+        self.removed = sum(_removed(pid) for pid in tree)
 
 
 def below() -> dict[int, list[bytes]]:
@@ -79,3 +84,13 @@ def _waited(pid: int) -> float:
     """Seconds that a process stood in the run queue; 0 where the kernel does not count them."""
     fields = read(f"/proc/{pid}/schedstat").split()
     return int(fields[1]) / 1e9 if fields else 0.0
+
+
+def _removed(pid: int) -> int:
+    total = 0
+    with contextlib.suppress(OSError):  # it ended meanwhile
+        for descriptor in os.listdir(f"/proc/{pid}/fd"):
+            found = os.stat(f"/proc/{pid}/fd/{descriptor}")
+            if stat.S_ISREG(found.st_mode) and found.st_nlink == 0 and descriptor != "0":  # 0: what we gave it to read
+                total += found.st_blocks * 512
+    return total

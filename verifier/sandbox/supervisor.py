@@ -124,7 +124,7 @@ def _watch(plan: Plan, control: int, child: int, used: Usage) -> Ended:
             return "wall"
         if used.resident > limits.memory_bytes:
             return "memory"
-        if exceeds(plan.directory, limits.disk_bytes):
+        if exceeds(plan.directory, limits.disk_bytes, used.removed):
             return "disk"
 
 
