@@ -53,6 +53,7 @@ _NAMED = re.compile(r"\s*([A-Za-z](?:_\{?\w+\}?)?(?:\([a-z](?:,[a-z])*\))?'?)\s*
 _EQUALS = re.compile(r"=")
 _RELATION = re.compile(r"[<>]|\\(?:lt|gt|leq?|geq?|in)(?![A-Za-z])")
 _DERIVATIVE = re.compile(r"\\frac\s*\{?\s*d[^{}]*\}?\s*\{\s*d\s*[A-Za-z]")
+_PRIME = re.compile(r"'|\\prime(?![A-Za-z])")
 _OPERATION = re.compile(r"[-+*^!]|\\(?:cdot|times|div|sqrt|sum|prod|int|frac)|/")
 
 
@@ -243,6 +244,8 @@ def _check_symbolic(gold: str, given: str, question: str) -> None:
         raise Refused("unevaluated", f"\\{unknown[0]} is not part of a finished answer to this question")
     if _DERIVATIVE.search(given) and not _DERIVATIVE.search(gold):
         raise Refused("unevaluated", "a derivative that is not taken")
+    if bool(_PRIME.search(given)) is not bool(_PRIME.search(gold)):
+        raise Refused("wrong", "a prime makes another function of it")  # math-verify drops it
     known = symbols(gold)
     for symbol in sorted(symbols(given) - known):
         swapped = symbol[:1].swapcase() + symbol[1:]

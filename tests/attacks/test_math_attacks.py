@@ -64,6 +64,8 @@ ATTACKS = [
     Attack("the other case of a choice", "A", r"\text{(A)}", "a", "wrong"),
     Attack("the other case of a symbol", "x+1", "1+x", "X+1", "wrong"),
     Attack("both cases of a symbol", "2x", "x+x", "x+X", "wrong"),
+    Attack("a derivative by its prime", "2x", "x+x", "(2x)'", "wrong"),
+    Attack("a list around the expression", "x+1", "1+x", "x+1, x+2", "wrong"),
     Attack("a set for a point", "(1,2)", r"\left(1, 2\right)", "1,2", "wrong"),
     Attack("a point for a set", r"\{1,2\}", "2,1", "(1,2)", "wrong"),
     Attack("the closed interval", "(1,2)", "(1, 2)", "[1,2]", "wrong"),
