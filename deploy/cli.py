@@ -52,6 +52,14 @@ def _load(path: Path, sets: list[str] | None, check: Checks) -> Config:
     return load(path / "config.yaml" if path.is_dir() else path, sets or (), check=check)
 
 
+def _quiet_ray() -> None:
+    """What Ray reads when it is imported: no usage statistics, no new default announced on every start, and services
+    at normal priority (Ray would run them at 15, behind everything else on the machine)."""
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+
 @app.command()
 def run(
     config: ConfigPath,
@@ -76,11 +84,7 @@ def run(
                 f"lists them)"
             ]
         )
-    # Read by Ray when it is imported: no usage statistics, no new default announced on every start, and services at
-    # normal priority (Ray would run them at 15, behind everything else on the machine).
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    _quiet_ray()
     from deploy.launch import launch
 
     return launch(settings, console(), resume=resume, fresh=fresh, live=view)
@@ -177,6 +181,27 @@ def report(config: ConfigPath, set_: Sets = None) -> int:
     for file in write(built, path):
         shown.print(str(file), highlight=False, soft_wrap=True)
     return EX_OK
+
+
+@app.command("eval")
+def evaluate(
+    config: ConfigPath,
+    checkpoint: Annotated[
+        Path, typer.Option(metavar="DIR", help="A checkpoint, a version of weights/, or any exported model.")
+    ],
+    set_: Sets = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Evaluate again what was evaluated before.")] = False,
+    view: Annotated[bool, typer.Option(help="The live view; plain lines without.")] = True,
+) -> int:
+    """Evaluate a checkpoint beside the base: pass@k, diversity, migration.
+
+    Through the same actors and verifiers as the run. `--set evaluation.samples=256` gives pass@256.
+    """
+    settings = _load(config, set_, "all")
+    _quiet_ray()
+    from deploy.evaluate import evaluate as through_the_lane
+
+    return through_the_lane(settings, checkpoint, console(), fresh=fresh, view=view)
 
 
 @app.command()

@@ -22,7 +22,12 @@ import msgpack
 import torch
 from torch import nn
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_state_dict,
+    set_model_state_dict,
+    set_state_dict,
+)
 
 from broker.errors import EX_DATA, SieveError
 from learner.ranks import Ranks
@@ -112,7 +117,7 @@ class Checkpoints:
     def load(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, *, fingerprint: str) -> Progress:
         """Check and load the checkpoint of `step` into model and optimiser. Raises CheckpointCorrupt on every rank."""
         directory = self.directory(step)
-        manifest, problem = self._manifest(directory, step)
+        manifest, problem = _manifest(directory, step)
         names = sorted(manifest.get("files", {}))
         for name in names[self.ranks.rank :: self.ranks.world]:
             problem = problem or _compare(directory / name, manifest["files"][name])
@@ -146,25 +151,47 @@ class Checkpoints:
                     os.rename(self.directory(step), gone)
                     shutil.rmtree(gone, ignore_errors=True)
 
-    def _manifest(self, directory: Path, step: int) -> tuple[dict[str, Any], str]:
-        """(manifest, what is wrong with it)."""
-        try:
-            manifest = json.loads((directory / MANIFEST).read_bytes())
-        except OSError as error:
-            return {}, f"{MANIFEST} cannot be read ({error.strerror})"
-        except ValueError:
-            return {}, f"{MANIFEST} is not JSON"
-        if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
-            return {}, f"{MANIFEST} is not of schema {SCHEMA}"
-        expected = {"step": int, "version": int, "published_step": int, "fingerprint": str, "files": dict}
-        for name, kind in expected.items():
-            if not isinstance(manifest.get(name), kind):
-                return {}, f"{MANIFEST}: {name} is missing or not {kind.__name__}"
-        if manifest["step"] != step:
-            return {}, f"{MANIFEST} is of step {manifest['step']}"
-        if not {STATE, ".metadata"} <= manifest["files"].keys():
-            return {}, f"{MANIFEST} does not list {STATE} and .metadata"
-        return manifest, ""
+
+def is_checkpoint(directory: Path) -> bool:
+    """Whether this is one of the directories that `Checkpoints` writes."""
+    return _FINAL.fullmatch(directory.name) is not None and (directory / MANIFEST).is_file()
+
+
+def load_weights(directory: Path, model: nn.Module) -> None:
+    """Check a checkpoint and load its model, without optimiser, into one unsharded `model`. No ranks needed.
+
+    Raises CheckpointCorrupt.
+    """
+    found = _FINAL.fullmatch(directory.name)
+    manifest, problem = _manifest(directory, int(found[1]) if found else -1)
+    for name in sorted(manifest.get("files", {})):
+        problem = problem or _compare(directory / name, manifest["files"][name])
+    if problem:
+        raise CheckpointCorrupt(f"checkpoint {directory}: {problem}. Restore it from a copy, or name another one")
+    state = {"model": get_model_state_dict(model)}
+    state_dict_loader.load(state, checkpoint_id=directory)
+    set_model_state_dict(model, state["model"])
+
+
+def _manifest(directory: Path, step: int) -> tuple[dict[str, Any], str]:
+    """(manifest, what is wrong with it)."""
+    try:
+        manifest = json.loads((directory / MANIFEST).read_bytes())
+    except OSError as error:
+        return {}, f"{MANIFEST} cannot be read ({error.strerror})"
+    except ValueError:
+        return {}, f"{MANIFEST} is not JSON"
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+        return {}, f"{MANIFEST} is not of schema {SCHEMA}"
+    expected = {"step": int, "version": int, "published_step": int, "fingerprint": str, "files": dict}
+    for name, kind in expected.items():
+        if not isinstance(manifest.get(name), kind):
+            return {}, f"{MANIFEST}: {name} is missing or not {kind.__name__}"
+    if manifest["step"] != step:
+        return {}, f"{MANIFEST} is of step {manifest['step']}"
+    if not {STATE, ".metadata"} <= manifest["files"].keys():
+        return {}, f"{MANIFEST} does not list {STATE} and .metadata"
+    return manifest, ""
 
 
 def _digest(file: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from broker.client import Broker
 from broker.state import Group, Incarnation
 from broker.weights import WeightsDirectory
 from learner.evaluation import PromptResult, summarise
+from learner.results import Outputs, write_parquet
 
 POLL_SECONDS = 0.25
 """Between two looks at the broker: evaluations take much longer than this."""
@@ -28,11 +29,12 @@ class _Open:
     """An evaluation under way: prompt -> raw line, of the groups read so far."""
 
     lines: dict[int, dict[str, Any]] = field(default_factory=dict)
+    outputs: dict[int, Outputs] = field(default_factory=dict)
     errors: int = 0
 
 
 class HeldOut:
-    """Collects evaluations and writes `eval.jsonl` and `eval/v<version>.jsonl` under the run directory."""
+    """Collects evaluations; writes `eval.jsonl` and `eval/v<version>.jsonl` and `.parquet` under the run directory."""
 
     def __init__(
         self, broker: Broker, weights: WeightsDirectory, run_path: Path, finished: Callable[[dict[str, float]], None]
@@ -74,7 +76,8 @@ class HeldOut:
 
     def _read(self, partial: _Open, group: Group) -> None:
         samples = []
-        for member in sorted(group.members, key=lambda member: member.completion.idx):
+        members = sorted(group.members, key=lambda member: member.completion.idx)
+        for member in members:
             passed = member.verdict.outcome == "pass"
             # Of a right answer its canonical form: two are the same answer iff these are equal.
             answer = member.verdict.answer if passed and member.verdict.answer else member.completion.text
@@ -89,6 +92,13 @@ class HeldOut:
             "distinct": len(set(right)),
             "samples": samples,
         }
+        partial.outputs[index] = Outputs(
+            prompt=index,
+            outcomes=[outcome for outcome, _ in samples],
+            answers=[answer for _, answer in samples],
+            tokens=[member.completion.ids for member in members],
+            log_probs=[float(member.completion.behaviour.sum(dtype="float64")) for member in members],
+        )
 
     def _write(self, version: int, partial: _Open) -> None:
         directory = self.path / "eval"
@@ -101,6 +111,7 @@ class HeldOut:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, raw)
+        write_parquet(raw.with_suffix(".parquet"), [partial.outputs[index] for index in sorted(partial.outputs)])
         results = [
             PromptResult(
                 line["prompt"], line["n"], tuple(answer for outcome, answer in line["samples"] if outcome == "pass")

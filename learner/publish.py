@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from broker.weights import WeightsDirectory
-from learner.model import Scorer, full_state
+from learner.checkpoint import load_weights
+from learner.model import Scorer, full_state, load
 
 INDEX = "model.safetensors.index.json"
 COMPANIONS = (
@@ -64,6 +65,16 @@ def export(path: Path, policy: Scorer, source: Path, dtype: torch.dtype, *, firs
         os.rename(path, former)
     os.rename(partial, path)
     shutil.rmtree(former, ignore_errors=True)
+
+
+def convert(checkpoint: Path, path: Path, source: Path, dtype: torch.dtype) -> None:
+    """A training checkpoint as a Hugging Face model directory at `path`; `source` is the run's base model.
+
+    Raises CheckpointCorrupt, ModelUnusable.
+    """
+    policy = Scorer(load(source, torch.float32))
+    load_weights(checkpoint, policy)
+    export(path, policy, source, dtype, first=True)
 
 
 def write_model(directory: Path, state: dict[str, Tensor], source: Path, dtype: torch.dtype) -> None:
