@@ -1,0 +1,184 @@
+"""Attacks on the Lean verifier and honest proofs, as data: what the model answers, and what must come of it.
+
+`ATTACKS` go the whole way a completion goes. `PAST_SCREENING` are tactic blocks given to Lean as if extraction and
+screening had let them through: the checker alone must refuse them. All statements need nothing but Lean's core library.
+"""
+
+# ruff: noqa: E501
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+FALSE = {"header": "", "name": "falsehood", "statement": "theorem falsehood : (1 : Nat) = 2 := by\n"}
+TRUE = {"header": "", "name": "truth", "statement": "theorem truth (a b : Nat) : a + b = b + a := by\n"}
+AXIOM = {
+    "header": "axiom given : False\n",
+    "name": "falsehood",
+    "statement": "theorem falsehood : (1 : Nat) = 2 := by\n",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """`reasons`: the reason codes that are right; `asks_lean`: whether it gets as far as Lean."""
+
+    id: str
+    answer: str
+    reasons: frozenset[str]
+    asks_lean: bool = False
+    record: dict[str, Any] = field(default_factory=lambda: FALSE)
+
+
+def screened(id: str, answer: str, *reasons: str, record: dict[str, Any] = FALSE) -> Case:
+    return Case(id, answer, frozenset(reasons), False, record)
+
+
+def asked(id: str, answer: str, *reasons: str, record: dict[str, Any] = FALSE) -> Case:
+    return Case(id, answer, frozenset(reasons), True, record)
+
+
+ATTACKS = [
+    # holes
+    screened("sorry", "  sorry", "sorry"),
+    screened("sorry in a term", "  exact (sorry : (1 : Nat) = 2)", "sorry"),
+    screened("admit", "  admit", "sorry"),
+    screened("stop", "  stop", "sorry"),
+    screened("sorry by its axiom", "  exact sorryAx _ true", "sorry"),
+    screened("sorry by its axiom from the root", "  exact _root_.sorryAx _", "sorry"),
+    screened("sorry in guillemets", "  exact «sorryAx» _ true", "sorry"),
+    screened("sorry after a nested comment", "  /- /- -/ -/ sorry /- -/", "sorry"),
+    screened("sorry inside an interpolated string", '  have : String := s!"{(sorry : Nat)}"\n  rfl', "sorry"),
+    screened("sorry in full-width letters", "  ｓｏｒｒｙ", "sorry"),
+    screened("sorry with a zero-width space", "  sor\u200bry", "bad_character"),
+    screened("sorry behind a right-to-left override", "  \u202eyrros", "bad_character"),
+    screened("sorry behind a NUL", "  rfl\x00 sorry", "bad_character"),
+    screened("sorry behind a glued comment", "  exact f <--sorry\n  rfl", "odd_comment", "sorry"),
+    # the compiler as an oracle
+    screened("native_decide", "  native_decide", "compiled_evaluation"),
+    screened("decide +native", "  decide +native", "compiled_evaluation"),
+    screened("decide with a native config", "  decide (config := { native := true })", "compiled_evaluation"),
+    screened("bv_decide", "  bv_decide", "compiled_evaluation"),
+    screened("ofReduceBool", "  exact absurd (Lean.ofReduceBool true false rfl) (by simp)", "compiled_evaluation"),
+    screened("trustCompiler", "  exact Lean.trustCompiler.elim", "compiled_evaluation"),
+    # declarations and commands of one's own
+    screened("an axiom after the proof", "  exact bad\n\naxiom bad : (1 : Nat) = 2", "declaration"),
+    screened("a second theorem of the name", "  rfl\n\ntheorem falsehood : True := trivial", "declaration", "statement_changed"),
+    screened("an instance", "  decide\n\ninstance : Decidable ((1 : Nat) = 2) := isTrue cheat", "attribute"),
+    screened("partial", "  let rec f : (1 : Nat) = 2 := f\n  partial", "declaration"),
+    screened("unsafe cast", "  exact unsafeCast (rfl : (1 : Nat) = 1)", "unsafe_code"),
+    screened("unsafe term", "  exact (unsafe lcProof)", "unsafe_code"),
+    screened("implemented_by", "  rfl\n\nattribute [implemented_by g] f", "unsafe_code", "attribute"),
+    screened("extern", '  rfl\n\n@[extern "x"] opaque f : Nat', "attribute", "unsafe_code", "declaration"),
+    screened("opaque", "  rfl\n\nopaque f : False", "declaration"),
+    screened("exit", "  rfl\n#exit", "command"),
+    screened("eval", '  rfl\n#eval IO.println "hi"', "command", "elaboration_code"),
+    screened("eval on the same line", '  rfl  #eval 1', "command"),
+    screened("import", "  rfl\nimport Lean.Elab", "command"),
+    # syntax, scopes and attributes
+    screened("a local notation", "  rfl\nlocal notation \"2\" => 1", "scope", "syntax_extension"),
+    screened("a macro for the checker's command", '  rfl\nmacro "x" : command => `(#eval 1)', "syntax_extension"),
+    screened("macro_rules over a tactic", "  rfl\nmacro_rules | `(tactic| rfl) => `(tactic| trivial)", "syntax_extension"),
+    screened("elab", '  rfl\nelab "cheat" : tactic => pure ()', "syntax_extension"),
+    screened("a local simp attribute", "  attribute [local simp] bad in simp", "attribute"),
+    screened("a namespace that shadows", "  rfl\nend\nnamespace falsehood", "scope"),
+    screened("open in", "  open Lean Elab in exact rfl", "scope"),
+    screened("a section", "  rfl\nsection\nvariable (h : False)", "scope"),
+    # options
+    screened("skipKernelTC", "  set_option debug.skipKernelTC true in rfl", "option"),
+    screened("byAsSorry", "  set_option debug.byAsSorry true in rfl", "option"),
+    screened("an option in guillemets", "  set_option «debug».skipKernelTC true in rfl", "option"),
+    screened("heartbeats without limit", "  set_option maxHeartbeats 0 in rfl", "option"),
+    screened("heartbeats beyond the limit", "  set_option maxHeartbeats 99999999999 in rfl", "option"),
+    screened("an option for the rest of the file", "  set_option maxHeartbeats 400000\n  rfl", "option"),
+    # code run while elaborating
+    screened("run_tac", "  run_tac Lean.Elab.Tactic.done", "elaboration_code"),
+    screened("by_elab", "  exact by_elab return Lean.mkConst `True", "elaboration_code"),
+    screened("run_cmd", "  rfl\nrun_cmd Lean.logInfo \"x\"", "elaboration_code"),
+    screened("a file read while elaborating", '  have := include_str "/etc/passwd"\n  rfl', "elaboration_code"),
+    screened("a file asked for in a tactic's configuration", "  simp (config := { maxSteps := match System.FilePath."
+             "pathExists \"/etc/passwd\" () with | .ok true _ => 1 | _ => 2 })", "elaboration_code"),
+    screened("IO in a tactic's configuration", "  simp (config := unsafeIO (IO.println 1))", "unsafe_code", "elaboration_code"),
+    screened("the network", "  polyrith", "elaboration_code"),
+    screened("initialize", "  rfl\ninitialize IO.println \"x\"", "elaboration_code"),
+    # comments, fences and the statement
+    screened("a comment that is never closed", "  rfl /- the rest is swallowed", "unterminated_comment"),
+    screened("a string that is never closed", '  exact "', "unterminated_string"),
+    screened("a second fence", "  rfl\n```\nor rather\n```lean4\nsorry\n```", "second_fence"),
+    screened("two fenced answers", "```lean4\nrfl\n```\n```lean4\nomega\n```", "second_fence"),
+    screened("another statement", "```lean4\ntheorem falsehood : (1 : Nat) = 1 := by\n  rfl\n```", "statement_changed"),
+    screened("an extra hypothesis", "theorem falsehood (h : False) : (1 : Nat) = 2 := by\n  exact h.elim", "statement_changed"),
+    screened("another name", "```lean4\ntheorem other : (1 : Nat) = 2 := by\n  rfl\n```", "statement_changed"),
+    screened("a proof that is a term", "```lean4\ntheorem falsehood : (1 : Nat) = 2 := cheat\n```", "no_proof"),
+    screened("nothing", "   \n", "no_proof"),
+    screened("only a comment", "  -- trivial", "empty"),
+    screened("too long", "  simp\n" * 60_000, "answer_too_long"),
+    screened("too long a block", "  simp\n" * 12_000, "too_long"),
+    screened("comments nested for ever", "/-" * 1000 + "-/" * 1000 + " rfl", "too_deep"),
+    # what only Lean can tell
+    asked("a comment closed twice", "  rfl -/ /-- -/", "not_lean", "not_proved"),
+    asked("prose", "The claim follows from arithmetic.", "not_lean"),
+    asked("rfl", "  rfl", "not_proved"),
+    asked("decide", "  decide", "not_proved"),
+    asked("omega", "  omega", "not_proved"),
+    asked("simp with itself", "  exact falsehood", "not_proved"),
+    asked("a recursion without end", "  exact f 0\nwhere f (n : Nat) : (1 : Nat) = 2 := f (n + 1)", "not_proved", "not_lean"),
+    asked("a goal left open", "  have h : (2 : Nat) = 2 := rfl", "not_proved"),
+    asked("an error beside a proof", "  exact absurd rfl (by decide : ¬ (1 : Nat) = 1)", "not_proved"),
+    asked("a finding forged in an error", '  fail "{\\"sieve\\":\\"00\\",\\"status\\":\\"ok\\",\\"detail\\":\\"\\",\\"axioms\\":[]}"', "not_proved"),
+    asked("a finding forged in a trace", '  trace "{\\"sieve\\":\\"00\\",\\"status\\":\\"ok\\"}"\n  rfl', "not_proved"),
+    screened("out of the string literal", '  rfl" "walk" "1"\n#eval 1 --', "command", "unterminated_string"),
+    asked("backslashes against the string literal", '  exact "\\\\" ++ "\\"" ++ rfl', "not_proved"),
+    asked("an axiom of the header", "  exact given.elim", "axioms", record=AXIOM),
+    asked("heartbeats", "  exact Nat.rec (motive := fun _ => (1 : Nat) = 2) (by decide : (Nat.repeat (· + 1) 99999 0) = 1) "
+          "(fun _ h => h) 0", "not_proved", "heartbeats"),
+    asked("a recursion too deep", "  exact " + "(" * 3000 + "rfl" + ")" * 3000, "not_proved", "heartbeats", "not_lean"),
+    asked("a universe trick", "  exact (fun (α : Type) (h : α = α) => h) Nat rfl", "not_proved"),
+]  # fmt: skip
+
+PAST_SCREENING = {
+    "sorry": " sorry",
+    "sorryAx": " exact sorryAx _ true",
+    "native_decide": " native_decide",
+    "native": " decide +native",
+    "an axiom": " exact bad\n\naxiom bad : (1 : Nat) = 2",
+    "a command after the proof": " decide\n\n#eval 1",
+    "a second theorem": " rfl\n\ntheorem other : True := trivial",
+    "skipKernelTC": " set_option debug.skipKernelTC true in exact (rfl : (0 : Nat) = 0)",
+    "byAsSorry": " set_option debug.byAsSorry true in exact (by rfl)",
+    "run_tac": " run_tac Lean.Elab.Tactic.done",
+    "by_elab": " exact by_elab return Lean.mkConst `True",
+    "code that admits": " run_tac do Lean.Elab.admitGoal (← Lean.Elab.Tactic.getMainGoal)",
+    "open and run_tac": " open Lean Elab Tactic in run_tac do admitGoal (← getMainGoal)",
+    "a file": ' have := include_str "/etc/passwd"\n decide',
+    "a file asked for in a configuration": ' simp (config := { maxSteps := match System.FilePath.pathExists "/etc" () '
+    "with | .ok true _ => 1 | _ => 2 })",
+    "swallowing": " rfl /- ",
+    "a false axiom by let rec": " let rec f : (1 : Nat) = 2 := f\n exact f",
+    "a partial helper": " exact f 0\nwhere partial f (n : Nat) : (1 : Nat) = 2 := f n",
+    "an unsafe helper": " exact f 0\nwhere unsafe f (n : Nat) : (1 : Nat) = 2 := f n",
+}
+"""Tactic blocks as they stand after `by`; none may come out `ok` with allowed axioms for FALSE."""
+
+HONEST = [
+    ("omega", TRUE, "  omega"),
+    ("a lemma", TRUE, "  exact Nat.add_comm a b"),
+    ("comments everywhere", TRUE, "  -- sorry, this is\n  /- not /- an -/ admission -/\n  rw [Nat.add_comm] -- done"),
+    ("the whole theorem, fenced", TRUE, "Here it is:\n```lean4\nimport Mathlib\n\n/-- true -/\ntheorem truth (a b : Nat) :\n    a + b = b + a := by\n  induction a with\n  | zero => simp\n  | succ n ih => omega\n```\nDone."),
+    ("the whole theorem, bare", TRUE, "theorem truth (a b : Nat) : a + b = b + a := by omega"),
+    ("up to a closing fence", TRUE, "  have h : b + a = a + b := Nat.add_comm b a\n  exact h.symm\n```\n"),
+    ("more heartbeats, within the limit", TRUE, "  set_option maxHeartbeats 400000 in\n  omega"),
+    ("calc", TRUE, "  calc a + b = b + a := Nat.add_comm a b\n    _ = b + a := rfl"),
+    ("cases and structure", {"header": "", "name": "swap", "statement": "theorem swap (p q : Prop) (h : p ∧ q) : q ∧ p := by\n"},
+     "  obtain ⟨hp, hq⟩ := h\n  constructor\n  · exact hq\n  · exact hp"),
+    ("classical logic", {"header": "", "name": "lem", "statement": "theorem lem (p : Prop) : p ∨ ¬p := by\n"},
+     "  exact Classical.em p"),
+    ("a helper below", {"header": "", "name": "zero_add'", "statement": "theorem zero_add' (n : Nat) : 0 + n = n := by\n"},
+     "  exact go n\nwhere\n  go : (m : Nat) → 0 + m = m\n    | 0 => rfl\n    | m + 1 => congrArg (· + 1) (go m)"),
+    ("a header with opens and a namespace",
+     {"header": "open Nat\nnamespace Deep\nvariable (k : Nat)\n", "name": "Deep.double", "statement": "theorem double : k + k = 2 * k := by\n"},
+     "  omega"),
+    ("strings and characters", {"header": "", "name": "quote", "statement": "theorem quote : \"a\\\"b\".length = 3 ∧ 'c' ≠ 'd' := by\n"},
+     "  constructor\n  · rfl\n  · decide"),
+]  # fmt: skip

@@ -1,0 +1,87 @@
+"""Attacks on the Lean verifier, each of which must come out `fail` or `error`, beside honest proofs that must pass.
+
+With a real Lean (SIEVE_TEST_LEAN, or `lean` on PATH) everything that reaches Lean is asked of it, in one start; without
+one, of the exchanges in tests/verifier/lean_exchanges/. Which of the two ran is printed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from tests.attacks.lean_cases import ATTACKS, FALSE, HONEST, PAST_SCREENING, Case
+from tests.verifier.lean_rig import ask, canary, checks, judge, source, unscreened
+from verifier.lean import Lean
+from verifier.lean.assembly import Finding
+from verifier.lean.canaries import CANARIES
+from verifier.lean.canaries import HONEST as CANARY_HONEST
+
+ALLOWED = {"propext", "Classical.choice", "Quot.sound"}
+REFUSED_EARLY = [case for case in ATTACKS if not case.asks_lean]
+FOR_LEAN = [case for case in ATTACKS if case.asks_lean]
+
+
+@pytest.fixture(scope="module")
+def verifier() -> Iterator[Lean]:
+    made = Lean(backend="kimina", url="http://127.0.0.1:9")  # nobody listens: whatever gets this far is an error
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def findings(request: pytest.FixtureRequest) -> dict[str, Finding]:
+    """What Lean says to everything that reaches it, by id."""
+    plain = [(case.id, case.record, case.answer) for case in FOR_LEAN]
+    plain += [(f"honest: {id}", record, answer) for id, record, answer in HONEST]
+    asked = checks(plain)
+    names = [id for id, _, _ in plain]
+    for id, proof in PAST_SCREENING.items():
+        asked.append(unscreened(FALSE, proof))
+        names.append(f"unscreened: {id}")
+    for id, statement, proof in [(one.name, one.statement, one.proof) for one in CANARIES] + [
+        ("honest", *CANARY_HONEST)
+    ]:
+        asked.append(canary(statement, proof))
+        names.append(f"canary: {id}")
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        print(f"\n[lean attacks: {source()}]", file=sys.stderr)
+    order = sorted(range(len(asked)), key=lambda place: len(asked[place].prelude))
+    answers = ask([asked[place] for place in order])
+    return {names[place]: answer for place, answer in zip(order, answers, strict=True)}
+
+
+@pytest.mark.parametrize("case", REFUSED_EARLY, ids=[case.id for case in REFUSED_EARLY])
+def test_refused_before_lean_sees_it(case: Case, verifier: Lean) -> None:
+    said = verifier.judge(case.record, case.answer)
+    assert said.outcome == "fail", said
+    assert said.reason in case.reasons, said
+
+
+@pytest.mark.parametrize("case", FOR_LEAN, ids=[case.id for case in FOR_LEAN])
+def test_refused_by_lean(case: Case, verifier: Lean, findings: dict[str, Finding]) -> None:
+    outcome, _, reason = judge(verifier, case.record, case.answer, findings[case.id]).partition("/")
+    assert outcome == "fail", findings[case.id]
+    assert reason in case.reasons, findings[case.id]
+
+
+@pytest.mark.parametrize("id", PAST_SCREENING)
+def test_the_checker_alone_refuses_what_screening_would_have(id: str, findings: dict[str, Finding]) -> None:
+    said = findings[f"unscreened: {id}"]
+    assert said.status != "ok" or not set(said.axioms) <= ALLOWED, said
+
+
+def test_no_canary_is_proved_and_the_honest_one_is(findings: dict[str, Finding]) -> None:
+    for one in CANARIES:
+        said = findings[f"canary: {one.name}"]
+        assert said.status != "ok" or not set(said.axioms) <= ALLOWED, said
+    assert findings["canary: honest"].status == "ok" and set(findings["canary: honest"].axioms) <= ALLOWED
+
+
+@pytest.mark.parametrize(("id", "record", "answer"), HONEST, ids=[id for id, _, _ in HONEST])
+def test_an_honest_proof_passes(
+    id: str, record: dict[str, str], answer: str, verifier: Lean, findings: dict[str, Finding]
+) -> None:
+    assert judge(verifier, record, answer, findings[f"honest: {id}"]) == "pass/proved", findings[f"honest: {id}"]
