@@ -177,13 +177,14 @@ def test_a_killed_service_leaves_nothing(sandbox: Sandbox) -> None:
     marker = f"8{os.getpid()}"
     code = (
         "import sys; from verifier.sandbox import *\n"
-        f"s = Sandbox({sandbox.level!r}); print('up', flush=True)\n"
+        f"s = Sandbox({sandbox.level!r}); print(s._home, flush=True)\n"
         f"script = '(setsid sleep {marker} &); sleep {marker}'\n"
         "s.run(['/bin/sh', '-c', script], limits=Limits(processes=9, wall_seconds=99))"
     )
     service = subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE)
     assert service.stdout is not None
-    service.stdout.readline()
+    home = Path(service.stdout.readline().decode().strip())
+    assert home.is_dir()
     until = time.monotonic() + 20
     while len(alive(f"sleep\0{marker}")) < 2 and time.monotonic() < until:
         time.sleep(0.05)
@@ -191,9 +192,10 @@ def test_a_killed_service_leaves_nothing(sandbox: Sandbox) -> None:
     service.kill()
     service.communicate()
     until = time.monotonic() + 20
-    while alive(f"sleep\0{marker}") and time.monotonic() < until:
+    while (alive(f"sleep\0{marker}") or home.exists()) and time.monotonic() < until:
         time.sleep(0.05)
     assert alive(f"sleep\0{marker}") == []
+    assert not home.exists()
 
 
 def test_a_killed_spawner_is_replaced(sandbox: Sandbox) -> None:

@@ -30,7 +30,12 @@ from verifier.sandbox.folders import remove
 from verifier.sandbox.limits import MESSAGE_BYTES, Level, Limits, Outcome, SandboxTrouble
 from verifier.sandbox.running import GRACE_SECONDS, Running
 
-_BOOT = "import sys; sys.path.append(sys.argv[1]); from verifier.sandbox.spawner import main; main(int(sys.argv[2]))"
+_BOOT = """
+import sys
+sys.path.append(sys.argv[1])
+from verifier.sandbox.spawner import main
+main(int(sys.argv[2]), sys.argv[3])
+"""
 _FIRST_USER, _USERS = 1_700_000_000, 100_000_000
 """As root, each run gets a user id nobody has: its own count of processes, and nobody it may signal."""
 
@@ -46,7 +51,7 @@ class Sandbox:
         self.level = level
         self._readable = [os.path.realpath(path) for path in readable]
         self._home = Path(tempfile.mkdtemp(prefix="sieve-sandbox-", dir=directory))
-        self._forget = weakref.finalize(self, remove, self._home)
+        self._forget = weakref.finalize(self, _forget, self._home)
         self._home.chmod(0o711)  # other users may pass through to a directory whose name they were told
         self._lock = threading.Lock()
         self._spawner: subprocess.Popen[bytes] | None = None
@@ -153,7 +158,7 @@ class Sandbox:
                 try:
                     socket.send_fds(self._requests, [message], descriptors)
                     return
-                except OSError as error:  # somebody ended it: a new one, once
+                except ConnectionError as error:  # somebody ended it: a new one, once
                     self._requests.close()
                     self._requests = None
                     if attempt:
@@ -165,7 +170,16 @@ class Sandbox:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._spawner = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _BOOT, str(Path(__file__).parents[2]), str(theirs.fileno())],
+                [
+                    sys.executable,
+                    "-I",
+                    "-S",
+                    "-c",
+                    _BOOT,
+                    str(Path(__file__).parents[2]),
+                    str(theirs.fileno()),
+                    str(self._home),
+                ],
                 env={"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"},
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
@@ -201,3 +215,8 @@ def _input(data: bytes) -> int:
         return os.open(f"/proc/self/fd/{writable}", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         os.close(writable)
+
+
+def _forget(home: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):  # the spawner did it
+        remove(home)

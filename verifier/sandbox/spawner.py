@@ -10,20 +10,23 @@ with an empty environment. Knows nothing about verdicts.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
+from pathlib import Path
 from typing import Any
 
 from verifier.sandbox import kernel
 from verifier.sandbox.confine import Plan
+from verifier.sandbox.folders import remove
 from verifier.sandbox.limits import MESSAGE_BYTES, Limits
 from verifier.sandbox.supervisor import supervise
 
 
-def main(descriptor: int) -> None:
-    """Serve until the service's end of the socket is closed."""
+def main(descriptor: int, home: str) -> None:
+    """Serve until the service's end of the socket is closed; then, when all runs have ended, remove their `home`."""
     kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the service, which then closes its end
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # supervisors are reaped by the kernel
@@ -31,7 +34,7 @@ def main(descriptor: int) -> None:
     while True:
         message, descriptors, _, _ = socket.recv_fds(requests, MESSAGE_BYTES, 8)
         if not message:
-            return
+            break
         if os.fork() == 0:
             requests.close()
             try:
@@ -40,6 +43,11 @@ def main(descriptor: int) -> None:
                 os._exit(1)
         for one in descriptors:
             os.close(one)
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.waitpid(-1, 0)
+    with contextlib.suppress(FileNotFoundError):  # the service did it
+        remove(Path(home))
 
 
 def plan_of(fields: dict[str, Any]) -> Plan:
