@@ -280,7 +280,7 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[st
     monkeypatch.setenv("SIEVE_BROKER__URL", environment["SIEVE_BROKER__URL"])
     port = socket.create_server(("127.0.0.1", 0))
     named, datagram, abstract = (socket.socket(socket.AF_UNIX, kind) for kind in (1, 2, 1))
-    name = secrets.token_hex(8)
+    name = "n" + secrets.token_hex(8)  # a digit first would end up in the escape before it
     for server, address in ((named, tmp_path / "sock"), (datagram, tmp_path / "dgram"), (abstract, "\0" + name)):
         server.bind(str(address))
     for file in ("sock", "dgram"):
