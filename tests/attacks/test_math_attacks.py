@@ -103,7 +103,7 @@ ATTACKS = [
     Attack("two numbers for one", "12", "12", "1 2", "wrong unevaluated"),
     Attack("a lone surrogate", "5", "5", "5\ud800", "bad_character"),
     Attack("a null", "5", "5", "5\0", "bad_character"),
-    Attack("code", "x+1", "1+x", "__import__('os').system('touch /tmp/pwned')", "unreadable"),
+    Attack("code", "x+1", "1+x", "__import__('os').system('touch /tmp/pwned')", "wrong"),
     Attack("a file to read", "x+1", "1+x", r"\input{/etc/passwd}", "unevaluated"),
     Attack("a definition", "5", "5", r"\def\x{5}\x", "wrong"),
 ]  # fmt: skip
