@@ -14,6 +14,7 @@ from __future__ import annotations
 import http.client
 import json
 import threading
+import time
 import urllib.error
 import urllib.request
 from concurrent.futures import Future
@@ -37,52 +38,56 @@ class KiminaBackend:
         self._where = str(settings.url).rstrip("/") + "/api/check"
         # No redirects: the key would travel with them.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect())
-        self._lock = threading.Lock()
+        self._turn = threading.Condition()
         self._waiting: list[_Waiting] = []
         self._asking = 0
 
     def run(self, check: Check, seconds: float) -> list[Message]:
-        """See Backend.run."""
+        """See Backend.run. Whoever waits and finds a request free carries the oldest snippets, not only its own."""
         future: Future[list[Message]] = Future()
-        with self._lock:
+        until = time.monotonic() + 2 * (seconds + SLACK_SECONDS)
+        with self._turn:
             self._waiting.append((check, future))
-            leads = self._asking < self._settings.processes
-            self._asking += leads
-        if leads:
-            self._lead(seconds)
-        try:
-            return future.result(timeout=2 * seconds + 2 * SLACK_SECONDS)
-        except TimeoutError as error:
-            raise BackendTrouble("deadline", f"no answer within {2 * (seconds + SLACK_SECONDS):g} s") from error
+        while not future.done():
+            with self._turn:
+                if future.done():
+                    break
+                if self._asking >= self._settings.processes or not self._waiting:
+                    if time.monotonic() >= until:
+                        self._waiting = [one for one in self._waiting if one[1] is not future]
+                        raise BackendTrouble("deadline", f"no answer within {2 * (seconds + SLACK_SECONDS):g} s")
+                    self._turn.wait(1.0)
+                    continue
+                batch, self._waiting = self._waiting[: self._settings.batch], self._waiting[self._settings.batch :]
+                self._asking += 1
+            try:
+                self._carry(batch, seconds)
+            finally:
+                _fail(
+                    batch, BackendTrouble("server", "the request was given up")
+                )  # nobody waits for an answer for ever
+                with self._turn:
+                    self._asking -= 1
+                    self._turn.notify_all()
+        return future.result()
 
     def close(self) -> None:
         """See Backend.close."""
         self._opener.close()
 
-    def _lead(self, seconds: float) -> None:
-        """Ask for whatever waits, batch by batch, until nothing does."""
-        while True:
-            with self._lock:
-                batch, self._waiting = self._waiting[: self._settings.batch], self._waiting[self._settings.batch :]
-                if not batch:
-                    self._asking -= 1
-                    return
-            try:
-                self._ask(batch, seconds)
-            except BackendTrouble as trouble:
-                if len(batch) == 1 or trouble.reason in ("server_key", "server_busy"):
-                    _fail(batch, trouble)
-                    continue
-                for one in batch:
-                    try:
-                        self._ask([one], seconds)
-                    except BackendTrouble as own:
-                        _fail([one], own)
-            except BaseException:  # a follower must never wait for a leader that is gone
-                _fail(batch, BackendTrouble("server", "the request was given up"))
-                with self._lock:
-                    self._asking -= 1
-                raise
+    def _carry(self, batch: list[_Waiting], seconds: float) -> None:
+        """Ask for a batch, and one by one if it fails as a whole."""
+        try:
+            self._ask(batch, seconds)
+        except BackendTrouble as trouble:
+            if len(batch) == 1 or trouble.reason in ("server_key", "server_busy"):
+                _fail(batch, trouble)
+                return
+            for one in batch:
+                try:
+                    self._ask([one], seconds)
+                except BackendTrouble as own:
+                    _fail([one], own)
 
     def _ask(self, batch: list[_Waiting], seconds: float) -> None:
         snippets = [{"id": check.nonce, "code": check.file} for check, _ in batch]

@@ -33,7 +33,8 @@ class LeanSettings(Section):
     memory_bytes: Annotated[int, Field(ge=1 << 28)] = 12 << 30
     """Of one check (`command`); a REPL that has grown beyond it is replaced (`repl`)."""
     processes: Annotated[int, Field(ge=1, le=512)] = 1
-    """`repl`: REPLs at once; make the queue's `concurrency` the same. `command`: checks at once."""
+    """`repl`: REPLs at once; make the queue's `concurrency` the same. `command`: checks at once. `kimina`: requests at
+    once."""
     recycle: Annotated[int, Field(ge=1)] = 200
     """`repl`: checks after which a REPL is replaced: its environments only accumulate."""
     url: HttpUrl | None = None

@@ -55,7 +55,7 @@ class Lean:
     version = "1"
     reasons = frozenset(
         {"proved", "malformed_record", "quarantined", "no_finding", "axioms", "heartbeats", "replay_disagrees"}
-        | {"replay_trouble", "canary_trouble"}
+        | {"replay_trouble"}
         | set(_FAILS.values())
         | screening.REASONS
         | extraction.REASONS
