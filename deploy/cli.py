@@ -8,6 +8,7 @@ torch, ray and the rooms happen inside the command that needs them.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import typing
 from pathlib import Path
@@ -183,6 +184,46 @@ def report(config: ConfigPath, set_: Sets = None) -> int:
     return EX_OK
 
 
+@app.command()
+def sweep(
+    config: ConfigPath,
+    more: Annotated[list[str] | None, typer.Argument(metavar="[OBJECTIVE]...", show_default=False)] = None,
+    objectives: Annotated[
+        list[str] | None, typer.Option(help="alpha=0,.25,.5 or a name, grpo:kl_beta=.05; more may follow.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Runs of each.", show_default=False)] = None,
+    staleness: Annotated[str, typer.Option(help="Forced staleness, 0,4,16,64: a study.", show_default=False)] = "",
+    correction: Annotated[str, typer.Option(help="sequence,none: with and without.", show_default=False)] = "",
+    name: Annotated[str, typer.Option(help="Folder under run.directory; default: run.name.", show_default=False)] = "",
+    set_: Sets = None,
+    view: Annotated[bool, typer.Option(help="The live view of each run.")] = False,
+) -> int:
+    """Compare objectives: one run of each per seed.
+
+    Runs that are done are not done again; the same command goes on after a stop. `sieve report` shows what came out.
+    """
+    settings = _load(config, set_, "all")
+    _quiet_ray()
+    from deploy.plan import points
+    from deploy.sweep import sweep as carry_out
+
+    chosen = settings.sweep
+    words = [*(objectives or []), *(more or [])] or list(chosen.objectives)
+    lags = _numbers("--staleness", staleness) if staleness else list(chosen.staleness)
+    corrections = correction.split(",") if correction else list(chosen.correction)
+    return carry_out(
+        settings, name or settings.run.name, points(words, lags, corrections), seeds or chosen.seeds, console(),
+        command=shlex.join(["sieve", *sys.argv[1:]]), view=view,
+    )  # fmt: skip
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError([f"{option} {text}: not whole numbers with commas between them; write 0,4,16"]) from None
+
+
 @app.command("eval")
 def evaluate(
     config: ConfigPath,
@@ -231,7 +272,10 @@ def list_dead(
     from deploy.status import open_broker
 
     with open_broker(_load(config, set_, "none")) as connection:
-        for letter in connection.dead_letters(count):
+        letters = connection.dead_letters(count)
+        if not letters:
+            typer.echo("no dead letters")
+        for letter in letters:
             typer.echo(f"{letter.entry}  {letter.gid}/{letter.idx}  {letter.verifier}  {letter.reason}")
     return EX_OK
 

@@ -21,7 +21,7 @@ from pydantic import BaseModel, SecretStr, ValidationError
 from actor.settings import ActorSettings
 from broker.errors import EX_USAGE, SieveError, redact
 from broker.settings import Shared
-from deploy.settings import LaunchSettings
+from deploy.settings import LaunchSettings, SweepSettings
 from learner.settings import LearnerSettings
 from verifier.settings import VerifierSettings
 
@@ -48,6 +48,7 @@ class Config(Shared):
     verifier: VerifierSettings = VerifierSettings()
     learner: LearnerSettings = LearnerSettings()
     launch: LaunchSettings = LaunchSettings()
+    sweep: SweepSettings = SweepSettings()
 
 
 def load(

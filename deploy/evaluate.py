@@ -28,6 +28,9 @@ LONGEST_NAME = 64
 
 def evaluate(config: Config, checkpoint: Path, console: Console, *, fresh: bool, view: bool) -> int:
     """Evaluate `checkpoint` and the base, write evaluation.json, show the table. The exit code."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # of loading a model: the terminal is the view's
     checkpoint = checkpoint.resolve()
     model = _model(config, checkpoint)
     after, code = _through_the_lane(config, model, _label(config, checkpoint), console, fresh=fresh, view=view)
@@ -188,7 +191,7 @@ def show(found: dict[str, Any], console: Console) -> None:
     """The table base → checkpoint, and where the prompts went."""
     table = Table(title=f"{found['prompts']} held-out prompts, 95 % over problems", title_justify="left")
     for name in ("", "base", "checkpoint", "change"):
-        table.add_column(name, justify="right" if name else "left")
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
     for name in SHOWN:
         if name not in found["figures"]["base"] or name not in found["figures"]["checkpoint"]:
             continue
@@ -199,7 +202,7 @@ def show(found: dict[str, Any], console: Console) -> None:
         pair = [found["base_perplexity"][of][which] for of in ("base", "checkpoint")]
         table.add_row(f"base perplexity, {which}", *("–" if value is None else f"{value:.3f}" for value in pair), "")
     console.print(table)
-    moved = Table(title="prompts by difficulty: rows before, columns after", title_justify="left")
+    moved = Table(title="prompts: before ↓ after →", title_justify="left")
     for name in ("", *LEVELS):
         moved.add_column(name, justify="right" if name else "left")
     for origin in LEVELS:
@@ -209,4 +212,4 @@ def show(found: dict[str, Any], console: Console) -> None:
 
 def _interval(value: list[float], sign: str = "") -> str:
     mean, low, high = value
-    return f"{mean:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
+    return f"{mean:{sign}.3f} [{low:{sign}.2f} {high:{sign}.2f}]"

@@ -19,6 +19,14 @@ GREY, BLUE, VERMILION, GREEN, INK = "#6e6e6e", "#0072B2", "#D55E00", "#009E73", 
 SMOOTH = 9
 """Steps of the running mean drawn over noisy curves; the raw values stay visible behind it."""
 
+STYLE: dict[str, Any] = {
+    "font.size": 9.5, "axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.titlelocation": "left",
+    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#999999", "axes.labelcolor": INK,
+    "text.color": INK, "xtick.color": INK, "ytick.color": INK, "axes.grid": True, "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.7, "axes.axisbelow": True, "legend.frameon": False, "legend.fontsize": 8.5,
+}  # fmt: skip
+"""matplotlib settings of all pictures."""
+
 
 def draw(report: Report, path: Path) -> None:
     """Write the figure. Panels without data say so instead of staying empty."""
@@ -27,13 +35,7 @@ def draw(report: Report, path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    style = {
-        "font.size": 9.5, "axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.titlelocation": "left",
-        "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#999999", "axes.labelcolor": INK,
-        "text.color": INK, "xtick.color": INK, "ytick.color": INK, "axes.grid": True, "grid.color": "#e6e6e6",
-        "grid.linewidth": 0.7, "axes.axisbelow": True, "legend.frameon": False, "legend.fontsize": 8.5,
-    }  # fmt: skip
-    with plt.rc_context(style):
+    with plt.rc_context(STYLE):
         figure = plt.figure(figsize=(12.5, 5.6), layout="constrained")
         grid = figure.add_gridspec(2, 4)
         _coverage(figure.add_subplot(grid[:, :2]), report)

@@ -139,8 +139,11 @@ class Supervisor:
 
     def run(self) -> int:
         """The exit code: 0 finished, 130/143 stopped by signal. Raises LaunchError."""
+        # A sweep starts Ray once for all of its runs; what is found running is left running.
+        ours = not ray.is_initialized()
         try:
-            connect(self._config)
+            if ours:
+                connect(self._config)
         except (RayError, OSError, RuntimeError, ValueError) as error:
             where = self._config.launch.address or "this machine"
             raise LaunchError(
@@ -159,7 +162,8 @@ class Supervisor:
         finally:
             for unit in self._units:
                 unit.kill()
-            ray.shutdown()
+            if ours:
+                ray.shutdown()
             for number, handler in previous.items():
                 signal.signal(number, handler)
         return EX_INTERRUPTED[self._signals[0]] if self._signals else EX_OK

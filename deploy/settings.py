@@ -46,3 +46,16 @@ class LaunchSettings(Section):
     """A service that lived this long is taken to have started well: its failures are counted from one again."""
     drain_seconds: Annotated[float, Field(gt=0, le=3600)] = 60.0
     """After Ctrl-C: how long services may take to hand back, checkpoint and commit before they are killed."""
+
+
+class SweepSettings(Section):
+    """`sieve sweep`: what is compared. Read by that command only; its options replace these."""
+
+    objectives: tuple[str, ...] = ()
+    """`alpha=0,.25,.5`, an objective's name, or either with more keys of learner.objective: `grpo:kl_beta=.05`."""
+    seeds: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Runs of each point, with run.seed, run.seed + 1, …"""
+    staleness: tuple[Annotated[int, Field(ge=0, le=1000)], ...] = ()
+    """Forced staleness of each point, in lock-step; empty: the schedule as it stands."""
+    correction: tuple[str, ...] = ()
+    """Values of learner.objective.correction; empty: the objective's own."""

@@ -17,7 +17,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
-from ray.util.placement_group import PlacementGroup, placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from deploy.config import Config
@@ -56,6 +56,8 @@ class Unit:
     """Whether it was seen beyond its set-up since its last start."""
     processes: list[int] = field(default_factory=list)
     done: bool = False
+    group: PlacementGroup | None = None
+    """What is reserved for the members together; given back when the unit is killed."""
 
     def start(self) -> None:
         """Call `run` on every member. Raises RayError when a process does not come up in time."""
@@ -113,6 +115,9 @@ class Unit:
         self.due = None
         for member in self.members:
             ray.kill(member, no_restart=True)
+        if self.group is not None:
+            remove_placement_group(self.group)
+            self.group = None
 
 
 def _end(call: Any) -> Ended:
@@ -197,7 +202,7 @@ def _learner(config: Config, tree: Mapping[str, Any], url: str) -> Unit:
         _member("learner", launch.learner, tree, url, rank, (), launch.threads, group) for rank in range(launch.ranks)
     ]
     label = "learner" if launch.ranks == 1 else f"learner ({launch.ranks} ranks)"
-    return Unit("learner", 0, label, members, Restarts(launch))
+    return Unit("learner", 0, label, members, Restarts(launch), group=group)
 
 
 def _member(

@@ -169,7 +169,7 @@ def load_weights(directory: Path, model: nn.Module) -> None:
     if problem:
         raise CheckpointCorrupt(f"checkpoint {directory}: {problem}. Restore it from a copy, or name another one")
     state = {"model": get_model_state_dict(model)}
-    state_dict_loader.load(state, checkpoint_id=directory)
+    state_dict_loader.load(state, checkpoint_id=directory, no_dist=True)
     set_model_state_dict(model, state["model"])
 
 

@@ -1,0 +1,162 @@
+"""`sieve sweep`: the runs of a plan one after the other, as ordinary runs under `<run.directory>/<name>/`.
+
+A run that is done is not done again, one that was cut off goes on where it was, and one that fails does not keep the
+others from running. `sweep.json` says what belongs together; adding objectives or seeds later extends it, changing
+anything else is refused. Which runs there are is plan.py's business, what came out frontier.py's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from broker.errors import EX_OK, EX_USAGE, SieveError
+from deploy import records
+from deploy.config import Config, ConfigError, plain
+from deploy.plan import Planned, Point, plan
+
+MANIFEST = "sweep.json"
+SCHEMA = 1
+
+
+class SweepConflict(SieveError):
+    """The directory holds a sweep of other settings."""
+
+    exit_code = EX_USAGE
+
+
+class SweepFailed(SieveError):
+    """Some runs did not end well; the message names them and the first one's reason."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.exit_code = code  # type: ignore[misc]
+
+
+def sweep(
+    config: Config, name: str, chosen: Sequence[Point], seeds: int, console: Console, *, command: str, view: bool
+) -> int:
+    """Carry out (the rest of) a sweep. The exit code: 0, or 130/143 when it was stopped.
+
+    Raises ConfigError, SweepConflict, SweepFailed.
+    """
+    from deploy.checks import problems_of
+
+    runs = plan(config, name, chosen, seeds)
+    problems = {line for planned in runs for line in problems_of(planned.config)}
+    if problems:
+        raise ConfigError(sorted(problems))
+    directory = config.run.directory / name
+    write_manifest(directory, config, runs, command)
+    return _execute(runs, console, view)
+
+
+def _execute(runs: Sequence[Planned], console: Console, view: bool) -> int:
+    import ray
+
+    from deploy.launch import launch
+    from deploy.rundir import TRACES
+    from deploy.units import connect
+
+    failed: dict[str, SieveError] = {}
+    begin = time.time()
+    try:
+        for number, planned in enumerate(runs, 1):
+            head = f"[{number}/{len(runs)}] {planned.title}"
+            if done(planned):
+                console.print(f"{head}: done before", highlight=False, soft_wrap=True)
+                continue
+            there = any((planned.path / trace).exists() for trace in TRACES)
+            resumed = " (goes on)" if there else ""
+            console.print(f"{head}: {planned.path}{resumed}", highlight=False, soft_wrap=True)
+            if not ray.is_initialized():
+                connect(planned.config)  # once for all runs: launch() leaves a Ray that it finds running
+            try:
+                code = launch(planned.config, console, resume=there, fresh=False, live=view)
+            except SieveError as error:
+                failed[planned.title] = error
+                console.print(f"{head}: failed: {error}", highlight=False, soft_wrap=True)
+                continue
+            if code != EX_OK:
+                console.print("the sweep is stopped; the same command goes on", highlight=False)
+                return code
+    finally:
+        ray.shutdown()
+    if failed:
+        title, error = next(iter(failed.items()))
+        raise SweepFailed(
+            f"{len(failed)} of {len(runs)} runs failed, first {title}: {error}; the same command tries them again",
+            error.exit_code,
+        )
+    console.print(f"{len(runs)} runs done, {time.time() - begin:.0f} s in this session", highlight=False)
+    return EX_OK
+
+
+def done(planned: Planned) -> bool:
+    """Whether the run has ended well with its last evaluation on disk."""
+    sessions = list(records.lines(planned.path / "sessions.jsonl"))
+    evaluated = records.evaluations(planned.path)
+    return (
+        bool(sessions)
+        and sessions[-1]["outcome"] == "finished"
+        and bool(evaluated)
+        and int(evaluated[-1]["step"]) == planned.config.schedule.steps
+    )
+
+
+def write_manifest(directory: Path, config: Config, runs: Sequence[Planned], command: str) -> None:
+    """Create `sweep.json`, or extend the one that is there by new points and seeds. Raises SweepConflict."""
+    tree = plain(config)
+    tree.pop("sweep")
+    tree["run"].pop("name")  # the sweep's name decides
+    found = {"schema": SCHEMA, "name": directory.name, "settings": tree, "runs": [], "commands": [],
+             "machine": machine()}  # fmt: skip
+    if (directory / MANIFEST).exists():
+        found = read_manifest(directory)
+        changed = _differences(found["settings"], tree)
+        if changed:
+            raise SweepConflict(
+                f"{directory}: holds a sweep with other settings ({', '.join(changed[:5])}); its runs would not be "
+                f"comparable with these: take another name with --name, or undo the change"
+            )
+    known = {run["name"] for run in found["runs"]}
+    for planned in runs:
+        if planned.config.run.name not in known:
+            point = None if planned.point is None else planned.point.plain()
+            found["runs"].append({"name": planned.config.run.name, "seed": planned.seed, "point": point})
+    if command and command not in found["commands"]:
+        found["commands"].append(command)
+    records.write_json(directory / MANIFEST, found)
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of a sweep's directory. Raises RecordError."""
+    path = directory / MANIFEST
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise records.RecordError(f"{path}: cannot be read; `sieve sweep` writes it") from None
+    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+        raise records.RecordError(f"{path}: not of schema {SCHEMA}; run the sweep with this release")
+    return found
+
+
+def _differences(before: Any, now: Any, key: str = "") -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        names = sorted(before.keys() | now.keys())
+        return [
+            line for name in names for line in _differences(before.get(name), now.get(name), f"{key}.{name}".strip("."))
+        ]
+    return [] if before == now else [f"{key} was {before!r}, now {now!r}"]
+
+
+def machine() -> dict[str, Any]:
+    """What the wall times were measured on, as far as it matters and says nothing about whose it is."""
+    return {"processor": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
