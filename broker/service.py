@@ -380,7 +380,7 @@ class Service(ABC):
                 broker.heartbeat(self.pulse())
         except Fenced as error:
             self._give_up(str(error))
-        except UNREACHABLE as error:
+        except (*UNREACHABLE, BrokerFull) as error:
             self.log.warning("the last heartbeat was not taken: %s", error)
         except Exception as error:
             self.log.error("heartbeat: %s", explain(error)[1], exc_info=True)

@@ -169,8 +169,23 @@ def status(
 
 
 @app.command()
-def report(config: ConfigPath, set_: Sets = None) -> int:
-    """What came out: table, summary.json, report.png."""
+def report(
+    config: ConfigPath,
+    set_: Sets = None,
+    document: Annotated[
+        Path | None, typer.Option(metavar="FILE.md", help="Of a sweep: also a Markdown page.", show_default=False)
+    ] = None,
+) -> int:
+    """What came out: of a run table, summary.json, report.png.
+
+    Of a sweep (its directory, or a results.json) frontier, curves, raw counts and one HTML page, in its report/.
+    """
+    from deploy.collect import is_sweep
+
+    if is_sweep(config):
+        return _report_sweep(config, document)
+    if document is not None:
+        raise ConfigError([f"--document: {config} is no sweep (it has no sweep.json); leave the option out"])
     settings = _load(config, set_, "none")
     # A run that was moved aside still says its old path in its own config.yaml.
     path = config.resolve() if config.is_dir() else settings.run.path
@@ -222,6 +237,21 @@ def _numbers(option: str, text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise ConfigError([f"{option} {text}: not whole numbers with commas between them; write 0,4,16"]) from None
+
+
+def _report_sweep(source: Path, document: Path | None) -> int:
+    from deploy.collect import load as load_results
+    from deploy.page import write, write_document
+
+    results = load_results(source)
+    written = write(results, source / "report") if source.is_dir() else []
+    if document is not None:
+        written += write_document(results, document)
+    if not written:
+        raise ConfigError([f"{source}: say where to with --document FILE.md"])
+    for path in written:
+        typer.echo(str(path))
+    return EX_OK
 
 
 @app.command("eval")

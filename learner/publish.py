@@ -6,6 +6,7 @@ because tensors carry their Hugging Face names and the configuration is the base
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -22,6 +24,8 @@ from learner.checkpoint import load_weights
 from learner.model import Scorer, full_state, load
 
 INDEX = "model.safetensors.index.json"
+NO_SPACE = f"os error {errno.ENOSPC}"
+"""How safetensors words a full disk: it has an error of its own for all that goes wrong."""
 COMPANIONS = (
     "generation_config.json",
     "tokenizer.json",
@@ -81,7 +85,12 @@ def write_model(directory: Path, state: dict[str, Tensor], source: Path, dtype: 
     """Tensors in safetensors files of at most 5 GB, with the configuration and tokenizer of the model in `source`."""
     shards = split_torch_state_dict_into_shards(state)
     for name, tensors in shards.filename_to_tensors.items():
-        save_file({tensor: state[tensor] for tensor in tensors}, directory / name, metadata={"format": "pt"})
+        try:
+            save_file({tensor: state[tensor] for tensor in tensors}, directory / name, metadata={"format": "pt"})
+        except SafetensorError as error:
+            if NO_SPACE not in str(error):
+                raise
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory)) from None
     if shards.is_sharded:
         index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
         (directory / INDEX).write_text(json.dumps(index, indent=1, sort_keys=True))
