@@ -19,7 +19,7 @@ from broker.errors import EX_OK
 from deploy import outcomes, records
 from deploy.config import Config, ConfigError
 from deploy.outcomes import Counted
-from learner.evaluation import LEVELS, bootstrap_difference, pass_at_k, perplexity
+from learner.evaluation import LEVELS, perplexity
 
 SHOWN = ("pass@1", "pass@4", "pass@16", "pass@64", "pass@128", "pass@256", "distinct_correct", "shannon",
          "gini_simpson")  # fmt: skip
@@ -63,11 +63,8 @@ def figures(before: Path, after: Path) -> dict[str, Any]:
     shared = sorted({counted.prompt for counted in base} & {counted.prompt for counted in tuned})
     base, tuned = [_at(base, index) for index in shared], [_at(tuned, index) for index in shared]
     left, right = outcomes.estimates([base]), outcomes.estimates([tuned])
-    change = {}
-    for name in left.keys() & right.keys():
-        if name.startswith("pass@"):
-            k = int(name[5:])
-            change[name] = bootstrap_difference(_rates(tuned, k), _rates(base, k))
+    names = [name for name in left if name.startswith("pass@") and name in right]
+    change = {name: outcomes.difference([tuned], [base], int(name[5:])) for name in names}
     return {
         "prompts": len(shared),
         "figures": {"base": outcomes.plain(left), "checkpoint": outcomes.plain(right)},
@@ -78,10 +75,6 @@ def figures(before: Path, after: Path) -> dict[str, Any]:
 
 def _at(given: list[Counted], prompt: int) -> Counted:
     return next(counted for counted in given if counted.prompt == prompt)
-
-
-def _rates(given: list[Counted], k: int) -> Any:
-    return pass_at_k([counted.n for counted in given], [sum(counted.answers) for counted in given], k)
 
 
 def base_perplexity(config: Config, run: Path, *, own: bool) -> dict[str, float | None]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from deploy.collect import Outcome, Results
 from deploy.figure import GREY, INK, STYLE, running_mean
-from deploy.outcomes import estimates
+from deploy.outcomes import difference, estimates
 from learner.evaluation import LEVELS, Estimate
 
 BASELINES = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8B0000", "#000000")
@@ -48,6 +48,8 @@ class Scene:
     results: Results
     base: dict[str, Estimate]
     found: dict[str, dict[str, Estimate]]
+    change: dict[str, dict[str, Estimate]]
+    """Paired difference of every pass@k to the base."""
     looks: dict[str, Look]
     ks: list[int]
 
@@ -57,7 +59,11 @@ class Scene:
         found = {outcome.key: estimates(outcome.evaluations) for outcome in results.points}
         shared = set(base).intersection(*found.values())
         ks = sorted(int(name[5:]) for name in shared if name.startswith("pass@"))
-        return cls(results, base, found, looks(results.points), ks)
+        change = {
+            outcome.key: {f"pass@{k}": difference(outcome.evaluations, results.base_of(outcome), k) for k in ks}
+            for outcome in results.points
+        }
+        return cls(results, base, found, change, looks(results.points), ks)
 
     @property
     def k(self) -> int:
@@ -104,7 +110,12 @@ def _figure(path: Path, width: float, height: float) -> Iterator[Any]:
 
 
 def draw_frontier(scene: Scene, path: Path) -> None:
-    """pass@k_max (coverage) against pass@1 (precision), with error bars both ways."""
+    """pass@k_max (coverage) against pass@1 (precision), with error bars both ways.
+
+    The bars of an objective are those of its paired difference to the base: which problems were drawn matters to all
+    points alike, and what the eye compares is points. The base's own, pale, say how far the picture as a whole may be
+    off.
+    """
     with _figure(path, 8.2, 5.8) as figure:
         axes = figure.add_subplot()
         axes.set_title("Coverage against precision on held-out prompts")
@@ -118,16 +129,24 @@ def draw_frontier(scene: Scene, path: Path) -> None:
         everything += [(key, scene.found[key], scene.looks[key]) for key in scene.found]
         for key, found, look in everything:
             x, y = found["pass@1"], found[f"pass@{scene.k}"]
+            base = key == "base"
+            spread = (x, y) if base else (scene.change[key]["pass@1"], scene.change[key][f"pass@{scene.k}"])
             axes.errorbar(
-                x.mean, y.mean, xerr=_error(x), yerr=_error(y), fmt=look.marker, color=look.colour,
-                markersize=13 if key == "base" else 8, markeredgecolor="white", markeredgewidth=0.8, elinewidth=1.1,
-                capsize=2.5, label=key,
+                x.mean, y.mean, xerr=_error(spread[0]), yerr=_error(spread[1]), fmt=look.marker, color=look.colour,
+                ecolor="#cfcfcf" if base else look.colour, markersize=13 if base else 8, markeredgecolor="white",
+                markeredgewidth=0.8, elinewidth=3 if base else 1.1, capsize=0 if base else 2.5, label=key,
+                zorder=1 if base else 3,
+            )  # fmt: skip
+            axes.annotate(
+                key.replace("alpha=", "α="), (x.mean, y.mean), xytext=(6, 6), textcoords="offset points", fontsize=8,
+                color=INK, zorder=4,
             )  # fmt: skip
         axes.set_xlabel("precision: pass@1")
         axes.set_ylabel(f"coverage: pass@{scene.k}")
         seeds = len(scene.results.base.seeds)
+        over = f"problems and {seeds} seeds" if seeds > 1 else "problems, 1 seed"
         figure.legend(
-            loc="outside right upper", title=f"bars: 95 % over\nproblems and {seeds} seed{'s' * (seeds > 1)}",
+            loc="outside right upper", title=f"bars: 95 % of the\ndifference to the base\nover {over}\n(base: its own)",
             title_fontsize=8,
         )  # fmt: skip
 
@@ -227,9 +246,11 @@ def draw_staleness(scene: Scene, path: Path) -> None:
             axes.set_title(title)
             axes.axhline(scene.base[name].mean, color=INK, linewidth=1, linestyle=":",
                          label="base" if name == "pass@1" else None)  # fmt: skip
-            for (label, correction), line in _lines(scene.results.points).items():
+            lines = _lines(scene.results.points)
+            for number, ((label, correction), line) in enumerate(lines.items()):
                 look = scene.looks[line[-1].key]
-                places = [lags.index(_lag(outcome)) for outcome in line]
+                shift = 0.03 * (number - (len(lines) - 1) / 2)  # so that error bars do not hide each other
+                places = [lags.index(_lag(outcome)) + shift for outcome in line]
                 values = [scene.found[outcome.key][name] for outcome in line]
                 axes.errorbar(
                     places, [value.mean for value in values],
@@ -237,6 +258,7 @@ def draw_staleness(scene: Scene, path: Path) -> None:
                     fmt=look.dash, marker=look.marker, color=look.colour, capsize=2.5, linewidth=1.8, markersize=6,
                     markerfacecolor="white" if correction == "none" else look.colour,
                     label=f"{label}, {correction}" if name == "pass@1" else None,
+                    zorder=2 if correction == "none" else 3,
                 )  # fmt: skip
             axes.set_xticks(range(len(lags)), [str(lag) for lag in lags])
             axes.set_ylim(bottom=0)
@@ -270,7 +292,8 @@ def _error(estimate: Estimate) -> np.ndarray[Any, Any]:
 
 def pictures(results: Results) -> dict[str, Callable[[Scene, Path], None]]:
     """What a report shows, in order: file name without ending → how it is drawn."""
-    study: dict[str, Callable[[Scene, Path], None]] = {"staleness": draw_staleness} if results.is_study else {}
-    return study | {
+    if results.is_study:
+        return {"staleness": draw_staleness}
+    return {
         "frontier": draw_frontier, "pass_at_k": draw_curves, "difficulty": draw_difficulty, "training": draw_training,
     }  # fmt: skip

@@ -22,6 +22,7 @@ from learner.evaluation import (
     Estimate,
     PromptResult,
     bootstrap,
+    bootstrap_difference,
     gini_simpson,
     migration,
     pass_at_k,
@@ -101,6 +102,16 @@ def estimates(seeds: Sequence[Sequence[Counted]]) -> dict[str, Estimate]:
     within = {"easy": rate >= 0.9, "medium": (rate >= 0.3) & (rate < 0.9), "hard": (c > 0) & (rate < 0.3)}
     within["unsolved"] = c == 0
     return found | {f"share_{name}": bootstrap(within[name].astype(float)) for name in LEVELS}
+
+
+def difference(after: Sequence[Sequence[Counted]], before: Sequence[Sequence[Counted]], k: int) -> Estimate:
+    """Difference of pass@k, paired by prompt and seed."""
+
+    def rates(seeds: Sequence[Sequence[Counted]]) -> Any:
+        n = [[counted.n for counted in given] for given in seeds]
+        return pass_at_k(n, [[sum(counted.answers) for counted in given] for given in seeds], k)
+
+    return bootstrap_difference(rates(after), rates(before))
 
 
 def migrations(before: Sequence[Sequence[Counted]], after: Sequence[Sequence[Counted]]) -> dict[str, dict[str, float]]:

@@ -74,8 +74,10 @@ def points(words: Iterable[str], staleness: Sequence[int] = (), corrections: Seq
         raise ConfigError([f"--staleness {min(staleness)}…{max(staleness)}: must be within 0 and 1000; correct it"])
     found: dict[str, Point] = {}
     for label, objective in _objectives(words):
-        for lag in staleness or [None]:
-            for correction in (corrections[:1] if lag == 0 else corrections) or [None]:
+        lags: list[int | None] = [*staleness] or [None]
+        for lag in lags:
+            ways: list[str | None] = [*(corrections[:1] if lag == 0 else corrections)] or [None]
+            for correction in ways:
                 point = Point(label, objective, lag, correction)
                 found.setdefault(point.key, point)
     if not found:

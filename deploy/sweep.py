@@ -90,10 +90,10 @@ def _execute(runs: Sequence[Planned], console: Console, view: bool) -> int:
     finally:
         ray.shutdown()
     if failed:
-        title, error = next(iter(failed.items()))
+        title, first = next(iter(failed.items()))
         raise SweepFailed(
-            f"{len(failed)} of {len(runs)} runs failed, first {title}: {error}; the same command tries them again",
-            error.exit_code,
+            f"{len(failed)} of {len(runs)} runs failed, first {title}: {first}; the same command tries them again",
+            first.exit_code,
         )
     console.print(f"{len(runs)} runs done, {time.time() - begin:.0f} s in this session", highlight=False)
     return EX_OK
@@ -116,7 +116,7 @@ def write_manifest(directory: Path, config: Config, runs: Sequence[Planned], com
     tree = plain(config)
     tree.pop("sweep")
     tree["run"].pop("name")  # the sweep's name decides
-    found = {"schema": SCHEMA, "name": directory.name, "settings": tree, "runs": [], "commands": [],
+    found: dict[str, Any] = {"schema": SCHEMA, "name": directory.name, "settings": tree, "runs": [], "commands": [],
              "machine": machine()}  # fmt: skip
     if (directory / MANIFEST).exists():
         found = read_manifest(directory)
