@@ -16,11 +16,13 @@ RLOO.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from learner.objective.groups import Groups
-from learner.objective.ratios import correction_weights, per_sequence
+from learner.objective.ratios import LOG_CEILING, correction_weights, per_sequence
 from learner.objective.rewards import penalised
 from learner.objective.sequences import Sequences
 from learner.objective.settings import ObjectiveSettings
@@ -64,9 +66,11 @@ def values(sequences: Sequences, settings: ObjectiveSettings, length_norm: float
         same = Groups(sequences.group[rows])
         failures = same.pad(torch.where(right, 0.0, counted)[rows])
         missed = misses(failures, size, k)
-        upper = same.unpad(missed[..., k] if k < size else missed[..., k - 1]).float()
-        lower = same.unpad(missed[..., k - 1]).float()
-        advantage[rows] = k * torch.where(right[rows], upper, upper - lower)
+        upper = same.unpad(missed[..., k] if k < size else missed[..., k - 1])
+        lower = same.unpad(missed[..., k - 1])
+        # A product of k untruncated ratios can exceed float32; bounded like a single one, still in float64.
+        found = k * torch.where(right[rows], upper, upper - lower)
+        advantage[rows] = found.clamp(-math.exp(LOG_CEILING), math.exp(LOG_CEILING)).float()
     if beta:
         advantage = advantage + penalty - groups.mean_of_others(counted * penalty)
     return weights * advantage[:, None]

@@ -156,7 +156,7 @@ def test_kill_nine_of_every_role_is_survived_without_loss(started: Callable[...,
 
 @pytest.mark.slow
 def test_ctrl_c_leaves_a_run_that_resume_finishes(started: Callable[..., Started]) -> None:
-    steps = 60  # enough that the questions below are asked of a living run
+    steps = 200  # enough that the questions below are asked of a living run
     run = started(schedule={"steps": steps, "groups_per_step": 8, "checkpoint_every": 20, "max_staleness": 2})
     process = run.start("run", "--no-view")
     run.until_step(2)

@@ -41,7 +41,8 @@ def test_three_outcomes_reach_the_group_or_the_dead_letters(rig: Rig) -> None:
 def test_what_one_verifier_cannot_judge_is_judged_by_another(rig: Rig) -> None:
     broker = rig.open([f"pass {i}" for i in range(24)])
     broken = VerifierService(rig.config(obedient(options={"broken": True})), index=0, url=rig.url)
-    sound = VerifierService(rig.config(obedient(options={"seconds": 0.005})), index=1, url=rig.url)
+    # One at a time and slowly, so that there is work left however late the other comes to it.
+    sound = VerifierService(rig.config(obedient(options={"seconds": 0.1}, batch=1)), index=1, url=rig.url)
     with serving(broken, sound):
         until(lambda: ready(broker) == 24, 30, "all groups are judged")
     assert sound.values["passed"] == 24
