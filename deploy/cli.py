@@ -8,19 +8,17 @@ torch, ray and the rooms happen inside the command that needs them.
 from __future__ import annotations
 
 import os
-import shlex
 import sys
-import typing
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from broker.errors import EX_DATA, EX_INTERNAL, EX_OK, EX_USAGE, SieveError
-from deploy.config import Checks, Config, ConfigError, dump, load
-
-if typing.TYPE_CHECKING:
-    from rich.console import Console
+from deploy.config import ConfigError, dump
+from deploy.deadletters import deadletter
+from deploy.options import ConfigPath, Sets, console, load_config, quiet_ray
+from deploy.studies import evaluate, report_sweep, sweep
 
 app = typer.Typer(
     name="sieve",
@@ -29,36 +27,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-deadletter = typer.Typer(help="Completions that no verifier could judge.", rich_markup_mode=None)
 app.add_typer(deadletter, name="deadletter")
 
-ConfigPath = Annotated[
-    Path, typer.Argument(metavar="CONFIG", help="YAML file, or a run directory.", show_default=False)
-]
-Sets = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override one setting; repeatable.", show_default=False),
-]
 Index = Annotated[int, typer.Option(min=0, help="Position among the services of this role, shown by `sieve status`.")]
-
-
-def console() -> Console:
-    """The terminal, which takes text as it stands: messages of libraries may hold what rich would read as markup."""
-    from rich.console import Console
-
-    return Console(markup=False, emoji=False)
-
-
-def _load(path: Path, sets: list[str] | None, check: Checks) -> Config:
-    return load(path / "config.yaml" if path.is_dir() else path, sets or (), check=check)
-
-
-def _quiet_ray() -> None:
-    """What Ray reads when it is imported: no usage statistics, no new default announced on every start, and services
-    at normal priority (Ray would run them at 15, behind everything else on the machine)."""
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 
 @app.command()
@@ -73,7 +44,7 @@ def run(
 
     Ctrl-C drains and leaves a run that --resume goes on with; a second one forces.
     """
-    settings = _load(config, set_, "all")
+    settings = load_config(config, set_, "all")
     if resume and fresh:
         raise ConfigError(["--resume and --fresh: one goes on with the run, the other puts it aside; give one of them"])
     if settings.metrics.port:
@@ -85,7 +56,7 @@ def run(
                 f"lists them)"
             ]
         )
-    _quiet_ray()
+    quiet_ray()
     from deploy.launch import launch
 
     return launch(settings, console(), resume=resume, fresh=fresh, live=view)
@@ -94,7 +65,7 @@ def run(
 @app.command()
 def broker(config: ConfigPath, set_: Sets = None) -> int:
     """Keep the run's private Redis until Ctrl-C."""
-    settings = _load(config, set_, "settings")
+    settings = load_config(config, set_, "settings")
     from broker.server import Server, serve
     from deploy.monitor import Monitor
 
@@ -116,7 +87,7 @@ def actor(config: ConfigPath, set_: Sets = None, index: Index = 0) -> int:
     """One actor: samples completions until the run is over."""
     from deploy.roles import make
 
-    return make("actor", _load(config, set_, "settings"), index=index, url=None).run()
+    return make("actor", load_config(config, set_, "settings"), index=index, url=None).run()
 
 
 @app.command()
@@ -131,7 +102,7 @@ def verifier(
     """One verifier: judges completions until the run is over."""
     from deploy.roles import make
 
-    return make("verifier", _load(config, set_, "settings"), index=index, url=None, names=name or ()).run()
+    return make("verifier", load_config(config, set_, "settings"), index=index, url=None, names=name or ()).run()
 
 
 @app.command()
@@ -142,13 +113,13 @@ def learner(config: ConfigPath, set_: Sets = None) -> int:
     """
     from deploy.roles import make
 
-    return make("learner", _load(config, set_, "all"), index=int(os.environ.get("RANK", "0")), url=None).run()
+    return make("learner", load_config(config, set_, "all"), index=int(os.environ.get("RANK", "0")), url=None).run()
 
 
 @app.command("config")
 def show_config(config: ConfigPath, set_: Sets = None) -> int:
     """Validate and print the configuration."""
-    typer.echo(dump(_load(config, set_, "all")), nl=False)
+    typer.echo(dump(load_config(config, set_, "all")), nl=False)
     return EX_OK
 
 
@@ -162,7 +133,7 @@ def status(
 
     Exit code 75 when an edge of the graph is stuck, 69 when no broker answers.
     """
-    settings = _load(config, set_, "none")
+    settings = load_config(config, set_, "none")
     from deploy.status import status as show
 
     return show(settings, console(), watch=watch)
@@ -183,10 +154,10 @@ def report(
     from deploy.collect import is_sweep
 
     if is_sweep(config):
-        return _report_sweep(config, document)
+        return report_sweep(config, document)
     if document is not None:
         raise ConfigError([f"--document: {config} is no sweep (it has no sweep.json); leave the option out"])
-    settings = _load(config, set_, "none")
+    settings = load_config(config, set_, "none")
     # A run that was moved aside still says its old path in its own config.yaml.
     path = config.resolve() if config.is_dir() else settings.run.path
     from deploy.report import build, show, write
@@ -199,80 +170,8 @@ def report(
     return EX_OK
 
 
-@app.command()
-def sweep(
-    config: ConfigPath,
-    more: Annotated[list[str] | None, typer.Argument(metavar="[OBJECTIVE]...", show_default=False)] = None,
-    objectives: Annotated[
-        list[str] | None, typer.Option(help="alpha=0,.25,.5 or a name, grpo:kl_beta=.05; more may follow.")
-    ] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Runs of each.", show_default=False)] = None,
-    staleness: Annotated[str, typer.Option(help="Forced staleness, 0,4,16,64: a study.", show_default=False)] = "",
-    correction: Annotated[str, typer.Option(help="sequence,none: with and without.", show_default=False)] = "",
-    name: Annotated[str, typer.Option(help="Folder under run.directory; default: run.name.", show_default=False)] = "",
-    set_: Sets = None,
-    view: Annotated[bool, typer.Option(help="The live view of each run.")] = False,
-) -> int:
-    """Compare objectives: one run of each per seed.
-
-    Runs that are done are not done again; the same command goes on after a stop. `sieve report` shows what came out.
-    """
-    settings = _load(config, set_, "all")
-    _quiet_ray()
-    from deploy.plan import points
-    from deploy.sweep import sweep as carry_out
-
-    chosen = settings.sweep
-    words = [*(objectives or []), *(more or [])] or list(chosen.objectives)
-    lags = _numbers("--staleness", staleness) if staleness else list(chosen.staleness)
-    corrections = correction.split(",") if correction else list(chosen.correction)
-    return carry_out(
-        settings, name or settings.run.name, points(words, lags, corrections), seeds or chosen.seeds, console(),
-        command=shlex.join(["sieve", *sys.argv[1:]]), view=view,
-    )  # fmt: skip
-
-
-def _numbers(option: str, text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ConfigError([f"{option} {text}: not whole numbers with commas between them; write 0,4,16"]) from None
-
-
-def _report_sweep(source: Path, document: Path | None) -> int:
-    from deploy.collect import load as load_results
-    from deploy.page import write, write_document
-
-    results = load_results(source)
-    written = write(results, source / "report") if source.is_dir() else []
-    if document is not None:
-        written += write_document(results, document)
-    if not written:
-        raise ConfigError([f"{source}: say where to with --document FILE.md"])
-    for path in written:
-        typer.echo(str(path))
-    return EX_OK
-
-
-@app.command("eval")
-def evaluate(
-    config: ConfigPath,
-    checkpoint: Annotated[
-        Path, typer.Option(metavar="DIR", help="A checkpoint, a version of weights/, or any exported model.")
-    ],
-    set_: Sets = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Evaluate again what was evaluated before.")] = False,
-    view: Annotated[bool, typer.Option(help="The live view; plain lines without.")] = True,
-) -> int:
-    """Evaluate a checkpoint beside the base: pass@k, diversity, migration.
-
-    Through the same actors and verifiers as the run. `--set evaluation.samples=256` gives pass@256.
-    """
-    settings = _load(config, set_, "all")
-    _quiet_ray()
-    from deploy.evaluate import evaluate as through_the_lane
-
-    return through_the_lane(settings, checkpoint, console(), fresh=fresh, view=view)
+app.command()(sweep)
+app.command("eval")(evaluate)
 
 
 @app.command()
@@ -281,7 +180,7 @@ def audit(config: ConfigPath, set_: Sets = None) -> int:
 
     JSON; exit code 65 if anything was lost or trained twice.
     """
-    settings = _load(config, set_, "none")
+    settings = load_config(config, set_, "none")
     import json
 
     from deploy.status import open_broker
@@ -290,71 +189,6 @@ def audit(config: ConfigPath, set_: Sets = None) -> int:
         counted = connection.audit()
     typer.echo(json.dumps({**counted.model_dump(), "lost": counted.lost}, indent=2))
     return EX_DATA if counted.lost or counted.duplicates else EX_OK
-
-
-@deadletter.command("list")
-def list_dead(
-    config: ConfigPath,
-    set_: Sets = None,
-    count: Annotated[int, typer.Option(min=1, max=10_000, help="Newest first.")] = 20,
-) -> int:
-    """One line per completion that was given up on."""
-    from deploy.status import open_broker
-
-    with open_broker(_load(config, set_, "none")) as connection:
-        letters = connection.dead_letters(count)
-        if not letters:
-            typer.echo("no dead letters")
-        for letter in letters:
-            typer.echo(f"{letter.entry}  {letter.gid}/{letter.idx}  {letter.verifier}  {letter.reason}")
-    return EX_OK
-
-
-@deadletter.command("show")
-def show_dead(
-    config: ConfigPath,
-    entry: Annotated[str, typer.Argument(help="As printed by `deadletter list`.")],
-    set_: Sets = None,
-) -> int:
-    """Everything known about one of them."""
-    from deploy.status import open_broker
-
-    with open_broker(_load(config, set_, "none")) as connection:
-        letters = {letter.entry: letter for letter in connection.dead_letters(10_000)}
-    if entry not in letters:
-        raise ConfigError([f"{entry}: no dead letter of that name; `sieve deadletter list CONFIG` prints the names"])
-    letter = letters[entry]
-    typer.echo(f"group       {letter.gid}, completion {letter.idx}, {letter.payload_bytes} bytes")
-    typer.echo(f"verifier    {letter.verifier}\nreason      {letter.reason}")
-    if letter.verdict is not None:
-        v = letter.verdict
-        typer.echo(f"last verdict {v.outcome} ({v.reason}) by {v.verifier} after {v.seconds:.3f} s\n{v.detail}")
-    return EX_OK
-
-
-@deadletter.command("retry")
-def retry_dead(
-    config: ConfigPath,
-    entries: Annotated[list[str] | None, typer.Argument(help="As printed by `deadletter list`.")] = None,
-    set_: Sets = None,
-    everything: Annotated[bool, typer.Option("--all", help="Every dead letter there is.")] = False,
-) -> int:
-    """Let verifiers try them again.
-
-    Possible while the group is not trained or read yet; safe to repeat. Exit code 65 if any could not be retried.
-    """
-    settings = _load(config, set_, "none")
-    if bool(entries) == everything:
-        raise ConfigError(["deadletter retry: name dead letters as `deadletter list` prints them, or give --all"])
-    from deploy.status import open_broker
-
-    with open_broker(settings) as connection:
-        names = [letter.entry for letter in connection.dead_letters(10_000)] if everything else entries or []
-        answers = []
-        for name in names:
-            answers.append(connection.retry_dead(name))
-            typer.echo(f"{name}  {answers[-1]}")
-    return EX_OK if all(answer == "retried" for answer in answers) else EX_DATA
 
 
 def main() -> None:

@@ -231,7 +231,7 @@ def markdown(scene: Scene, drawn: Sequence[Path], document: Path, raw: Path) -> 
         "## Made with",
         told,
         f"The raw counts per run and prompt are in [{relative}]({relative}). This page, from them:",
-        f"    sieve report docs/{relative} --document docs/{document.name}",
+        f"    sieve report {document.parent.name}/{relative} --document {document.parent.name}/{document.name}",
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -89,7 +89,8 @@ def test_a_sweep_that_was_cut_goes_on_and_does_nothing_twice(tmp_path: Path) -> 
         assert [json.loads(line)["step"] for line in (path / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3]
         audit = json.loads((path / "audit.json").read_text())
         assert (audit["lost"], audit["duplicates"], audit["committed"]) == (0, 0, 24)
-        assert {file.name for file in (path / "eval").glob("*.jsonl")} == {"v00000003.jsonl"} or "goes on" in said
+        evaluated = [json.loads(line) for line in (path / "eval.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in evaluated] == [3]  # the base is evaluated once, in a run of its own
 
     document = tmp_path / "frontier.md"
     project.ask("report", str(project.runs / "trial"), "--document", str(document))
