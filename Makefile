@@ -1,6 +1,8 @@
 # make demo    train the Countdown example for a few minutes and show what came out
 # make test    run every test (make quick: without those that start whole systems)
 # make lint    formatting, lints, types, alert rules
+# make frontier   objectives against each other (an hour or more; goes on where it was), docs/frontier.md
+# make staleness  forced staleness with and without correction, docs/staleness.md
 # make base    make the example's base model again (several minutes; one ships in the repository)
 #
 # Everything is installed into .venv and used again from there. PYTHON=… chooses the interpreter, ARGS=… goes to `sieve run`.
@@ -14,7 +16,7 @@ ARGS ?=
 # Another package index for torch alone. PyTorch's own index of CPU builds saves 3 GB on a machine without a GPU.
 TORCH_INDEX ?=
 
-.PHONY: demo test quick lint base clean
+.PHONY: demo test quick lint frontier staleness base clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -33,6 +35,10 @@ lint: $(VENV)/installed-test
 	$(BIN)/mypy
 	@if command -v promtool >/dev/null; then promtool check config deploy/prometheus/prometheus.yml; \
 	else echo "promtool is not here (apt install prometheus): alert rules not checked"; fi
+
+frontier staleness: %: $(VENV)/installed
+	$(BIN)/sieve sweep examples/countdown/$(if $(filter frontier,$*),sweep,$*).yaml $(ARGS)
+	$(BIN)/sieve report runs/$* --document docs/$*.md
 
 base: $(VENV)/installed
 	$(BIN)/python examples/countdown/make_base.py

@@ -151,3 +151,18 @@ def test_a_sweep_is_extended_by_points_and_seeds_and_refuses_other_settings(
     other = Config.model_validate(tree)
     with pytest.raises(SweepConflict, match=r"schedule\.steps was 20, now 21"):
         write_manifest(directory, other, plan(other, "trial", points(["grpo"]), 1), "sieve sweep c")
+
+
+DOCUMENTS = sorted((Path(__file__).parents[2] / "docs").glob("*/results.json"))
+
+
+@pytest.mark.parametrize("raw", DOCUMENTS, ids=lambda path: path.parent.name)
+def test_committed_documents_say_what_their_committed_raw_counts_say(raw: Path, tmp_path: Path) -> None:
+    committed = raw.parent.with_suffix(".md")
+    document = tmp_path / "docs" / committed.name
+    document.parent.mkdir()
+    notes = committed.with_suffix(".notes.md")
+    if notes.is_file():
+        document.with_suffix(".notes.md").write_text(notes.read_text())
+    write_document(load(raw), document)
+    assert document.read_text() == committed.read_text()
