@@ -69,8 +69,12 @@ def test_a_checkpoint_becomes_a_model_that_loads_anywhere_and_a_damaged_one_is_r
     base = save_model(tmp_path / "base")
     policy = Scorer(load(save_model(tmp_path / "trained", seed=5), torch.float32))
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3)
-    checkpoints = Checkpoints(tmp_path / "checkpoints", Ranks("cpu", 60.0))
-    directory = checkpoints.save(Progress(step=4, fingerprint="f"), policy, optimizer)
+    ranks = Ranks("cpu", 60.0)
+    try:
+        saved = Progress(step=4, fingerprint="f")
+        directory = Checkpoints(tmp_path / "checkpoints", ranks).save(saved, policy, optimizer)
+    finally:
+        ranks.close()  # a process has one group of ranks, and the other tests have theirs
     assert is_checkpoint(directory) and not is_checkpoint(base)
     convert(directory, tmp_path / "out", base, torch.float32)
     wanted = AutoModelForCausalLM.from_pretrained(tmp_path / "trained").state_dict()
