@@ -8,8 +8,6 @@
 their inputs, and what they send is one more JSON value to be compared elsewhere. `checks` never meets untrusted code.
 """
 
-from __future__ import annotations
-
 import builtins
 import json
 import os
@@ -21,7 +19,7 @@ if TYPE_CHECKING:  # typing costs milliseconds of every verdict and is only read
     from typing import Any
 
 
-def load(name: str) -> dict[str, Any]:
+def load(name: str) -> "dict[str, Any]":
     """Run main.py as the module `name`; returns its names."""
     with open("main.py", encoding="utf-8") as file:
         source = file.read()
@@ -70,7 +68,7 @@ def calls(entry: str) -> None:
             raw.write(text.encode() + b"\n")
 
 
-def find(names: dict[str, Any], entry: str) -> Any:
+def find(names: "dict[str, Any]", entry: str) -> "Any":
     """The function, or the method of a new object of the class."""
     head, _, method = entry.partition(".")
     return getattr(names[head](), method) if method else names[head]
@@ -80,7 +78,7 @@ class NotPlain(Exception):
     """A value that JSON has no form for."""
 
 
-def plain(value: Any, depth: int = 0) -> Any:
+def plain(value: "Any", depth: int = 0) -> "Any":
     """`value` as JSON has it; a key that is not a text is refused, not turned into one."""
     if depth > 70:
         raise NotPlain("nested too deep")
@@ -114,7 +112,7 @@ def checks() -> None:
     """{"nonce", "source", "entry"} → any number of {"args", "kwargs"} ↔ {"value"} → {"nonce", "passed", "detail"}."""
     with os.fdopen(3, "r+b", buffering=0) as raw, open(3, "rb", closefd=False) as lines:
 
-        def candidate(*args: Any, **kwargs: Any) -> Any:
+        def candidate(*args: "Any", **kwargs: "Any") -> "Any":
             raw.write(json.dumps({"args": plain(args), "kwargs": plain(kwargs)}).encode() + b"\n")
             return json.loads(next(lines))["value"]
 
@@ -122,7 +120,11 @@ def checks() -> None:
             order = json.loads(line)
             verdict = {"nonce": order["nonce"], "passed": False, "detail": ""}
             try:
-                names: dict[str, Any] = {"__name__": "check", "candidate": candidate, order["entry"].rpartition(".")[2]: candidate}
+                names: dict[str, Any] = {
+                    "__name__": "check",
+                    "candidate": candidate,
+                    order["entry"].rpartition(".")[2]: candidate,
+                }
                 exec(compile(order["source"], "check", "exec", dont_inherit=True), names)
                 if callable(names.get("check")):
                     names["check"](candidate)
