@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from broker.errors import EX_DATA, EX_INTERNAL, EX_OK, EX_USAGE, SieveError
+from broker.errors import EX_DATA, EX_INTERNAL, EX_OK, EX_UNAVAILABLE, EX_USAGE, SieveError
 from deploy.config import ConfigError, dump
 from deploy.deadletters import deadletter
 from deploy.options import ConfigPath, Sets, console, load_config, quiet_ray
@@ -121,6 +121,18 @@ def show_config(config: ConfigPath, set_: Sets = None) -> int:
     """Validate and print the configuration."""
     typer.echo(dump(load_config(config, set_, "all")), nl=False)
     return EX_OK
+
+
+@app.command()
+def doctor(config: ConfigPath, set_: Sets = None) -> int:
+    """What this machine lacks to serve the configuration; exit code 69 when something is missing."""
+    from deploy.doctor import examine
+
+    fine = True
+    for finding in examine(load_config(config, set_, "none")):
+        typer.echo(f"{'ok     ' if finding.fine else 'MISSING'}  {finding.subject}: {finding.text}")
+        fine = fine and finding.fine
+    return EX_OK if fine else EX_UNAVAILABLE
 
 
 @app.command()
