@@ -133,7 +133,7 @@ ATTACKS = [
     asked("an axiom of the header", "  exact given.elim", "axioms", record=AXIOM),
     asked("heartbeats", "  exact Nat.rec (motive := fun _ => (1 : Nat) = 2) (by decide : (Nat.repeat (· + 1) 99999 0) = 1) "
           "(fun _ h => h) 0", "not_proved", "heartbeats"),
-    asked("a recursion too deep", "  exact " + "(" * 3000 + "rfl" + ")" * 3000, "not_proved", "heartbeats", "not_lean"),
+    screened("brackets too deep", "  exact " + "(" * 3000 + "rfl" + ")" * 3000, "too_deep"),
     asked("a universe trick", "  exact (fun (α : Type) (h : α = α) => h) Nat rfl", "not_proved"),
 ]  # fmt: skip
 

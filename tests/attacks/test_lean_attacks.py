@@ -33,8 +33,8 @@ def verifier() -> Iterator[Lean]:
 @pytest.fixture(scope="module")
 def findings(request: pytest.FixtureRequest) -> dict[str, Finding]:
     """What Lean says to everything that reaches it, by id."""
-    plain = [(case.id, case.record, case.answer) for case in FOR_LEAN]
-    plain += [(f"honest: {id}", record, answer) for id, record, answer in HONEST]
+    plain = [(f"honest: {id}", record, answer) for id, record, answer in HONEST]
+    plain += [(case.id, case.record, case.answer) for case in FOR_LEAN]
     asked = checks(plain)
     names = [id for id, _, _ in plain]
     for id, proof in PAST_SCREENING.items():

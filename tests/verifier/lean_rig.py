@@ -67,8 +67,10 @@ def ask_real(asked: Sequence[Check]) -> list[list[Message]]:
     first = asked[0].prelude
     assert all(check.prelude.startswith(first.rstrip()) for check in asked)
     parts = [first]
-    if library() == "trust":  # such a build reads every file as a module, where code that elaborates must be `meta`
-        parts = [first.replace("namespace SieveCheck\n", "meta section\nnamespace SieveCheck\n", 1) + "end\n"]
+    if library() == "trust":
+        # Such a build reads every file as a module: what elaborates must be `meta`, and theorems must be `public`.
+        marked = first.replace("namespace SieveCheck\n", "meta section\nnamespace SieveCheck\n", 1)
+        parts = [f"{marked}end\npublic section\n"]
     for number, check in enumerate(asked):
         own = check.prelude.removeprefix(first.rstrip()).strip()
         if own:  # opens, variables, declarations of this record alone
@@ -96,7 +98,7 @@ def ask_real(asked: Sequence[Check]) -> list[list[Message]]:
 
 def record(asked: Sequence[Check], said: Sequence[Sequence[Message]]) -> None:
     """Replace the kept exchanges by what a real Lean said."""
-    about = f"recorded from a real Lean ({Path(real_lean()[-1]).name}), library = {library()}"
+    about = f"recorded from a real Lean ({os.environ.get('SIEVE_TEST_LEAN_ABOUT', 'unnamed')}), library = {library()}"
     findings = {
         key(check.prelude, check.command): [
             {"severity": one.severity, "data": one.text.replace(check.nonce, _NONCE)} for one in lines

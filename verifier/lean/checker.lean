@@ -124,6 +124,11 @@ def check (name : Name) (statement tail : String) (trustLibrary : Bool) :
     if let some kind := badly then return ← bad "constant" kind
     return ("ok", "", ← axiomsOf name own trustLibrary)
 
+/-- An option that this version of Lean does not know is passed over. -/
+def setOption (text : String) : CommandElabM Unit := do
+  let .ok stx ← parse ("set_option " ++ text) | return ()
+  discard <| elaborate stx
+
 /-- One information message. -/
 def say (text : String) : CommandElabM Unit := do
   let file ← getFileName
@@ -132,9 +137,9 @@ def say (text : String) : CommandElabM Unit := do
 
 elab "#sieve_check " nonce:str name:str statement:str tail:str mode:str beats:str : command => do
   let start ← get
-  discard <| elaborate (← `(command| set_option Elab.async false))
-  discard <| elaborate (← `(command| set_option debug.skipKernelTC false))
-  discard <| elaborate (← `(command| set_option maxHeartbeats $(Syntax.mkNumLit beats.getString):num))
+  setOption "Elab.async false"
+  setOption "debug.skipKernelTC false"
+  setOption ("maxHeartbeats " ++ beats.getString)
   let (status, detail, axioms) ←
     try check name.getString.toName statement.getString tail.getString (mode.getString == "trust")
     catch e => pure ("thrown", ← e.toMessageData.toString, [])

@@ -16,6 +16,9 @@ from verifier.lean.lexer import Source, Token, Unreadable, read
 MAX_LENGTH = 64 * 1024
 """Characters of a tactic block."""
 
+MAX_BRACKETS = 200
+"""Brackets open at once: Lean's parser and elaborator recurse on them, and a full stack kills the process."""
+
 MAX_HEARTBEATS = 1_000_000
 MAX_RECURSION = 10_000
 
@@ -92,6 +95,7 @@ def screen(proof: str) -> str:
         raise Refused(unreadable.reason, unreadable.detail) from unreadable
     if not source.tokens:
         raise Refused("empty", "no tactic")
+    _brackets(source)
     _tokens(source)
     return source.blank.rstrip()
 
@@ -101,6 +105,20 @@ def characters(text: str) -> None:
     for place, sign in enumerate(text):
         if sign not in "\n" and not " " <= sign <= "~" and unicodedata.category(sign) in ("Cc", "Cf", "Cs", "Co"):
             raise Refused("bad_character", f"U+{ord(sign):04X} at {place}")
+
+
+def _brackets(source: Source) -> None:
+    depth = 0
+    for token in source.tokens:
+        if token.text in _OPENING:
+            depth += 1
+            if depth > MAX_BRACKETS:
+                raise Refused("too_deep", f"more than {MAX_BRACKETS} open brackets")
+        elif token.text in _CLOSING:
+            depth -= 1
+
+
+_OPENING, _CLOSING = frozenset("([{⟨⌊⌈"), frozenset(")]}⟩⌋⌉")
 
 
 def _tokens(source: Source) -> None:
