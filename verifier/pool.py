@@ -138,9 +138,15 @@ class Pool:
                 works.append(work)
 
     def close(self) -> None:
-        """Let idle threads end. A thread in the middle of a verdict ends with it, or with the process."""
+        """Let idle threads end, and with them what the verifier holds (processes, a sandbox), if it can be closed.
+
+        A thread in the middle of a verdict ends with it, or with the process; its verifier is then left alone.
+        """
         for _ in self._workers:
             self._todo.put(None)
+        release = getattr(self.verifier, "close", None)
+        if release is not None and all(worker.current is None for worker in self._workers):
+            release()
 
     def _start(self) -> _Worker:
         worker = _Worker(self, self._todo, self._done)

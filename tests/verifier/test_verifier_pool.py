@@ -79,3 +79,21 @@ def test_errors_alone_double_the_pause_up_to_a_limit_and_any_verdict_ends_it(don
     pool.note_health(all_errors=False)
     assert pool.backing_off() == 0
     pool.close()
+
+
+def test_closing_the_pool_closes_a_verifier_that_can_be_closed() -> None:
+    class Holding:
+        name, version, reasons = "holding", "1", frozenset({"told"})
+
+        def __init__(self) -> None:
+            self.closed = False
+
+        def judge(self, record: object, answer: str) -> object:
+            raise AssertionError("nothing is asked")
+
+        def close(self) -> None:
+            self.closed = True
+
+    verifier = Holding()
+    Pool(verifier, 2, 5.0, queue.SimpleQueue()).close()  # type: ignore[arg-type]
+    assert verifier.closed
