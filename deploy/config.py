@@ -82,8 +82,8 @@ def load(
 
 
 def plain(config: BaseModel, *, secrets: bool = False) -> dict[str, Any]:
-    """The tree as JSON-compatible values, ready for YAML or for another process. Passwords are masked unless "
-    "`secrets`."""
+    """The tree as JSON-compatible values, ready for YAML or for another process. Passwords are masked unless
+    `secrets`."""
     tree = config.model_dump(mode="json")
     url = typing.cast("Config", config).broker.url
     if url is not None:

@@ -37,8 +37,8 @@ class LastError(logging.Handler):
 
 
 class Host:
-    """Holds one service. `tree` is the configuration with its secrets (`config.plain`); it never leaves Ray's own "
-    "channels."""
+    """Holds one service. `tree` is the configuration with its secrets (`config.plain`); it never leaves Ray's own
+    channels."""
 
     def __init__(
         self, role: Startable, tree: Mapping[str, Any], *, index: int, url: str, names: Sequence[str], threads: int
@@ -68,8 +68,8 @@ class Host:
             return str(ray.util.get_node_ip_address()), int(probe.getsockname()[1])
 
     def run(self, environment: Mapping[str, str]) -> Ended:
-        """Serve until finished, stopped or failed. `environment` is added to the process's own (the rank's "
-        "coordinates)."""
+        """Serve until finished, stopped or failed. `environment` is added to the process's own (the rank's
+        coordinates)."""
         os.environ.update(environment)
         heard = LastError()
         try:

@@ -53,8 +53,8 @@ class Depths(Collector):
 
 
 class Monitor:
-    """Starts looking when made; `snapshot` is the newest look. `restarted` counts what the launcher had to start "
-    "again."""
+    """Starts looking when made; `snapshot` is the newest look. `restarted` counts what the launcher had to start
+    again."""
 
     def __init__(self, config: Config, url: str, role: Literal["launcher", "broker"]) -> None:
         self.snapshot = Snapshot(0.0)
@@ -107,8 +107,8 @@ class Monitor:
         return not seen.error and seen.at > 0, seen.error or f"last look {time.time() - seen.at:.1f} s ago"
 
     def _watch(self) -> None:
-        """Look, export, heartbeat; an outage is shown, never fatal: the launcher decides what to do about the "
-        "server."""
+        """Look, export, heartbeat; an outage is shown, never fatal: the launcher decides what to do about the
+        server."""
         broker: Broker | None = None
         beat = 0.0
         while not self._stop.wait(LOOK_SECONDS):

@@ -63,8 +63,8 @@ def evaluations(run: Path) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Samples:
-    """Counts of one evaluation: for each held-out prompt its samples, the correct ones, and distinct correct "
-    "answers."""
+    """Counts of one evaluation: for each held-out prompt its samples, the correct ones, and distinct correct
+    answers."""
 
     n: tuple[int, ...]
     correct: tuple[int, ...]

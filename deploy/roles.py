@@ -18,8 +18,8 @@ SERVICES: dict[Startable, tuple[str, str]] = {
 
 
 def make(role: Startable, config: Config, *, index: int, url: str | None, names: Sequence[str] = ()) -> Service:
-    """A service of this role, ready to `run()`. `names`: the queues a verifier serves (default: all of "
-    "verifier.serve)."""
+    """A service of this role, ready to `run()`. `names`: the queues a verifier serves (default: all of
+    verifier.serve)."""
     module, name = SERVICES[role]
     kind = getattr(importlib.import_module(module), name)
     more = {"names": tuple(names)} if role == "verifier" else {}

@@ -18,8 +18,8 @@ from broker.settings import RunSettings
 from deploy.config import Config, dump
 
 TRACES = ("config.yaml", "metrics.jsonl", "eval.jsonl", "checkpoints", "weights")
-"""What a run leaves behind; a directory without any of these is as good as new (a broker may have been started in "
-"it)."""
+"""What a run leaves behind; a directory without any of these is as good as new (a broker may have been started in
+it)."""
 
 
 class RunDirectoryError(SieveError):

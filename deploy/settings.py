@@ -34,8 +34,8 @@ class LaunchSettings(Section):
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
     """Compute threads (OMP_NUM_THREADS) of every process: more processes times threads than cores slows all of them."""
     object_store_bytes: Annotated[int, Field(ge=80_000_000)] = 100_000_000
-    """Ray's shared memory on a local start. Nothing large passes through Ray: payloads go through Redis, weights "
-    "through files."""
+    """Ray's shared memory on a local start. Nothing large passes through Ray: payloads go through Redis, weights
+    through files."""
     dashboard: bool = False
     """Ray's own dashboard on a local start: about 170 MB and 5 s more."""
     restart_limit: Annotated[int, Field(ge=1, le=1000)] = 5

@@ -52,8 +52,8 @@ def open_broker(config: Config) -> Iterator[Broker]:
 
 
 def status(config: Config, console: Console, *, watch: bool) -> int:
-    """Print the run's state once, or follow it until Ctrl-C or its end. 0: it moves or is over; 75: stuck; 69: no "
-    "broker."""
+    """Print the run's state once, or follow it until Ctrl-C or its end. 0: it moves or is over; 75: stuck; 69: no
+    broker."""
     tail = Tail(config.run.path)
     settings = _patient_for(config)
     try:

@@ -1,5 +1,5 @@
-"""The reward that the policy-gradient baselines share: the verdict, less an optional KL penalty toward the base "
-"model."""
+"""The reward that the policy-gradient baselines share: the verdict, less an optional KL penalty toward the base
+model."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from typing import get_args
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from objective_cases import objective, random_sequences
 
@@ -32,6 +32,10 @@ SIZES = st.lists(st.integers(1, 6), min_size=1, max_size=4)
     control_variate=st.sampled_from(["loo", "min_variance", "none"]),
     seed=st.integers(0, 10**6),
 )
+@example(  # a product of six untruncated ratios, beyond float32
+    name="pass_at_k", correction="sequence", sizes=[1, 1, 3, 6], scale=100.0, passed=False, alpha=0.0,
+    limits=(None, None), control_variate="loo", seed=0,
+)  # fmt: skip
 def test_coefficients_and_diagnostics_are_finite(
     name: str,
     correction: str,
