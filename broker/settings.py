@@ -163,11 +163,49 @@ class DataSettings(Section):
     chat: ChatSettings = ChatSettings()
 
 
+class LoraSettings(Section):
+    """Low-rank adapters (Hu et al., arXiv 2106.09685): W + (alpha / rank) · B · A with W frozen, in chosen matrices.
+
+    The policy is the base with its adapters, the base is the same model without them: one copy of the weights serves
+    both. A version is the adapters alone, in PEFT's format.
+    """
+
+    rank: Annotated[int, Field(ge=1, le=512)] = 16
+    """Rows of A and columns of B; 512 is vLLM's largest. The update is divided by it, so that a learning rate which
+    suits one rank suits another."""
+    alpha: Annotated[float, Field(gt=0, le=65536)] = 32.0
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] = (
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+    )  # fmt: skip
+    """The matrices that get an adapter: last parts of module names inside the decoder layers, `q_proj` or
+    `mlp.up_proj`. The default is all of them in models of Llama's and Qwen's kind."""
+
+    @field_validator("targets")
+    @classmethod
+    def _names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if not re.fullmatch(r"\w+(\.\w+)*", name):
+                raise ValueError(
+                    f"model.lora.targets: {name[:80]!r} is no module name: give its last part, such as q_proj, or "
+                    "several joined by dots, such as self_attn.q_proj; patterns are not understood"
+                )
+            if value.count(name) > 1:
+                raise ValueError(f"model.lora.targets names {name!r} {value.count(name)} times: keep one")
+        return value
+
+    @property
+    def scale(self) -> float:
+        """The factor of B · A."""
+        return self.alpha / self.rank
+
+
 class ModelSettings(Section):
     """The base model π_b: a Hugging Face model directory with its tokenizer."""
 
     path: Path
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    lora: LoraSettings | None = None
+    """Train adapters instead of all weights; None trains all."""
 
 
 class SamplingSettings(Section):
