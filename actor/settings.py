@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Protocol
 
 from pydantic import Field
 
-from broker.settings import BrokerSettings, MetricsSettings, ModelSettings, RunSettings, Section
+from broker.settings import BrokerSettings, MetricsSettings, ModelSettings, RunSettings, Section, WeightsSettings
 
 
 class ActorSettings(Section):
@@ -41,5 +41,7 @@ class ActorConfig(Protocol):
     def metrics(self) -> MetricsSettings: ...
     @property
     def model(self) -> ModelSettings: ...
+    @property
+    def weights(self) -> WeightsSettings: ...
     @property
     def actor(self) -> ActorSettings: ...

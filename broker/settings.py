@@ -278,6 +278,20 @@ class EvaluationSettings(Section):
     """How long the learner waits for the last evaluation before it ends without it, saying so."""
 
 
+class WeightsSettings(Section):
+    """How a published version reaches the actors. The files in <run>/weights are written with every transport: late
+    joiners, evaluations and resumes read them."""
+
+    transport: Literal["files", "nccl", "gloo"] = "files"
+    """`files`: actors read the published files, wherever that directory lies. `nccl` and `gloo` send tensors from the
+    learner straight into the engines."""
+    cache: Path | None = None
+    """A directory of the actor's own machine for verified copies, shared by its actors. None: read in place."""
+    delta: bool = False
+    """Write also, where it is less than half of a version, what changed since the version before: readers that have
+    that one in their `cache` take only this."""
+
+
 class MetricsSettings(Section):
     """Where each service answers /metrics, /healthz and /readyz."""
 
@@ -303,4 +317,5 @@ class Shared(Section):
     sampling: SamplingSettings = SamplingSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    weights: WeightsSettings = WeightsSettings()
     metrics: MetricsSettings = MetricsSettings()

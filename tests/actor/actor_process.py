@@ -7,13 +7,14 @@ from pathlib import Path
 
 from actor.service import ActorService
 from actor.settings import ActorSettings
-from broker.settings import BrokerSettings, MetricsSettings, ModelSettings, RunSettings, Section
+from broker.settings import BrokerSettings, MetricsSettings, ModelSettings, RunSettings, Section, WeightsSettings
 
 
 class Tree(Section):
     run: RunSettings = RunSettings()
     broker: BrokerSettings = BrokerSettings(lease_seconds=1.0, connect_seconds=10.0)
     metrics: MetricsSettings = MetricsSettings()
+    weights: WeightsSettings = WeightsSettings()
     model: ModelSettings
     actor: ActorSettings = ActorSettings(max_batch=16)
 
