@@ -12,12 +12,18 @@ Invariants every engine keeps:
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from broker.errors import EX_DATA, EX_USAGE, SieveError
 from broker.wire import Completion, Prompt, Ticket
+
+Ids = NDArray[np.int32]
+"""Token ids, (T,) int32."""
 
 
 class EngineError(SieveError):
@@ -71,11 +77,19 @@ class Engine(Protocol):
     def tokens(self) -> int:
         """Tokens sampled since the start, those of cancelled completions included."""
 
-    def load(self, version: int, directory: Path) -> None:
+    def load(self, version: int, directory: Path) -> dict[str, float]:
         """Sample with the files in `directory` from the next token on (pause, load, stamp, resume).
 
+        Returns seconds by part: "pause", all the time sampling stood still, and "load", bringing the tensors in.
         Only verified directories are given here. Raises WrongVersion if `pinned(version)` > 0 and WeightsUnusable if
         the files do not fit; the weights before stay loaded then."""
+
+    def score(self, sequences: Sequence[tuple[Ids, Ids]]) -> list[NDArray[np.float32]]:
+        """log π of each token of the answers (T,) float32, in the order given, under the loaded weights.
+
+        A sequence is (prompt ids, answer ids), both non-empty and within the model's positions. Computed by the
+        sampler's own kernels in its own precision, without disturbing what runs: what `poll` would have reported had
+        it drawn these tokens. Raises WrongVersion before the first `load`, PromptTooLong."""
 
     def pinned(self, version: int) -> int:
         """Completions in flight that may not see `version`: eval ones of another version, train ones issued later."""

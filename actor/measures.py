@@ -48,7 +48,7 @@ class Measures:
         )
         self.update = Histogram(
             "sieve_actor_update_seconds",
-            "Picking up a version: fetch (with verification, while sampling goes on) and load (sampling stands still).",
+            "Picking up a version: fetch (verified, while sampling goes on), load (tensors), pause (no token sampled).",
             ["part"],
             buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300),
             registry=registry,

@@ -148,16 +148,15 @@ class ActorService(Service):
             return
         if self._engine.pinned(version):
             return
-        start = time.monotonic()
         try:
-            self._engine.load(version, fetched.directory)
+            seconds = self._engine.load(version, fetched.directory)
         except WeightsUnusable as error:
             self._fetching.reject(version)
             self._refused(version, "unusable", error)
             return
         self._fetching.taken()
-        self._measures.update.labels("fetch").observe(fetched.seconds)
-        self._measures.update.labels("load").observe(time.monotonic() - start)
+        for part, spent in {"fetch": fetched.seconds, **seconds}.items():
+            self._measures.update.labels(part).observe(spent)
         self._measures.version.set(version)
         self.values["version"] = version
 

@@ -20,8 +20,9 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from actor.engine import ModelUnusable, PromptTooLong, WeightsUnusable, WrongVersion
+from actor.engine import Ids, ModelUnusable, PromptTooLong, WeightsUnusable, WrongVersion
 from actor.sampling import draw, uniforms
 from actor.torch_model import Decode, Policy, Prefill
 from broker.wire import Completion, Prompt, Ticket, float32, int32
@@ -120,15 +121,30 @@ class TorchEngine:
         return waiting + sum(_forbids(row.group.ticket, version) for row in self._rows)
 
     @torch.inference_mode()
-    def load(self, version: int, directory: Path) -> None:
+    def load(self, version: int, directory: Path) -> dict[str, float]:
         pinned = self.pinned(version)
         if pinned:
             raise WrongVersion(f"{pinned} completions in flight may not be sampled with version {version}; poll first")
+        begin = time.perf_counter()
         self._policy.load(directory)
+        loaded = time.perf_counter()
         self._version = version
         for group in self._groups:
             group.prefill = None
         self._recompute(version)
+        return {"pause": time.perf_counter() - begin, "load": loaded - begin}
+
+    @torch.inference_mode()
+    def score(self, sequences: Sequence[tuple[Ids, Ids]]) -> list[NDArray[np.float32]]:
+        if self._version is None:
+            raise WrongVersion("no weights are loaded, so nothing can be scored; load a version first")
+        for number, (prompt, answer) in enumerate(sequences):
+            if not (len(prompt) and len(answer) and len(prompt) + len(answer) <= self._policy.positions):
+                raise PromptTooLong(
+                    f"sequence {number} has {len(prompt)} prompt and {len(answer)} answer tokens; each needs at least "
+                    f"one, both together at most the model's {self._policy.positions} positions"
+                )
+        return self._policy.score(sequences)
 
     def submit(self, ticket: Ticket, prompt: Prompt) -> None:
         if self._version is None or _forbids(ticket, self._version):

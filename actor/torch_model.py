@@ -5,16 +5,17 @@ Knows prompts and slots, not tickets, rows or sampling.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from actor import torch_weights
-from actor.engine import ModelUnusable
+from actor.engine import Ids, ModelUnusable
 from actor.kv_slots import Slots
 from broker.settings import ModelSettings
 
@@ -82,33 +83,61 @@ class Policy:
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> list[tuple[Prefill, int]]:
         """Each prompt once through the model; returns, per prompt, the pass it was in and its slot there."""
-        order = sorted(range(len(prompts)), key=lambda at: len(prompts[at]))  # like lengths share a pass: less padding
         places: dict[int, tuple[Prefill, int]] = {}
-        while order:
-            count = 1
-            while count < len(order) and (count + 1) * len(prompts[order[count]]) <= self.pass_tokens:
-                count += 1
-            together, order = order[:count], order[count:]
+        for together in self._passes([len(prompt) for prompt in prompts]):
             prefill = self._pass([prompts[at] for at in together])
             places |= {at: (prefill, slot) for slot, at in enumerate(together)}
         return [places[at] for at in range(len(prompts))]
 
+    def score(self, sequences: Sequence[tuple[Ids, Ids]]) -> list[NDArray[np.float32]]:
+        """log π of each answer token after its prompt, (T,) float32 each; (prompt, answer), both non-empty."""
+        scores: dict[int, NDArray[np.float32]] = {}
+        for together in self._passes([len(prompt) + len(answer) for prompt, answer in sequences]):
+            rows = [np.concatenate(sequences[at]) for at in together]
+            first = min(len(sequences[at][0]) for at in together) - 1
+            tokens = self.tensor(_padded(rows))
+            start = torch.zeros(len(rows), dtype=torch.int64, device=self.device)
+            width = tokens.shape[1]
+            columns = torch.arange(first, width - 1, device=self.device)
+            logits = self.forward(self.slots(len(rows)), tokens, start, width, columns)
+            logprobs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+            found = logprobs.gather(2, tokens[:, first + 1 :].unsqueeze(2)).squeeze(2).cpu().numpy()
+            for row, at in enumerate(together):
+                before, after = (len(part) for part in sequences[at])
+                scores[at] = found[row, before - 1 - first : before - 1 - first + after].copy()
+        return [scores[at] for at in range(len(sequences))]
+
+    def _passes(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Places in `lengths` that share a pass, by rising length: like lengths need less padding."""
+        order = sorted(range(len(lengths)), key=lambda at: lengths[at])
+        while order:
+            count = 1
+            while count < len(order) and (count + 1) * lengths[order[count]] <= self.pass_tokens:
+                count += 1
+            together, order = order[:count], order[count:]
+            yield together
+
     def _pass(self, prompts: list[Sequence[int]]) -> Prefill:
         """`prompts` by rising length."""
         count, width = len(prompts), len(prompts[-1])
-        tokens = np.zeros((count, width), dtype=np.int64)
-        for row, prompt in enumerate(prompts):
-            tokens[row, : len(prompt)] = prompt
         # Only the columns where some prompt ends are worth a multiplication with the output matrix.
         columns, which = np.unique([len(prompt) - 1 for prompt in prompts], return_inverse=True)
         slots = self.slots(count)
         start = torch.zeros(count, dtype=torch.int64, device=self.device)
-        logits = self.forward(slots, self.tensor(tokens), start, width, self.tensor(columns))
+        logits = self.forward(slots, self.tensor(_padded(prompts)), start, width, self.tensor(columns))
         return Prefill(slots, logits[torch.arange(count, device=self.device), self.tensor(which)])
 
     def tensor(self, values: Any) -> torch.Tensor:
         """An array (or list) of numbers as a tensor on the model's device."""
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)
+
+
+def _padded(rows: Sequence[Any]) -> NDArray[np.int64]:
+    """Token ids of ragged rows as one array, zeros on the right."""
+    tokens = np.zeros((len(rows), max(map(len, rows))), dtype=np.int64)
+    for place, row in enumerate(rows):
+        tokens[place, : len(row)] = row
+    return tokens
 
 
 def device_of(name: str) -> torch.device:

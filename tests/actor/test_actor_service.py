@@ -151,7 +151,8 @@ def test_groups_come_out_whole_and_versions_published_meanwhile_are_picked_up(re
         run.broker.finish(run.incarnation)
         eventually(service.finished.is_set)
         assert value(service, "sieve_actor_tokens_total") >= sum(len(one.completion.ids) for one in members)
-        assert value(service, "sieve_actor_update_seconds_count", part="load") >= 2
+        for part in ("fetch", "load", "pause"):
+            assert value(service, "sieve_actor_update_seconds_count", part=part) >= 2
     groups = {member.completion.gid for member in members}
     assert len(groups) == 48
     assert {(one.completion.gid, one.completion.idx) for one in members} == {(g, i) for g in groups for i in range(4)}

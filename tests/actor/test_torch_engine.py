@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections import Counter
 
 import numpy as np
@@ -77,6 +78,57 @@ def test_weights_change_under_running_completions_and_the_spans_tell_the_truth(v
             expected = reference(models[used % 3], prompts[one.prompt], one.ids)
             np.testing.assert_allclose(one.behaviour[start:end], expected[start:end], atol=TOLERANCE)
         assert [span[0] for span in one.spans] == sorted({span[0] for span in one.spans})
+
+
+@pytest.mark.parametrize("options", [{}, {"pass_tokens": 1}])
+def test_scores_are_the_log_probs_that_sampling_reported_and_disturb_nothing(versions, options):
+    models, directories = versions
+    prompts = ragged(7)
+    sampler, alone = (engine(llama(0), **options) for _ in range(2))
+    for one in (sampler, alone):
+        one.load(0, directories[0])
+        for question in prompts:
+            one.submit(ticket(question.index, n=3), question)
+    undisturbed = drain(alone)
+    asked = [(np.frombuffer(prompts[one.prompt].tokens, "<i4"), one.ids) for one in undisturbed]
+    done = []
+    while sampler.in_flight:
+        done += sampler.poll(0)
+        for one, scores in zip(undisturbed, sampler.score(asked), strict=True):
+            np.testing.assert_allclose(scores, one.behaviour, atol=TOLERANCE)
+            assert scores.dtype == np.float32
+    key = lambda one: (one.gid, one.idx)  # noqa: E731
+    for mine, theirs in zip(sorted(done, key=key), sorted(undisturbed, key=key), strict=True):
+        assert mine.tokens == theirs.tokens and mine.spans == theirs.spans
+    sampler.load(1, directories[1])
+    for one, scores in zip(undisturbed, sampler.score(asked), strict=True):
+        np.testing.assert_allclose(scores, reference(models[1], prompts[one.prompt], one.ids), atol=TOLERANCE)
+
+
+def test_scoring_needs_weights_and_sequences_that_fit(versions):
+    _, directories = versions
+    sampler = engine(llama(0))
+    one, many = np.array([3], np.int32), np.arange(3, 23, dtype=np.int32).repeat(4)
+    with pytest.raises(WrongVersion, match="load a version"):
+        sampler.score([(one, one)])
+    sampler.load(0, directories[0])
+    assert sampler.score([]) == []
+    for prompt_ids, answer in ((many, one), (one, one[:0]), (one[:0], one)):
+        with pytest.raises(PromptTooLong, match="64 positions"):
+            sampler.score([(one, one), (prompt_ids, answer)])
+
+
+def test_a_load_tells_what_took_its_time(versions):
+    _, directories = versions
+    sampler = engine(llama(0))
+    sampler.load(0, directories[0])
+    for question in ragged(7):
+        sampler.submit(ticket(question.index, n=3), question)
+    sampler.poll(0)
+    begin = time.perf_counter()
+    seconds = sampler.load(1, directories[1])
+    assert 0 < seconds["load"] < seconds["pause"] <= time.perf_counter() - begin
+    assert set(seconds) == {"load", "pause"}
 
 
 def test_two_loads_without_a_token_between_leave_no_empty_span(versions):
