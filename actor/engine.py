@@ -36,6 +36,12 @@ class EngineMissing(EngineError):
     exit_code = EX_USAGE
 
 
+class ArgumentRefused(EngineError):
+    """An engine argument of the configuration does not exist, or is not the user's to set."""
+
+    exit_code = EX_USAGE
+
+
 class ModelUnusable(EngineError):
     """The model at model.path cannot be opened or served by this engine."""
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from actor.engine import Engine, EngineMissing
+import dataclasses
+import os
+
+from actor.engine import ArgumentRefused, Engine, EngineMissing, ModelUnusable
 from actor.settings import ActorConfig
 from broker.state import RunSpec
+
+QUIET = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING", "HF_HUB_OFFLINE": "1"}
+"""vLLM's environment unless it is set: nothing is sent anywhere, nothing fetched, and a service's stderr is its log."""
 
 
 def prepare(engine: str) -> None:
@@ -14,10 +20,19 @@ def prepare(engine: str) -> None:
     if engine == "torch":
         try:
             import actor.torch_engine
-            import actor.torch_model  # noqa: F401
+            import actor.torch_model
         except ModuleNotFoundError as error:
             raise EngineMissing(
                 f"actor.engine = torch needs the package {error.name}, which is not installed: pip install sieve-rl"
+            ) from error
+    if engine == "vllm":
+        for name, value in QUIET.items():
+            os.environ.setdefault(name, value)
+        try:
+            import actor.vllm_engine  # noqa: F401
+        except ImportError as error:
+            raise EngineMissing(
+                f"actor.engine = vllm needs vLLM, which cannot be imported ({error}): pip install 'sieve-rl[vllm]'"
             ) from error
 
 
@@ -27,7 +42,7 @@ def open_engine(config: ActorConfig, spec: RunSpec, name: str) -> Engine:
     Raises EngineMissing if its package is not installed and ModelUnusable if the model cannot be served."""
     if config.actor.engine == "torch":
         return _torch(config, spec, name)
-    raise EngineMissing(f"actor.engine = {config.actor.engine} has no implementation here; the only one is torch")
+    return _vllm(config, spec, name)
 
 
 def _torch(config: ActorConfig, spec: RunSpec, name: str) -> Engine:
@@ -47,5 +62,48 @@ def _torch(config: ActorConfig, spec: RunSpec, name: str) -> Engine:
         eos=spec.eos_token_ids,
         max_new_tokens=spec.max_new_tokens,
         max_batch=settings.max_batch,
+        name=name,
+    )
+
+
+def _vllm(config: ActorConfig, spec: RunSpec, name: str) -> Engine:
+    prepare("vllm")
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.platforms import current_platform
+
+    from actor import vllm_arguments
+    from actor.decoding import open_tokenizer, vocabulary
+    from actor.vllm_engine import VllmEngine
+    from actor.weight_files import VersionFiles
+
+    settings, path = config.actor, config.model.path
+    if settings.device not in ("auto", current_platform.device_type):
+        raise ModelUnusable(
+            f"actor.device = {settings.device}, but the installed vLLM runs on {current_platform.device_type}: use "
+            f"auto, and CUDA_VISIBLE_DEVICES to choose among GPUs"
+        )
+    cpu = current_platform.is_cpu()
+    if cpu and settings.threads:
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        os.environ["OMP_NUM_THREADS"] = str(settings.threads)
+    known = {field.name for field in dataclasses.fields(AsyncEngineArgs) if field.init}
+    try:
+        arguments = vllm_arguments.engine(config, cpu=cpu, known=known)
+    except ValueError as error:
+        raise ArgumentRefused(str(error)) from None
+    size = vocabulary(path)
+    outside = [token for token in spec.eos_token_ids if not 0 <= token < size]
+    if outside:
+        raise ModelUnusable(
+            f"end token {outside[0]} is outside the model's vocabulary of {size}; the tokenizer at model.path belongs "
+            f"to another model"
+        )
+    return VllmEngine(
+        arguments,
+        VersionFiles(path, adapters=config.model.lora is not None),
+        open_tokenizer(path, size),
+        eos=spec.eos_token_ids,
+        max_new_tokens=spec.max_new_tokens,
+        clear_cache=settings.vllm.clear_cache,
         name=name,
     )

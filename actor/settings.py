@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from actor.vllm_arguments import refuse_owned
 from broker.settings import BrokerSettings, MetricsSettings, ModelSettings, RunSettings, Section, WeightsSettings
+
+
+class VllmSettings(Section):
+    """How actors with `engine: vllm` run it."""
+
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of vLLM's engine by its own names, passed through: `tensor_parallel_size: 2`, `max_model_len: 4096`."""
+    clear_cache: bool = True
+    """With new weights, compute keys and values of running completions again. False is faster: what was cached stays
+    that of the weights which made it, later log-probs belong to no single version, and they are still what was
+    recorded: the behaviour's."""
+
+    @field_validator("arguments")
+    @classmethod
+    def _ours(cls, value: dict[str, Any]) -> dict[str, Any]:
+        refuse_owned(value)
+        return value
 
 
 class ActorSettings(Section):
     """How one actor process samples."""
 
-    engine: Literal["torch"] = "torch"
-    """`torch`: the transformers model itself with continuous batching; runs anywhere torch runs."""
+    engine: Literal["torch", "vllm"] = "torch"
+    """`torch`: the transformers model itself with continuous batching; runs anywhere torch runs. `vllm`: vLLM, for
+    everything that is larger than an example."""
+    vllm: VllmSettings = VllmSettings()
     replicas: Annotated[int, Field(ge=0, le=4096)] = 1
     """Actor processes the launcher keeps alive; more may join by hand at any time."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$")] = "auto"

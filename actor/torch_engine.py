@@ -22,9 +22,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from actor.decoding import Decode
 from actor.engine import Ids, ModelUnusable, PromptTooLong, WeightsUnusable, WrongVersion
 from actor.sampling import draw, uniforms
-from actor.torch_model import Decode, Policy, Prefill
+from actor.torch_model import Policy, Prefill
 from broker.wire import Completion, Prompt, Ticket, float32, int32
 
 

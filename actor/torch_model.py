@@ -5,7 +5,7 @@ Knows prompts and slots, not tickets, rows or sampling.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,10 @@ import torch
 from numpy.typing import NDArray
 
 from actor import torch_weights
+from actor.decoding import Decode, open_tokenizer
 from actor.engine import Ids, ModelUnusable
 from actor.kv_slots import Slots
 from broker.settings import ModelSettings
-
-Decode = Callable[[list[list[int]]], list[str]]
-"""Token ids of several answers, the end token included, to their texts without special tokens."""
 
 
 @dataclass(eq=False)
@@ -156,7 +154,7 @@ def open_model(settings: ModelSettings, device: torch.device, pass_tokens: int) 
     """The model and tokenizer in the directory model.path; nothing is fetched from a network.
 
     Raises ModelUnusable if they cannot be read or do not fit each other."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # a service's stderr is its log
@@ -164,20 +162,7 @@ def open_model(settings: ModelSettings, device: torch.device, pass_tokens: int) 
         model = AutoModelForCausalLM.from_pretrained(
             settings.path, dtype=getattr(torch, settings.dtype), local_files_only=True
         )
-        tokenizer = AutoTokenizer.from_pretrained(settings.path, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelUnusable(
-            f"model.path = {settings.path}: not a Hugging Face model directory with a tokenizer ({error})"
-        ) from error
+        raise ModelUnusable(f"model.path = {settings.path}: not a Hugging Face model directory ({error})") from error
     policy = Policy(model.to(device), pass_tokens=pass_tokens)
-    largest = max(tokenizer.get_vocab().values())
-    if largest >= policy.vocabulary:
-        raise ModelUnusable(
-            f"model.path = {settings.path}: the tokenizer has token id {largest}, the model only {policy.vocabulary} "
-            f"tokens; they belong to different models"
-        )
-
-    def decode(rows: list[list[int]]) -> list[str]:
-        return list(tokenizer.batch_decode(rows, skip_special_tokens=True))
-
-    return policy, decode
+    return policy, open_tokenizer(settings.path, policy.vocabulary)

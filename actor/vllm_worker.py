@@ -1,0 +1,119 @@
+"""What runs inside vLLM's own worker processes: bringing a version's files into the model. Imported there by name.
+
+A registered weight-transfer engine, driven by vLLM's start, update and finish calls while generation is paused. Files
+were verified and checked before; what fails in here leaves a model that is half one version, half another, and ends the
+engine.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.platforms import current_platform
+
+from actor.weight_files import files
+
+BACKEND = "sieve-files"
+EXTENSION = "actor.vllm_worker.Extension"
+ACTOR = "SIEVE_ACTOR_PID"
+"""Environment: the process that must be alive for this one to be."""
+
+
+class Extension:
+    """Nothing to add to a worker's methods; naming this class makes every worker import this module."""
+
+
+@dataclass
+class NoInit(WeightTransferInitInfo):  # type: ignore[misc]
+    """Files need no rendezvous."""
+
+
+@dataclass
+class Directory(WeightTransferUpdateInfo):  # type: ignore[misc]
+    """A verified version, in a directory that every worker sees."""
+
+    directory: str
+
+
+class FileTransfer(WeightTransferEngine[NoInit, Directory]):  # type: ignore[misc]
+    """Reads a version's safetensors; vLLM cuts, fuses and packs them for its kernels, layer by layer."""
+
+    init_info_cls = NoInit
+    update_info_cls = Directory
+
+    def init_transfer_engine(self, init_info: NoInit) -> None:
+        """Nothing to meet."""
+
+    def start_weight_update(self) -> None:
+        # With model.load_weights alone a CPU's packed matrices stay old, silently or after an error midway.
+        initialize_layerwise_reload(self.model)
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        self.receive_weights(self.parse_update_info(update_info))
+        if not current_platform.is_cpu():  # which has nothing to synchronise
+            torch.accelerator.synchronize()
+
+    def receive_weights(self, update_info: Directory) -> None:
+        self.model.load_weights(_tensors(Path(update_info.directory)))
+
+    def finish_weight_update(self) -> None:
+        finalize_layerwise_reload(self.model, self.model_config)
+        repack(self.model)
+
+    def shutdown(self) -> None:
+        """Nothing is held."""
+
+
+def repack(model: torch.nn.Module) -> None:
+    """Pack a tied output matrix again.
+
+    On a CPU vLLM multiplies with a packed copy of the output matrix, which a reload renews only where the matrix has
+    tensors of its own: a tied one would go on with the weights before."""
+    if not current_platform.is_cpu():
+        return
+    for layer in model.modules():
+        if isinstance(layer, VocabParallelEmbedding) and hasattr(layer, "cpu_linear"):
+            layer.quant_method.process_weights_after_loading(layer)
+
+
+def _tensors(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    for path in files(directory):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 -- not a mapping
+                yield name, file.get_tensor(name)
+
+
+def _follow(actor: int) -> None:
+    """End this process, and the engine core it belongs to, when the actor is gone without having closed them."""
+    watched = os.pidfd_open(actor)
+    core = os.getppid()
+
+    def wait() -> None:
+        select.select([watched], [], [])
+        if core not in (actor, 1):
+            os.kill(core, signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=wait, name="follow-actor", daemon=True).start()
+
+
+WeightTransferEngineFactory.register_engine(BACKEND, FileTransfer)
+if os.environ.get(ACTOR, str(os.getpid())) != str(os.getpid()):
+    _follow(int(os.environ[ACTOR]))

@@ -1,0 +1,77 @@
+"""What the vLLM tests share: a tiny Llama that vLLM's CPU kernels can serve, its versions, and engines that are opened
+once for many tests (a start takes ten seconds and more)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+for room in ("actor", "deploy"):  # their helpers are these tests' too
+    sys.path.append(str(Path(__file__).parents[1] / room))
+
+from actor_process import tree  # noqa: E402
+from served_llama import EOS, LONGEST, MAX_NEW, save, served_llama, spec  # noqa: E402
+
+from actor.engine import Engine  # noqa: E402
+from actor.engines import open_engine  # noqa: E402
+
+ARGUMENTS = {
+    "enforce_eager": True,
+    "kv_cache_memory_bytes": 64 << 20,
+    "block_size": 32,
+    "max_model_len": LONGEST,
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The base model's directory, with a tokenizer: version 0 of every run here."""
+    return save(served_llama(0), tmp_path_factory.mktemp("served") / "base")
+
+
+@pytest.fixture(scope="session")
+def versions(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], list[Path]]:
+    """Three models and their published directories."""
+    models = [served_llama(seed) for seed in (1, 2, 3)]
+    root = tmp_path_factory.mktemp("versions")
+    return models, [save(model, root / f"v{index}") for index, model in enumerate(models)]
+
+
+@pytest.fixture(scope="session")
+def open_vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
+    """Opens an engine on a model directory; `model` and `actor` are sections of the configuration."""
+    opened: list[Engine] = []
+
+    def opener(path: Path, *, max_new_tokens: int = MAX_NEW, lora: Any = None, **actor: Any) -> Engine:
+        vllm = {"clear_cache": actor.pop("clear_cache", True)}
+        vllm["arguments"] = {**ARGUMENTS, **actor.pop("arguments", {})}
+        config = tree(tmp_path_factory.mktemp("run"), path, engine="vllm", vllm=vllm, **actor)
+        config = config.model_copy(update={"model": config.model.model_copy(update={"lora": lora})})
+        opened.append(open_engine(config, spec(EOS, max_new_tokens), "test"))
+        return opened[-1]
+
+    yield opener
+    for engine in opened:
+        engine.close()
+
+
+@pytest.fixture(scope="session")
+def shared_engine(open_vllm: Callable[..., Any], model_path: Path) -> Any:
+    return open_vllm(model_path, max_batch=16)
+
+
+@pytest.fixture
+def sampler(shared_engine: Any) -> Any:
+    """The shared engine with nothing in flight; whatever version the test before loaded."""
+    shared_engine.cancel({request.ticket.gid for request in shared_engine._requests.values()})
+    return shared_engine
