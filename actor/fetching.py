@@ -10,31 +10,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 
 from broker.errors import WeightsError
+from broker.weights import Fetched
 
 PAUSE_SECONDS = (0.1, 5.0)
 """First and longest pause after a failure: a version that is just being published is there soon; a corrupt one is not
 repaired faster by asking often."""
 
 
-@dataclass(frozen=True)
-class Fetched:
-    """A verified version."""
-
-    version: int
-    directory: Path
-    seconds: float
-    """Fetching and verifying."""
-
-
 class Fetching:
-    """`fetch(version)` returns a verified directory or raises WeightsError; it runs on this object's thread."""
+    """`bring(version)` returns a verified version or raises WeightsError; it runs on this object's thread."""
 
-    def __init__(self, fetch: Callable[[int], Path]) -> None:
-        self._fetch = fetch
+    def __init__(self, bring: Callable[[int], Fetched]) -> None:
+        self._bring = bring
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="weights")
         self._begun: tuple[int, Future[Fetched]] | None = None
         self._failed: int | None = None
@@ -45,6 +34,11 @@ class Fetching:
         """Whether the version wanted last could not be had and is waited for."""
         return self._failed is not None
 
+    @property
+    def under_way(self) -> int | None:
+        """The version whose files are being read: best not deleted now."""
+        return None if self._begun is None else self._begun[0]
+
     def get(self, version: int) -> Fetched | None:
         """`version`, or the one that was wanted when its fetch began; None while that goes on.
 
@@ -54,7 +48,7 @@ class Fetching:
             self._failed, self._not_before, self._pause = None, 0.0, PAUSE_SECONDS[0]
         if self._begun is None:
             if time.monotonic() >= self._not_before:
-                self._begun = version, self._pool.submit(self._timed, version)
+                self._begun = version, self._pool.submit(self._bring, version)
             return None
         begun, future = self._begun
         if not future.done():
@@ -78,8 +72,3 @@ class Fetching:
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
-
-    def _timed(self, version: int) -> Fetched:
-        start = time.monotonic()
-        directory = self._fetch(version)
-        return Fetched(version, directory, time.monotonic() - start)

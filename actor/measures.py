@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from broker.weights import Fetched
 from broker.wire import Completion
 
 RATE_SECONDS = 2.0
@@ -48,11 +49,28 @@ class Measures:
         )
         self.update = Histogram(
             "sieve_actor_update_seconds",
-            "Picking up a version: fetch (verified, while sampling goes on), load (tensors), pause (no token sampled).",
+            "Picking up a version: fetch (read or copy), verify (hash), both while sampling goes on; load (tensors), "
+            "pause (no token sampled).",
             ["part"],
             buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300),
             registry=registry,
         )
+        self.weights_bytes = Counter(
+            "sieve_actor_weights_bytes",
+            "Bytes of weights in weights.cache by where they came from: copied, kept (of a copy cut off), delta.",
+            ["source"],
+            registry=registry,
+        )
+        self.fallbacks = Counter(
+            "sieve_actor_weights_delta_fallbacks",
+            "Versions copied in full though they have a delta: base (not held here) or damaged.",
+            ["reason"],
+            registry=registry,
+        )
+        for source in ("copied", "kept", "delta"):
+            self.weights_bytes.labels(source)
+        for reason in ("base", "damaged"):
+            self.fallbacks.labels(reason)
         for lane in ("train", "eval"):
             for finish in ("stop", "length"):
                 self.completions.labels(lane, finish)
@@ -62,6 +80,15 @@ class Measures:
             self.failures.labels(reason)
         self.tokens_per_second = 0.0
         self._since, self._at_since, self._total = time.monotonic(), 0, 0
+
+    def fetched(self, fetched: Fetched) -> None:
+        """A version was brought here and loaded."""
+        for part, seconds in fetched.seconds.items():
+            self.update.labels(part).observe(seconds)
+        for source, count in fetched.bytes.items():
+            self.weights_bytes.labels(source).inc(count)
+        if fetched.fallback is not None:
+            self.fallbacks.labels(fetched.fallback).inc()
 
     def sampled(self, total: int, completions: Iterable[Completion]) -> None:
         """`total` tokens since the start; `completions` just ended."""

@@ -20,14 +20,15 @@ from typing import ClassVar
 
 from actor.engine import Engine, WeightsUnusable
 from actor.engines import open_engine, prepare
-from actor.fetching import Fetched, Fetching
+from actor.fetching import Fetching
 from actor.measures import Measures
 from actor.settings import ActorConfig
+from broker.cache import WeightsCache
 from broker.errors import BrokerUnavailable, SieveError, WeightsCorrupt, WeightsError
 from broker.liveness import Role
 from broker.service import Service
 from broker.state import RunSpec
-from broker.weights import WeightsDirectory
+from broker.weights import Fetched, WeightsDirectory
 from broker.wire import Completion, Ticket
 
 LOOK_SECONDS = 0.1
@@ -71,7 +72,9 @@ class ActorService(Service):
             return
         self.phase("opening the model")
         self._engine = open_engine(self._actor_config, spec, self.id)
-        self._fetching = Fetching(WeightsDirectory(Path(spec.weights)).fetch)
+        published, cache = WeightsDirectory(Path(spec.weights)), self._actor_config.weights.cache
+        bring = published.bring if cache is None else WeightsCache(published, cache / self._actor_config.run.name).bring
+        self._fetching = Fetching(bring)
         self.phase("waiting for weights")
 
     def step(self) -> None:
@@ -127,6 +130,9 @@ class ActorService(Service):
         now = time.monotonic()
         if now - self._looked >= LOOK_SECONDS:
             self._newest, self._looked = max(self._newest, self.broker.sampling_version()), now
+        self.values.pop("fetching", None)
+        if (reading := self._fetching.under_way) is not None:
+            self.values["fetching"] = reading  # heard by the learner, which then keeps it
         wanted = self._wanted()
         # Before the first ticket there may be no version at all; with it, there is.
         if wanted == self._engine.version or (self._engine.version is None and not self._held):
@@ -155,7 +161,8 @@ class ActorService(Service):
             self._refused(version, "unusable", error)
             return
         self._fetching.taken()
-        for part, spent in {"fetch": fetched.seconds, **seconds}.items():
+        self._measures.fetched(fetched)
+        for part, spent in seconds.items():
             self._measures.update.labels(part).observe(spent)
         self._measures.version.set(version)
         self.values["version"] = version

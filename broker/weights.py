@@ -1,17 +1,16 @@
 """Versions of the policy's weights as files on a directory that all services see. No tensors here: only files.
 
-    <directory>/v00000007/model.safetensors, config.json, …, manifest.json
+    <directory>/v00000007/model.safetensors, config.json, …, manifest.json [, .delta]
 
 The writer fills a hidden directory (`begin`), then `publish` hashes and syncs every file, writes the manifest last and
 renames the directory into place: a reader sees a whole version or none. Only after that does the learner move the
 broker's version pointer. Deleting renames away first, so a reader in the middle gets WeightsMissing, never half a
 model, and takes a newer version. One writer at a time (the learner's rank 0); any number of readers, which may join
-late.
+late, read in place (`fetch`) or keep copies of their own (cache.py).
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import secrets
@@ -19,49 +18,35 @@ import shutil
 import stat
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-from io import BufferedReader
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from broker.delta import DELTA, DeltaUnusable, Fallback, diff, word_size
+from broker.errors import WeightsError
+from broker.manifest import MANIFEST, PLAIN, Delta, File, Manifest
+from broker.passage import Part, Source, Tally, digest, each
+from broker.published import Published, place, versions
 
-from broker.errors import WeightsCorrupt, WeightsError, WeightsMissing
-
-MANIFEST = "manifest.json"
-MANIFEST_BYTES = 4 << 20
 LEFTOVER_SECONDS = 900.0
 """A hidden directory untouched for this long belongs to a writer that died."""
-_FINAL = re.compile(r"v([0-9]{8,12})")
-_HIDDEN = re.compile(r"\.v([0-9]{8,12})\.[a-z]+\.[0-9a-f]{8}")
-
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
-
-Name = Annotated[str, Field(pattern=rf"^{_NAME.pattern}$")]
-"""A plain file name: no separator, not hidden, so that a manifest cannot name a file outside its directory."""
+DELTA_SHARE = 0.5
+"""A delta larger than this share of the full files is not worth the reader's work of applying it."""
+HIDDEN = re.compile(r"\.v([0-9]{8,12})\.[a-z]+\.[0-9a-f]{8}")
 
 
-class File(BaseModel):
-    """One file as it was when it was published."""
+@dataclass(frozen=True)
+class Fetched:
+    """A verified version, and what having it here took."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    bytes: Annotated[int, Field(ge=0)]
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-class Manifest(BaseModel):
-    """What a published version consists of."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    format: Annotated[int, Field(ge=1, le=1)] = 1
-    version: Annotated[int, Field(ge=0)]
-    published_at: float
-    """Unix seconds."""
-    files: Annotated[dict[Name, File], Field(min_length=1)]
-    meta: dict[str, Any] = {}
-    """The writer's own: step, dtype …"""
+    version: int
+    directory: Path
+    seconds: dict[Part, float]
+    """Wall time: `fetch` (reading, copying or rebuilding), `verify` (hashing)."""
+    bytes: dict[Source, int]
+    """Taken to a local copy, by where they came from; all 0 where files are read in place."""
+    fallback: Fallback | None = None
+    """Why the version's delta could not be used; None when it was, or was not needed."""
 
 
 class WeightsDirectory:
@@ -83,8 +68,10 @@ class WeightsDirectory:
         self._open[version] = temporary
         return temporary
 
-    def publish(self, version: int, meta: dict[str, Any] | None = None) -> Path:
+    def publish(self, version: int, meta: dict[str, Any] | None = None, *, delta: bool = False) -> Path:
         """Make what was written since `begin(version)` visible as `version`, durably; returns its directory.
+
+        With `delta`, what changed since the newest earlier version goes beside the files, if it is small enough.
 
         A version of this number that is there already (its writer died before the pointer moved) is replaced.
         Raises WeightsError when nothing was begun or written, or when something else than plain files was.
@@ -94,25 +81,32 @@ class WeightsDirectory:
             raise WeightsError(
                 f"version {version} was not begun; call begin({version}) and write the files there first"
             )
-        files = {}
-        for entry in sorted(temporary.iterdir()):
-            if not stat.S_ISREG(entry.lstat().st_mode) or entry.name == MANIFEST or not _NAME.fullmatch(entry.name):
-                raise WeightsError(
-                    f"{entry} is not a plain visible file of its own name; a version holds only such, flat"
-                )
-            with open(entry, "rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-                os.fsync(file.fileno())
-                files[entry.name] = File(bytes=os.fstat(file.fileno()).st_size, sha256=digest)
-        if not files:
+        names = sorted(entry.name for entry in temporary.iterdir())
+        for name in names:
+            entry = temporary / name
+            if not stat.S_ISREG(entry.lstat().st_mode) or name == MANIFEST or not PLAIN.fullmatch(name):
+                raise WeightsError(f"{entry} is not a plain visible file of its own name; a version holds only such")
+        if not names:
             raise WeightsError(f"{temporary} is empty; write the files of version {version} there before publish")
+        files: dict[str, File] = {}
+
+        def seal(name: str, tally: Tally) -> None:
+            with open(temporary / name, "rb", buffering=0) as file:
+                found = digest(file, tally)
+                os.fsync(file.fileno())
+                files[name] = File(bytes=os.fstat(file.fileno()).st_size, sha256=found)
+
+        each(names, seal, Tally())
+        files = {name: files[name] for name in names}
         manifest = Manifest(version=version, published_at=time.time(), files=files, meta=meta or {})
+        if delta:
+            manifest = manifest.model_copy(update={"delta": self._write_delta(temporary, manifest)})
         with open(temporary / MANIFEST, "x", encoding="utf-8") as written:
-            written.write(manifest.model_dump_json(indent=1))
+            written.write(manifest.text())
             written.flush()
             os.fsync(written.fileno())
         _sync(temporary)
-        final = self._final(version)
+        final = place(self.path, version)
         if final.exists():
             self._remove(final)
         os.rename(temporary, final)
@@ -129,26 +123,58 @@ class WeightsDirectory:
             raise ValueError(f"keep {newest} versions: at least the newest must stay, or late joiners find none")
         gone = [version for version in self.versions()[:-newest] if version not in also]
         for version in gone:
-            self._remove(self._final(version))
+            self._remove(place(self.path, version))
         ours = set(self._open.values())
         for entry in self.path.iterdir() if self.path.is_dir() else ():
-            if _HIDDEN.fullmatch(entry.name) and entry not in ours and _age(entry) > LEFTOVER_SECONDS:
+            if HIDDEN.fullmatch(entry.name) and entry not in ours and _age(entry) > LEFTOVER_SECONDS:
                 shutil.rmtree(entry, ignore_errors=True)
         return gone
+
+    def _write_delta(self, temporary: Path, manifest: Manifest) -> Delta | None:
+        """Write the delta against the newest earlier version; None, and no file, where there is none, or none that can
+        be read, or where the delta is too large."""
+        before = max((version for version in self.versions() if version < manifest.version), default=None)
+        if before is None:
+            return None
+        limit, path = int(manifest.bytes * DELTA_SHARE), temporary / DELTA
+        try:
+            with self.open(before) as base, open(path, "xb") as written:
+                for name, file in sorted(manifest.files.items()):
+                    for piece in self._differences(base, name, temporary / name, file.bytes):
+                        written.write(piece)
+                        if written.tell() > limit:
+                            raise DeltaUnusable(f"the delta of version {manifest.version} is larger than {limit} bytes")
+                written.flush()
+                os.fsync(written.fileno())
+                return Delta(base=before, identity=base.manifest.identity, bytes=written.tell())
+        except WeightsError:  # the full files are there: who reads a damaged base says so
+            path.unlink(missing_ok=True)
+            return None
+
+    def _differences(self, base: Published, name: str, path: Path, size: int) -> Iterator[bytes]:
+        before = base.manifest.files.get(name)
+        with open(path, "rb") as new:
+            if before is None or before.bytes != size:
+                yield from diff(None, new, size, 1)
+                return
+            word = word_size(new, size)
+            new.seek(0)
+            with base.file(name) as old:
+                yield from diff(old, new, size, word)
 
     # --- readers
 
     def versions(self) -> list[int]:
         """Published versions, oldest first."""
-        try:
-            names = os.listdir(self.path)
-        except FileNotFoundError:
-            return []
-        return sorted(int(found[1]) for name in names if (found := _FINAL.fullmatch(name)))
+        return versions(self.path)
 
     def newest(self) -> int | None:
         """The highest published version; None when there is none yet."""
         return max(self.versions(), default=None)
+
+    def open(self, version: int) -> Published:
+        """The version's files, none of them checked yet. Raises as `fetch`."""
+        return Published(self.path, version)
 
     def fetch(self, version: int) -> Path:
         """The directory of `version`, every file checked against the manifest (size, then SHA-256).
@@ -156,89 +182,21 @@ class WeightsDirectory:
         Raises WeightsMissing when it is not there (any more): take a newer version; WeightsCorrupt when a file is not
         what was published.
         """
-        with self._opened(version) as directory:
-            final = self._final(version)
-            manifest = self._manifest(version, directory)
-            for name, expected in manifest.files.items():
-                with self._file(version, directory, name, f"{expected.bytes} bytes") as file:
-                    size = os.fstat(file.fileno()).st_size
-                    if size != expected.bytes:
-                        raise WeightsCorrupt(
-                            f"{final / name}: expected {expected.bytes} bytes, found {size}; {_REMEDY}"
-                        )
-                    digest = hashlib.file_digest(file, "sha256").hexdigest()
-                if digest != expected.sha256:
-                    raise WeightsCorrupt(
-                        f"{final / name}: expected sha256 {expected.sha256[:16]}…, found {digest[:16]}…; {_REMEDY}"
-                    )
-            # A loader may pick up any file it knows the name of; hidden ones (a network file system's own) it does not.
-            there = {name for name in os.listdir(directory) if not name.startswith(".")}
-            self._still_there(version, directory)
-            if extra := there - {*manifest.files, MANIFEST}:
-                raise WeightsCorrupt(f"{final}: expected its manifest's files, found also {min(extra)!r}; {_REMEDY}")
-        return final
+        return self.bring(version).directory
+
+    def bring(self, version: int) -> Fetched:
+        """As `fetch`, with what it took."""
+        start, tally = time.perf_counter(), Tally()
+        with self.open(version) as published:
+            published.verify(tally)
+        return Fetched(version, published.path, tally.shares(time.perf_counter() - start), tally.bytes)
 
     def manifest(self, version: int) -> Manifest:
         """The manifest of `version`, its files not checked. Raises as `fetch`."""
-        with self._opened(version) as directory:
-            return self._manifest(version, directory)
-
-    def _manifest(self, version: int, directory: int) -> Manifest:
-        path = self._final(version) / MANIFEST
-        with self._file(version, directory, MANIFEST, "a manifest") as file:
-            data = file.read(MANIFEST_BYTES + 1)
-        if len(data) > MANIFEST_BYTES:
-            raise WeightsCorrupt(f"{path}: expected at most {MANIFEST_BYTES} bytes, found more; {_REMEDY}")
-        try:
-            manifest = Manifest.model_validate_json(data)
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            where = ".".join(str(part)[:80] for part in first["loc"]) or "the whole"
-            raise WeightsCorrupt(
-                f"{path}: expected a manifest, found {where}: {first['msg'][:160]}; {_REMEDY}"
-            ) from None
-        if manifest.version != version:
-            raise WeightsCorrupt(f"{path}: expected version {version}, found {manifest.version}; {_REMEDY}")
-        return manifest
-
-    @contextmanager
-    def _opened(self, version: int) -> Iterator[int]:
-        """The version's directory as a descriptor: whoever replaces the version meanwhile cannot mix two of them."""
-        try:
-            directory = os.open(self._final(version), os.O_RDONLY | os.O_DIRECTORY)
-        except (FileNotFoundError, NotADirectoryError):
-            raise self._missing(version) from None
-        try:
-            yield directory
-        finally:
-            os.close(directory)
-
-    def _file(self, version: int, directory: int, name: str, expected: str) -> BufferedReader:
-        try:
-            return open(os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=directory), "rb")
-        except OSError as error:
-            self._still_there(version, directory)
-            path = self._final(version) / name
-            raise WeightsCorrupt(f"{path}: expected {expected}, found none ({error.strerror}); {_REMEDY}") from None
-
-    def _still_there(self, version: int, directory: int) -> None:
-        """Raises WeightsMissing when the opened directory has been deleted or replaced since."""
-        try:
-            same = os.path.samestat(os.stat(self._final(version)), os.fstat(directory))
-        except FileNotFoundError:
-            same = False
-        if not same:
-            raise self._missing(version)
-
-    def _missing(self, version: int) -> WeightsMissing:
-        newest = self.newest()
-        there = "no version is published there yet" if newest is None else f"the newest there is {newest}"
-        return WeightsMissing(f"version {version} is not in {self.path}: {there}; take that one and try again")
+        with self.open(version) as published:
+            return published.manifest
 
     # --- paths
-
-    def _final(self, version: int) -> Path:
-        return self.path / f"v{version:08d}"
 
     def _hidden(self, version: int, what: str) -> Path:
         return self.path / f".v{version:08d}.{what}.{secrets.token_hex(4)}"
@@ -248,9 +206,6 @@ class WeightsDirectory:
         gone = self._hidden(int(final.name[1:]), "gone")
         os.rename(final, gone)
         shutil.rmtree(gone, ignore_errors=True)  # what stays (a reader's open file on NFS) is cleared by a later keep
-
-
-_REMEDY = "have the learner publish again, or look for a full disk or another writer"
 
 
 def _sync(directory: Path) -> None:

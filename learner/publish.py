@@ -43,16 +43,26 @@ COMPANIONS = (
 
 
 def publish_weights(
-    weights: WeightsDirectory, version: int, policy: Scorer, source: Path, dtype: torch.dtype, *, first: bool, step: int
+    weights: WeightsDirectory,
+    version: int,
+    policy: Scorer,
+    source: Path,
+    dtype: torch.dtype,
+    *,
+    first: bool,
+    step: int,
+    delta: bool = False,
 ) -> None:
     """Write `policy` as `version`; visible to readers once its manifest is complete. Collective.
+
+    With `delta`, also what changed since the version before, if that is little.
 
     The broker's version pointer is not moved here: that comes after, so that it never names files that are not there.
     """
     state = full_state(policy, dtype, keep=first)
     if first:
         write_model(weights.begin(version), state, source, dtype)
-        weights.publish(version, {"step": step, "dtype": str(dtype).removeprefix("torch.")})
+        weights.publish(version, {"step": step, "dtype": str(dtype).removeprefix("torch.")}, delta=delta)
 
 
 def export(path: Path, policy: Scorer, source: Path, dtype: torch.dtype, *, first: bool) -> None:

@@ -244,7 +244,10 @@ class LearnerService(Service):
         begin = time.perf_counter()
         now, model = self.progress, self.config.model
         first, dtype = self.ranks.first, compute_dtype(model)
-        publish_weights(self.weights, version, self.trainer.policy, model.path, dtype, first=first, step=now.step)
+        publish_weights(
+            self.weights, version, self.trainer.policy, model.path, dtype, first=first, step=now.step,
+            delta=self.config.weights.delta,
+        )  # fmt: skip
         if self.ranks.first:
             target, bound = self.config.schedule.ess_target, self.config.schedule.max_staleness
             self._admitted = admission.tightened(self._admitted, bound=bound, ess=self._ess, target=target)
@@ -253,10 +256,21 @@ class LearnerService(Service):
             if last or version == 0 or (every and version % every == 0):
                 self._request_evaluation(version)
             kept = self.config.learner.keep_versions + self.config.schedule.forced_staleness
-            self.weights.keep(kept, set(self.held_out.open))
+            self.weights.keep(kept, {*self.held_out.open, *self._being_fetched()})
         self.progress = replace(now, version=version, published_step=now.step)
         self.metrics.version.set(version)
         self._write_line(publish=time.perf_counter() - begin)
+
+    def _being_fetched(self) -> set[int]:
+        """Versions that live actors were reading when last heard. One that is deleted all the same costs its reader a
+        start from the newest."""
+        lease = self.config.broker.lease_seconds
+        pulses = self.retrying(self.broker.services)
+        return {
+            int(pulse.values["fetching"])
+            for pulse in pulses
+            if pulse.age_seconds < lease and "fetching" in pulse.values
+        }
 
     def _write_line(self, publish: float = 0.0) -> None:
         """The line of the step that has just ended, once its publication is timed too."""

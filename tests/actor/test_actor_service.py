@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerFast
 
 from actor.service import ActorService
 from broker.client import Broker
-from broker.settings import BrokerSettings, RunSettings
+from broker.settings import BrokerSettings, RunSettings, WeightsSettings
 from broker.state import Incarnation, Member, RunSpec
 from broker.weights import WeightsDirectory
 from broker.wire import Verdict
@@ -151,7 +151,7 @@ def test_groups_come_out_whole_and_versions_published_meanwhile_are_picked_up(re
         run.broker.finish(run.incarnation)
         eventually(service.finished.is_set)
         assert value(service, "sieve_actor_tokens_total") >= sum(len(one.completion.ids) for one in members)
-        for part in ("fetch", "load", "pause"):
+        for part in ("fetch", "verify", "load", "pause"):
             assert value(service, "sieve_actor_update_seconds_count", part=part) >= 2
     groups = {member.completion.gid for member in members}
     assert len(groups) == 48
@@ -244,6 +244,45 @@ def test_a_model_that_cannot_be_opened_ends_the_actor_with_one_line(redis_url, t
     Run(redis_url, tmp_path)
     assert ActorService(tree(tmp_path, tmp_path / "nothing"), url=redis_url).run() == 65
     assert f"model.path = {tmp_path / 'nothing'}: not a Hugging Face model directory" in capfd.readouterr().err
+
+
+def test_with_a_cache_versions_arrive_as_deltas_and_are_sampled_exactly(redis_url, tmp_path, model_path):
+    run = Run(redis_url, tmp_path)
+    base = llama(1, vocabulary=VOCABULARY)
+
+    def publish(version: int) -> None:
+        """As the learner would: a few weights differ from the version before."""
+        with torch.no_grad():
+            base.lm_head.weight[version] += 0.5 * version
+        base.save_pretrained(run.weights.begin(version))
+        run.weights.publish(version, delta=True)
+        run.point(version)
+
+    publish(0)
+    config = tree(tmp_path, model_path)
+    config = config.model_copy(update={"weights": WeightsSettings(cache=tmp_path / "cache", delta=True)})
+    with serving(config, redis_url) as service:
+        eventually(lambda: run.train())
+        publish(1)
+        eventually(lambda: value(service, "sieve_actor_version") == 1)
+        eventually(lambda: run.train())
+        members: list[Member] = []
+
+        def trained() -> bool:
+            members.extend(run.train() or [])
+            return any(version == 1 for one in members for version, _, _ in one.completion.spans)
+
+        eventually(trained)
+        source = lambda name: value(service, "sieve_actor_weights_bytes_total", source=name)  # noqa: E731
+        assert source("copied") == run.weights.manifest(0).bytes and source("kept") == 0
+        assert 0 < source("delta") < 0.1 * source("copied")
+        for part in ("fetch", "verify"):
+            assert value(service, "sieve_actor_update_seconds_count", part=part) == 2
+        assert value(service, "sieve_actor_weights_delta_fallbacks_total", reason="damaged") == 0
+    assert [path.name for path in (tmp_path / "cache" / "test").glob("v*")] == ["v00000001"]
+    for one in (member.completion for member in members):
+        if {version for version, _, _ in one.spans} == {1}:
+            np.testing.assert_allclose(one.behaviour, reference(base, run.prompts[one.prompt], one.ids), atol=1e-4)
 
 
 @pytest.mark.slow

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from actor.fetching import Fetched, Fetching
+from actor.fetching import Fetching
 from broker.errors import WeightsCorrupt, WeightsMissing
+from broker.weights import Fetched
 
 
 class Source:
@@ -21,12 +22,14 @@ class Source:
         self.gate.set()
         self.broken: dict[int, Exception] = {}
 
-    def __call__(self, version: int) -> Path:
+    def __call__(self, version: int) -> Fetched:
         self.asked.append(version)
         assert self.gate.wait(10)
         if version in self.broken:
             raise self.broken[version]
-        return Path(f"v{version}")
+        return Fetched(
+            version, Path(f"v{version}"), {"fetch": 0.0, "verify": 0.0}, {"copied": 0, "kept": 0, "delta": 0}
+        )
 
 
 def settled(fetching: Fetching, version: int, seconds: float = 10.0) -> Fetched:
@@ -54,7 +57,9 @@ def test_a_version_is_fetched_once_and_stays_available_until_taken(fetching, sou
     assert settled(fetching, 3).directory == Path("v3")
     assert settled(fetching, 3).version == 3
     assert source.asked == [3]
+    assert fetching.under_way == 3
     fetching.taken()
+    assert fetching.under_way is None
     assert settled(fetching, 4).version == 4
 
 

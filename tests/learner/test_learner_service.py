@@ -21,6 +21,7 @@ import torch
 from learner_rig import ROOT, save_model, save_prompts, uniform_completion
 from transformers import AutoModelForCausalLM
 
+from broker.cache import WeightsCache
 from broker.client import Broker
 from broker.liveness import Pulse
 from broker.state import Work
@@ -49,6 +50,7 @@ class Job:
             "schedule": {"steps": 8, "groups_per_step": 6, "checkpoint_every": 3, "max_staleness": 2},
             "evaluation": {"samples": 8, "prompts": 3, "every": 4},
             "learner": {"optimizer": {"lr": 0.02}, "threads": 1, "device": "cpu"},
+            "weights": {},
         }
         for section, values in changes.items():
             body[section] |= values
@@ -59,6 +61,8 @@ class Job:
         self.broker = Broker.connect(self.config.broker, self.config.run, url=url)
         self.draw = np.random.default_rng(0)
         self.processes: list[subprocess.Popen[str]] = []
+        self.values: dict[str, float] = {}
+        """What the hand's heartbeat tells."""
 
     def start(self, ranks: int = 1, port: int = 29700) -> None:
         for rank in range(ranks):
@@ -82,7 +86,7 @@ class Job:
         """Sample and judge what there is; False when there was nothing."""
         if self.broker.run_spec(fresh=True) is None:
             return False
-        self.broker.heartbeat(Pulse(id="hand", role="actor", phase="sampling", since=time.time()))
+        self.broker.heartbeat(Pulse(id="hand", role="actor", phase="sampling", since=time.time(), values=self.values))
         grant = self.broker.take("hand", 64)
         completions = [
             uniform_completion(
@@ -180,6 +184,32 @@ def test_a_run_trains_publishes_commits_evaluates_and_finishes(job: Job) -> None
         assert expected <= line.keys()
         assert line["completions"] == 24 and line["groups"] == 6 and not line["refused"]
         assert 0 <= line["staleness_max"] <= 2
+
+
+@pytest.mark.slow
+def test_versions_are_deltas_of_each_other_and_one_that_is_being_fetched_stays(tmp_path: Path, redis_url: str) -> None:
+    job = Job(
+        tmp_path,
+        redis_url,
+        model={"dtype": "bfloat16"},
+        learner={"optimizer": {"lr": 1e-5}, "keep_versions": 2},
+        weights={"delta": True},
+        evaluation={"every": 0, "base": False},
+    )
+    job.values = {"fetching": 1.0}
+    job.start()
+    job.until(job.broker.finished)
+    job.wait()
+    weights = WeightsDirectory(job.run / "weights")
+    assert weights.versions() == [1, 7, 8]
+    newest = weights.manifest(8)
+    assert newest.delta is not None and newest.delta.base == 7 and newest.delta.bytes < newest.bytes / 2
+    cache = WeightsCache(weights, tmp_path / "cache")
+    cache.bring(7)
+    found = cache.bring(8)
+    assert found.bytes == {"copied": 0, "kept": 0, "delta": newest.delta.bytes}
+    assert pass_probability(found.directory) == pass_probability(weights.fetch(8))
+    job.broker.close()
 
 
 @pytest.mark.slow
