@@ -73,6 +73,11 @@ class Samples:
         return len(self.keys)
 
     @property
+    def telling(self) -> int:
+        """Groups with both right and wrong answers."""
+        return len(set(self.group[self.passed].tolist()) & set(self.group[~self.passed].tolist()))
+
+    @property
     def tokens(self) -> int:
         """Completion tokens."""
         return sum(len(values) for values in self.behaviour)

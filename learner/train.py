@@ -91,7 +91,8 @@ class Trainer:
 
         log_z = self.pooled_log_z(samples)
         staleness = np.maximum(version - samples.oldest, 0)
-        total = int(self.ranks.sums([len(samples)])[0])
+        counts = self.ranks.sums([len(samples), len(set(samples.group.tolist())), samples.telling])
+        total, telling = int(counts[0]), counts[2] / max(counts[1], 1)
         report = Report([], total, lr=self.settings.optimizer.lr_at(step))
 
         def sequences(layout: Layout, policy: Tensor) -> Sequences:
@@ -107,7 +108,7 @@ class Trainer:
             )
 
         # Coefficients need the whole group. A group larger than a micro-batch is scored first, without gradient.
-        known = None if whole else self.coefficients_first(samples, layouts, sequences, progress)
+        known = None if whole else self.coefficients_first(samples, layouts, sequences, progress, telling)
         total_loss = torch.zeros((), device=self.ranks.device)
         for index, layout in enumerate(layouts):
             policy = score(self.policy, layout)
@@ -119,7 +120,7 @@ class Trainer:
                 )  # nothing to learn here, but the other ranks' collectives need this one
                 continue
             batch = sequences(layout, policy)
-            values = known[index] if known else self.objective(batch, progress).values
+            values = known[index] if known else self.objective.values(batch, progress, telling)
             loss = -(values * policy * layout.mask).sum() / (max(total, 1) * self.objective.length_norm)
             # Sharding averages gradients over ranks, and N is global already; the scale keeps float16 from underflow.
             torch.autograd.backward(loss * (self.ranks.world * self.loss_scale))
@@ -177,13 +178,14 @@ class Trainer:
         layouts: list[Layout],
         sequences: Callable[[Layout, Tensor], Sequences],
         progress: float,
+        telling: float,
     ) -> list[Tensor]:
         """Coefficients of each micro-batch when groups are split over several; [] when a log-prob is not finite."""
         scores = [score(self.policy, layout) for layout in layouts]
         if not all(self.finite(samples, layout, policy) for layout, policy in zip(layouts, scores, strict=True)):
             return []
         parts = [sequences(layout, policy) for layout, policy in zip(layouts, scores, strict=True)]
-        values = self.objective(join(parts), progress).values
+        values = self.objective.values(join(parts), progress, telling)
         tables = torch.split(values, [len(part) for part in parts])
         return [
             value if value.shape[1] == 1 else value[:, : part.mask.shape[1]]

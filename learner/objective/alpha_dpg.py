@@ -28,7 +28,7 @@ from learner.objective.ratios import (
     token_log_ratio,
 )
 from learner.objective.sequences import Sequences
-from learner.objective.settings import ControlVariate, ObjectiveSettings
+from learner.objective.settings import ObjectiveSettings
 
 
 def log_weight(sequences: Sequences, log_rho: Tensor, alpha: float) -> Tensor:
@@ -36,18 +36,33 @@ def log_weight(sequences: Sequences, log_rho: Tensor, alpha: float) -> Tensor:
     return (1 - alpha) * sequences.log_target_over_behaviour + alpha * log_rho
 
 
-def control(weight: Tensor, rho: Tensor, groups: Groups, kind: ControlVariate) -> Tensor:
+def control(
+    log_weights: Tensor,
+    shift: Tensor,
+    counted: Tensor,
+    rho: Tensor,
+    groups: Groups,
+    settings: ObjectiveSettings,
+) -> Tensor:
     """c_i from the other samples of i's group, 0 for a group of one; (N,) float32.
 
     `loo`: mean_{j≠i} W_j. `min_variance`: Σ_{j≠i} W_j ρ_j / Σ_{j≠i} ρ_j², the least-squares c of W ≈ c·ρ, held to
     [0, 1]: it stands for E_π[r], which lies there, and ratios near 0 would otherwise make it arbitrarily large.
+
+    Here W_j = exp(log_weights_j − shift_i), 0 where not `counted`: with i's own Ẑ and not with j's. Ẑ_j leaves out j
+    and so contains i; a c_i made of it would depend on i after all, and turn the gradient while a prompt is new.
+    `log_weights` are without Ẑ, `shift` is (1−α)·log Ẑ; (N,) each. Memory: groups · n² numbers.
     """
-    if kind == "none":
-        return torch.zeros_like(weight)
-    if kind == "loo":
-        return groups.mean_of_others(weight)
+    if settings.control_variate == "none" or not len(groups):
+        return torch.zeros_like(rho)
+    log_others = groups.pad(log_weights)[:, None, :] - groups.pad(shift)[:, :, None]
+    others = groups.pad(counted)[:, None, :] & ~torch.eye(groups.width, dtype=torch.bool, device=rho.device)
+    weights = torch.where(others, bounded_exp(log_others, settings.clip), 0.0)
+    if settings.control_variate == "loo":
+        return groups.unpad(weights.sum(2)) / (groups.size - 1).clamp(min=1)
     energy = groups.others(rho * rho)
-    fit = groups.others(weight * rho) / energy.clamp(min=torch.finfo(energy.dtype).tiny)
+    product = groups.unpad((weights * groups.pad(rho)[:, None, :]).sum(2))
+    fit = product / energy.clamp(min=torch.finfo(energy.dtype).tiny)
     return torch.where(energy > 0, fit.clamp(0, 1), 0.0)
 
 
@@ -59,20 +74,22 @@ def values(sequences: Sequences, settings: ObjectiveSettings, alpha: float) -> T
     none             W = v·(p/π_θ)^{1−α}, ρ = 1        as if μ were π_θ
 
     Token-level corrections ignore the ratio of what came before the token. That leaves c·ρ_t free of bias (the
-    token's own score has mean 0 under it), and W_t at α = 0; the bias grows with α to that of plain TIS at α = 1.
+    token's own score has mean 0 under it) where the ratio is not bounded, and W_t at α = 0; the bias grows with α to
+    that of plain TIS at α = 1.
     """
     groups = Groups(sequences.group)
     passed = sequences.passed
+    shift = (1 - alpha) * sequences.log_z.float()
     if settings.correction == "none":
         log_reward = (1 - alpha) * (sequences.log_target_over_behaviour - sequences.log_rho)
         reward = torch.where(passed, bounded_exp(log_reward, settings.clip), 0.0)
-        return (reward - control(reward, torch.ones_like(reward), groups, settings.control_variate))[:, None]
+        return (reward - control(log_reward + shift, shift, passed, torch.ones_like(reward), groups, settings))[:, None]
     bounded = log_sequence_ratio(sequences, settings)
     keep = kept(sequences, settings)
     rho = torch.where(keep, bounded.exp(), 0.0)
-    weight = bounded_exp(log_weight(sequences, bounded, alpha), settings.clip)
-    weight = torch.where(passed & keep, weight, 0.0)
-    c = control(weight, rho, groups, settings.control_variate)
+    log_weights = log_weight(sequences, bounded, alpha)
+    weight = torch.where(passed & keep, bounded_exp(log_weights, settings.clip), 0.0)
+    c = control(log_weights + shift, shift, passed & keep, rho, groups, settings)
     if per_sequence(settings):
         return (weight - c * rho)[:, None]
     ratio = correction_weights(sequences, settings)

@@ -1,8 +1,10 @@
 """GPG: group policy gradient. Chu et al., arXiv 2504.02546.
 
-    A_i = s · (R_i − mean R),   s = groups / groups whose rewards differ          coefficient = ω · A_i
+    A_i = s · (R_i − mean R),   s = B / (B − M)          coefficient = ω · A_i
 
-s makes up for the groups that are all right or all wrong and give no gradient. Stale samples: as GRPO.
+of B groups in the step, M are all right or all wrong and give no gradient; s makes up for them. With a KL penalty
+every group gives one, and s = 1. The paper's mean over a group's tokens is the loss's constant length here. Stale
+samples: as GRPO.
 """
 
 from __future__ import annotations
@@ -17,9 +19,18 @@ from learner.objective.settings import ObjectiveSettings
 
 
 def values(sequences: Sequences, settings: ObjectiveSettings, length_norm: float) -> Tensor:
-    """GPG's coefficients; (N, 1) or (N, T)."""
+    """GPG's coefficients without s, which is the whole step's; (N, 1) or (N, T)."""
     reward = penalised(sequences, settings.beta(0.0))
+    return correction_weights(sequences, settings) * (reward - Groups(sequences.group).mean(reward))[:, None]
+
+
+def scale(settings: ObjectiveSettings, telling: float) -> float:
+    """s of a step in which the share `telling` of all groups has both right and wrong answers; 1 when none has."""
+    return 1.0 if settings.beta(0.0) or telling == 0 else 1 / telling
+
+
+def telling_share(sequences: Sequences) -> float:
+    """Share of the groups that have both right and wrong answers; 0 without groups."""
     groups = Groups(sequences.group)
-    advantage = reward - groups.mean(reward)
-    telling = (groups.pad(advantage).abs().sum(1) > 0).sum().clamp(min=1)
-    return correction_weights(sequences, settings) * (advantage * len(groups) / telling)[:, None]
+    right = groups.pad(sequences.passed.float()).sum(1)
+    return float(((right > 0) & (right < groups.counts)).float().mean()) if len(groups) else 0.0

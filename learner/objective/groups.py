@@ -21,7 +21,8 @@ class Groups:
         self._rank = torch.empty_like(rank)
         self._rank[order] = rank
         self.counts = counts
-        self._width = int(counts.max()) if len(counts) else 0
+        self.width = int(counts.max()) if len(counts) else 0
+        """n_max, the largest group."""
         self.size: Tensor = counts[self._group]
         """How many samples the sample's own group has; (N,) int64."""
 
@@ -30,7 +31,7 @@ class Groups:
 
     def pad(self, values: Tensor, fill: float = 0.0) -> Tensor:
         """(N,) values as (G, n_max), `fill` where a group is shorter."""
-        padded = torch.full((len(self), self._width), fill, dtype=values.dtype, device=values.device)
+        padded = torch.full((len(self), self.width), fill, dtype=values.dtype, device=values.device)
         padded[self._group, self._rank] = values
         return padded
 

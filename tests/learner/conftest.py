@@ -38,7 +38,7 @@ def torchrun(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Any
                 subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
             )
         for process in processes:
-            text, _ = process.communicate(timeout=120)
+            text, _ = process.communicate(timeout=600)
             assert process.returncode == 0, text
         return [json.loads(output.read_text()) for output in outputs]
 

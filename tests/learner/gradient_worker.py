@@ -1,6 +1,7 @@
 """One rank of two training steps on fixed groups, once per task; writes gradients and weights of each task as JSON.
 
-gradient_worker.py ANSWER MODEL TASKS, where TASKS is a JSON list of ["train" | "save" | "load", budget, checkpoints].
+gradient_worker.py ANSWER MODEL TASKS, where TASKS is a JSON list of ["train" | "save" | "load", budget, checkpoints],
+the objective's name after them where it is not the default.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from learner.batching import balance
 from learner.checkpoint import Checkpoints, Progress
 from learner.model import full_state, load, shard
 from learner.objective.registry import build
+from learner.objective.settings import ObjectiveName, ObjectiveSettings
 from learner.partition import PartitionFunction
 from learner.ranks import Ranks
 from learner.samples import Samples, shape_of
@@ -25,8 +27,13 @@ from learner.settings import LearnerSettings, OptimizerSettings
 from learner.train import Trainer
 
 
-def run(ranks: Ranks, model: Path, what: str, budget: int, checkpoints: str) -> dict[str, Any]:
-    settings = LearnerSettings(micro_batch_tokens=budget, row_tokens=24, optimizer=OptimizerSettings(lr=0.01, clip=1e9))
+def run(
+    ranks: Ranks, model: Path, what: str, budget: int, checkpoints: str, name: ObjectiveName = "alpha_dpg"
+) -> dict[str, Any]:
+    settings = LearnerSettings(
+        objective=ObjectiveSettings(name=name), micro_batch_tokens=budget, row_tokens=24,
+        optimizer=OptimizerSettings(lr=0.01, clip=1e9),
+    )  # fmt: skip
     policy = shard(load(model, torch.float32), ranks.mesh, compute=torch.float32, trainable=True)
     base = shard(load(model, torch.float32), ranks.mesh, compute=torch.float32, trainable=False)
     partition = PartitionFunction(settings.partition)

@@ -124,6 +124,16 @@ def test_gpg_makes_up_for_groups_without_gradient() -> None:
     assert torch.allclose(found, torch.tensor([1.0, -1, 1, -1, 0, 0, 0, 0]))
 
 
+def test_gpg_scales_by_the_whole_step_and_not_by_what_it_is_given() -> None:
+    """Groups of a micro-batch all have both answers; of the step's, one in four has."""
+    sequences = replace(random_sequences([4], scale=0.0), passed=torch.tensor([True, False, True, False]))
+    gpg = objective(name="gpg")
+    assert torch.allclose(gpg.values(sequences, telling=0.25)[:, 0], torch.tensor([2.0, -2, 2, -2]))
+    assert torch.allclose(gpg.values(sequences)[:, 0], torch.tensor([0.5, -0.5, 0.5, -0.5]))
+    penalised = objective(name="gpg", kl_beta=0.1).values(sequences, telling=0.25)
+    assert torch.allclose(penalised, objective(name="dr_grpo", kl_beta=0.1).values(sequences))
+
+
 def test_unlikeliness_prefers_the_rare_of_two_right_answers() -> None:
     sequences = random_sequences([6], scale=0.0, passed=True)
     found = objective(name="unlikeliness", grpo_length=False)(sequences).values[:, 0]

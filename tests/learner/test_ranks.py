@@ -23,12 +23,14 @@ def answers(torchrun: Callable[..., list[Any]], tmp_path_factory: pytest.TempPat
     model = save_model(path / "base")
     by_two, by_one = str(path / "by-two"), str(path / "by-one")
     train = [["train", budget, by_one] for budget in BUDGETS.values()]
+    gpg = [["train", budget, by_one, "gpg"] for budget in BUDGETS.values()]
+    trained = [*BUDGETS, *(f"gpg, {name}" for name in BUDGETS)]
     plans = [
-        (2, [*train, ["save", 64, by_two]], [*BUDGETS, "save"]),
+        (2, [*train, *gpg, ["save", 64, by_two]], [*trained, "save"]),
         (
             1,
-            [*train, ["save", 64, by_one], ["load", 64, by_two], ["load", 64, by_one]],
-            [*BUDGETS, "save", "load by two", "load by one"],
+            [*train, *gpg, ["save", 64, by_one], ["load", 64, by_two], ["load", 64, by_one]],
+            [*trained, "save", "load by two", "load by one"],
         ),
         (2, [["load", 64, by_one], ["load", 64, by_two]], ["load by one", "load by two"]),
     ]
@@ -61,6 +63,16 @@ def test_two_ranks_give_the_gradients_and_the_weights_of_one(answers: dict[str, 
 def test_micro_batches_do_not_change_the_gradient(answers: dict[str, Answer]) -> None:
     for budget in BUDGETS:
         close(answers["1 one micro-batch"]["gradients"], answers[f"1 {budget}"]["gradients"], 1e-6)
+
+
+@pytest.mark.slow
+def test_what_an_objective_needs_to_know_of_the_step_is_the_same_in_all_its_parts(answers: dict[str, Answer]) -> None:
+    """GPG scales by the step's groups with both right and wrong answers, however they are spread."""
+    whole = answers["1 gpg, one micro-batch"]["gradients"]
+    assert max(map(abs, whole["lm_head.weight"])) > 1e-4
+    for ranks in (1, 2):
+        for budget in BUDGETS:
+            close(whole, answers[f"{ranks} gpg, {budget}"]["gradients"], 1e-6)
 
 
 @pytest.mark.slow
