@@ -109,6 +109,8 @@ class ColumnSettings(Section):
     record: Annotated[str | dict[str, Any], PlainValidator(_record)] = "record"
     """A column that holds the object for the verifier; or the object itself with columns as its values, nested as
     needed: `{answer: solution.final, tests: "json:tests"}`. `json:` reads a column's text as JSON."""
+    pass_rate: Annotated[str, Field(min_length=1)] = "pass_rate"
+    """A column with the base model's pass rate, 0–1; looked at with `learner.partition.mode: fixed` only."""
 
     @model_validator(mode="after")
     def _readable(self) -> ColumnSettings:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from broker import admission
 from broker.settings import PromptSource
-from learner.rows import DataUnusable, count, rows
+from learner.rows import DataUnusable, count, pass_rates, rows
 
 if typing.TYPE_CHECKING:
     from deploy.config import Config
@@ -46,6 +46,7 @@ def _files(config: Config) -> Iterator[str]:
     elif not list(model.glob("*.safetensors")):
         yield f"model.path = {model}: has no *.safetensors file; save the model with safe_serialization"
     yield from _prompts(config, "data.train", config.data.train)
+    yield from _pass_rates(config)
     if config.data.held_out is not None:
         yield from _prompts(config, "data.held_out", config.data.held_out)
         if config.data.held_out == config.data.train:
@@ -83,6 +84,21 @@ def _prompts(config: Config, key: str, source: PromptSource) -> Iterator[str]:
         yield (
             f"{key} = {where} names the verifier {name!r}, which nobody serves (verifier.serve has "
             f"{', '.join(served)}), so its completions would wait for ever; add verifier.serve.{name} or correct it"
+        )
+
+
+def _pass_rates(config: Config) -> Iterator[str]:
+    """Whether the first rows have the base pass rates that a fixed Z is made of."""
+    train = config.data.train
+    if config.learner.partition.mode != "fixed" or isinstance(train, str) or not train.is_file():
+        return
+    try:
+        for _ in islice(pass_rates(train, config.data), READ_LINES):
+            pass
+    except DataUnusable as error:
+        yield (
+            f"learner.partition.mode = fixed: {error}; add the rates, name their column in data.columns.pass_rate, or "
+            f"use mode pooled"
         )
 
 

@@ -43,7 +43,8 @@ class PartitionSettings(Section):
 
     mode: Literal["pooled", "group", "fixed"] = "pooled"
     """`pooled`: all visits plus the group's other samples. `group`: the group's own mean, itself included (the
-    paper's released practice; biased for small groups). `fixed`: pass rates that came with the prompts."""
+    paper's released practice; biased for small groups). `fixed`: the pass rates that came with the training
+    prompts, in the column `data.columns.pass_rate`."""
     floor: Annotated[float, Field(gt=0, le=0.1)] = 1e-3
     """ε: smallest Ẑ; 1/ε bounds p/π_b."""
     largest_weight: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = 10.0
@@ -109,7 +110,7 @@ class PartitionFunction:
         if settings.mode == "fixed" and not fixed:
             raise ValueError(
                 "learner.partition.mode = fixed needs a base pass rate with every prompt and there is none: "
-                "add them to the prompts' file, or use mode pooled"
+                "add them to the prompts' file as data.columns.pass_rate, or use mode pooled"
             )
         for prompt, rate in (fixed or {}).items():
             if not 0 <= rate <= 1:

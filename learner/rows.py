@@ -43,6 +43,17 @@ def rows(source: PromptSource, data: DataSettings) -> Iterator[Row]:
         yield _mapped(where, word, body, data)
 
 
+def pass_rates(source: PromptSource, data: DataSettings) -> Iterator[float]:
+    """The base model's pass rate that came with each row, in order. Raises DataUnusable at the first without one."""
+    for where, word, body in _bodies(source):
+        value = _found(where, word, body, data.columns.pass_rate)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise DataUnusable(
+                f"{where}: {word} {data.columns.pass_rate!r} is {str(value)[:40]!r}, expected a pass rate from 0 to 1"
+            )
+        yield float(value)
+
+
 def count(source: PromptSource, most: int) -> int | None:
     """Number of rows, not counted beyond `most`; None if telling would need a download. Raises DataUnusable."""
     if isinstance(source, str):

@@ -23,6 +23,7 @@ from learner.model import ModelUnusable, Scorer, load, shard, verify_scoring
 from learner.objective.registry import build
 from learner.partition import PartitionFunction
 from learner.ranks import Ranks
+from learner.rows import pass_rates
 from learner.settings import LearnerConfig
 from learner.train import Trainer
 
@@ -136,10 +137,20 @@ def _ends(file: Path) -> bytes:
     return digest.digest()
 
 
+def given_rates(config: LearnerConfig) -> dict[int, float]:
+    """Training prompt -> base pass rate as its row gives it, for `learner.partition.mode: fixed`; else empty.
+
+    Raises DataUnusable.
+    """
+    if config.learner.partition.mode != "fixed":
+        return {}
+    return dict(enumerate(pass_rates(config.data.train, config.data)))
+
+
 def build_trainer(config: LearnerConfig, ranks: Ranks) -> Trainer:
     """Policy (float32 parameters) and frozen base (in the computing precision), sharded, and what trains the one.
 
-    Raises ModelUnusable when the architecture would be scored wrongly.
+    Raises ModelUnusable when the architecture would be scored wrongly, DataUnusable.
     """
     path, settings, compute = config.model.path, config.learner, compute_dtype(config.model)
     policy = load(path, torch.float32)
@@ -160,6 +171,6 @@ def build_trainer(config: LearnerConfig, ranks: Ranks) -> Trainer:
             frozen, ranks.mesh, compute=compute, trainable=False, reshard_after_forward=settings.reshard_after_forward
         ),
         build(settings.objective, length_norm=float(config.sampling.max_new_tokens)),
-        PartitionFunction(settings.partition),
+        PartitionFunction(settings.partition, given_rates(config)),
         loss_scale=FLOAT16_LOSS_SCALE if compute == torch.float16 else 1.0,
     )

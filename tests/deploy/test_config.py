@@ -140,6 +140,16 @@ def test_a_malformed_prompt_line_is_named(tree: dict[str, Any], write: Write, li
     assert "train.jsonl:9" in said and word in said
 
 
+def test_a_fixed_z_needs_a_pass_rate_with_every_prompt(tree: dict[str, Any], write: Write) -> None:
+    path = Path(tree["data"]["train"])
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    (problem,) = refusals(write(tree), "learner.partition.mode=fixed")
+    for word in ("learner.partition.mode = fixed", ":1:", "'pass_rate' is missing", "data.columns.pass_rate"):
+        assert word in problem
+    path.write_text("".join(json.dumps(row | {"z": 0.5}) + "\n" for row in rows))
+    load(write(tree), ["learner.partition.mode=fixed", "data.columns.pass_rate=z"], {})
+
+
 def test_held_out_prompts_must_not_be_the_training_prompts(tree: dict[str, Any], write: Write) -> None:
     tree["data"]["held_out"] = tree["data"]["train"]
     assert any("measure memory" in problem for problem in refusals(write(tree)))

@@ -259,6 +259,24 @@ def test_a_stopped_learner_commits_what_it_has_learned_and_resumes_there(job: Jo
 
 
 @pytest.mark.slow
+def test_a_fixed_z_is_the_pass_rate_that_came_with_the_prompt(tmp_path: Path, redis_url: str) -> None:
+    job = Job(tmp_path, redis_url, schedule={"steps": 2}, learner={"partition": {"mode": "fixed"}})
+    train = tmp_path / "train.jsonl"
+    rows = [json.loads(line) for line in train.read_text().splitlines()]
+    train.write_text("".join(json.dumps(row | {"pass_rate": 0.25}) + "\n" for row in rows))
+    try:
+        job.start()
+        job.until(job.broker.finished)
+        job.wait()
+        assert [line["z_mean"] for line in job.lines()] == pytest.approx([0.25, 0.25])
+    finally:
+        for process in job.processes:
+            process.kill()
+            process.wait()
+        job.broker.close()
+
+
+@pytest.mark.slow
 def test_two_ranks_train_a_run_together(job: Job) -> None:
     job.start(ranks=2)
     job.until(job.broker.finished)

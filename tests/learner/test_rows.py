@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from broker.settings import DataSettings
 from learner.data import DataUnusable, load_tokenizer, read_prompts
-from learner.rows import Row, count, rows
+from learner.rows import Row, count, pass_rates, rows
 
 PROBLEMS: list[dict[str, Any]] = [
     {"question": "w3", "meta": {"id": 7, "tags": ["a", "b"]}, "solution": '{"final": [1, 2]}', "score": 0.5},
@@ -124,6 +124,18 @@ def test_a_value_that_no_record_can_hold_is_named(tmp_path: Path) -> None:
     path = parquet(tmp_path / "p.parquet", [PROBLEMS[0] | {"day": date(2026, 1, 1)}])
     with pytest.raises(DataUnusable, match=r"p\.parquet: row 1: column 'day' is date, which no record can hold"):
         read(path, **MAPPED | {"columns": {"prompt": "question", "record": {"day": "day"}}})
+
+
+def test_base_pass_rates_come_with_the_rows_and_one_that_is_none_is_named(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "p.jsonl", [{"z": {"rate": 0.25}}, {"z": {"rate": 1}}])
+    data = DataSettings.model_validate({"train": path, "columns": {"pass_rate": "z.rate"}})
+    assert list(pass_rates(path, data)) == [0.25, 1.0]
+    for wrong in (1.5, -0.1, True, "0.5", None, float("nan")):
+        jsonl(path, [{"z": {"rate": 0.25}}, {"z": {"rate": wrong}}])
+        with pytest.raises(DataUnusable, match=r"p\.jsonl:2: field 'z\.rate' is .* from 0 to 1"):
+            list(pass_rates(path, data))
+    with pytest.raises(DataUnusable, match="field 'pass_rate' is missing"):
+        list(pass_rates(path, DataSettings(train=path)))
 
 
 def test_files_that_are_not_what_their_name_says_are_named(tmp_path: Path) -> None:
