@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,6 +20,8 @@ from deploy.config import Config, ConfigError, explain
 from learner.objective.settings import Correction, ObjectiveName
 
 BASE = "base"
+LONGEST_SLUG = 52
+"""What leaves room for a seed in a run's name of at most 64."""
 NAMES, CORRECTIONS = get_args(ObjectiveName), get_args(Correction)
 
 
@@ -137,7 +140,9 @@ def _configured(config: Config, name: str, key: str, seed: int, sections: dict[s
     tree = config.model_dump()
     directory = config.run.directory / name
     tree["run"] |= {"name": f"{slug(key)}-s{seed}", "directory": directory, "seed": seed}
-    objective = sections.get("learner", {}).get("objective", {})
+    objective = dict(sections.get("learner", {}).get("objective", {}))
+    if "alpha" in objective:
+        objective.setdefault("alpha_schedule", ())  # the file's schedule would replace the point's α
     for section, values in sections.items():
         tree[section] |= {key: value for key, value in values.items() if section != "learner"}
     tree["learner"]["objective"] |= objective
@@ -148,5 +153,6 @@ def _configured(config: Config, name: str, key: str, seed: int, sections: dict[s
 
 
 def slug(key: str) -> str:
-    """A point's key as part of a run's name."""
-    return re.sub(r"[^A-Za-z0-9._]+", "_", key).strip("_.")[:52]
+    """A point's key as part of a run's name; a long one ends in its hash, so that no two share a directory."""
+    name = re.sub(r"[^A-Za-z0-9._]+", "_", key).strip("_.")
+    return name if len(name) <= LONGEST_SLUG else f"{name[: LONGEST_SLUG - 9]}_{sha256(key.encode()).hexdigest()[:8]}"

@@ -2,11 +2,13 @@
 
 A run that is done is not done again, one that was cut off goes on where it was, and one that fails does not keep the
 others from running. `sweep.json` says what belongs together; adding objectives or seeds later extends it, changing
-anything else is refused. Which runs there are is plan.py's business, what came out frontier.py's.
+anything else is refused. Model and prompts are compared by what is in them, so a checkout may move, and keys that a
+newer release has added by their defaults. Which runs there are is plan.py's business, what came out frontier.py's.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -15,12 +17,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from rich.console import Console
 
 from broker.errors import EX_OK, EX_USAGE, SieveError
 from deploy import records
-from deploy.config import Config, ConfigError, plain
+from deploy.config import Config, ConfigError, explain, plain
 from deploy.plan import Planned, Point, plan
+from learner import identity
 
 MANIFEST = "sweep.json"
 SCHEMA = 1
@@ -116,11 +120,13 @@ def write_manifest(directory: Path, config: Config, runs: Sequence[Planned], com
     tree = plain(config)
     tree.pop("sweep")
     tree["run"].pop("name")  # the sweep's name decides
-    found: dict[str, Any] = {"schema": SCHEMA, "name": directory.name, "settings": tree, "runs": [], "commands": [],
-             "machine": machine()}  # fmt: skip
+    found: dict[str, Any] = {"schema": SCHEMA, "name": directory.name, "settings": tree, "contents": contents(config),
+             "runs": [], "commands": [], "machine": machine()}  # fmt: skip
     if (directory / MANIFEST).exists():
-        found = read_manifest(directory)
-        changed = _differences(found["settings"], tree)
+        now, found = found, read_manifest(directory)
+        known = found.get("contents", {})  # without them, of an older release, by paths
+        changed = _differences(_comparable(found, known), _comparable(now, now["contents"] if known else {}))
+        found["contents"] = now["contents"]
         if changed:
             raise SweepConflict(
                 f"{directory}: holds a sweep with other settings ({', '.join(changed[:5])}); its runs would not be "
@@ -146,6 +152,35 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     if not isinstance(found, dict) or found.get("schema") != SCHEMA:
         raise records.RecordError(f"{path}: not of schema {SCHEMA}; run the sweep with this release")
     return found
+
+
+def contents(config: Config) -> dict[str, str | None]:
+    """Hashes of the files that the runs are made of, by the key that names them."""
+    held_out = config.data.held_out
+    return {
+        "model.path": hashlib.sha256(identity.of_model(config.model.path)).hexdigest(),
+        "data.train": identity.of_prompts(config.data.train).hex(),
+        "data.held_out": None if held_out is None else identity.of_prompts(held_out).hex(),
+    }
+
+
+def _comparable(manifest: dict[str, Any], digests: dict[str, str | None]) -> dict[str, Any]:
+    """A manifest's settings as this release reads them, without what may differ between comparable runs."""
+    run = {**manifest["settings"]["run"], "name": manifest["name"]}
+    try:
+        tree = plain(Config.model_validate({**manifest["settings"], "run": run}))
+    except ValidationError as error:
+        raise SweepConflict(
+            f"{manifest['name']}: holds a sweep whose settings this release cannot read ({explain(error)[0]}); take "
+            f"another name with --name"
+        ) from None
+    for key in ("name", "directory", "seed"):  # where the runs are; and every run has its own seed
+        del tree["run"][key]
+    del tree["sweep"]
+    for key, digest in digests.items():
+        section, name = key.split(".")
+        tree[section][name] = digest
+    return tree
 
 
 def _differences(before: Any, now: Any, key: str = "") -> list[str]:

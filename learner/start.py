@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from broker.errors import EX_USAGE, SieveError
 from broker.settings import ModelSettings
 from broker.state import RunSpec
 from broker.wire import Prompt, pack
+from learner import identity
 from learner.data import end_tokens, load_tokenizer, read_prompts
 from learner.model import ModelUnusable, Scorer, load, shard, verify_scoring
 from learner.objective.registry import build
@@ -30,8 +30,6 @@ from learner.train import Trainer
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FLOAT16_LOSS_SCALE = 2.0**14
 """The loss is a mean over all tokens of a step, so its gradients start below float16's smallest number."""
-SAMPLE_BYTES = 1 << 20
-"""Read from each end of a weights file to tell base models apart without reading all of it."""
 
 
 class SettingsUnfit(SieveError):
@@ -117,24 +115,13 @@ def fingerprint_of(config: LearnerConfig, train: Sequence[Prompt], held_out: Seq
     """Hash of what must not change within a run: base model, prompts, seed and sampling."""
     digest = hashlib.sha256()
     digest.update(config.model.dtype.encode())
-    for file in sorted([*config.model.path.glob("*.safetensors"), config.model.path / "config.json"]):
-        digest.update(file.name.encode() + _ends(file))
+    digest.update(identity.of_model(config.model.path))
     for lane in (train, held_out):
         digest.update(len(lane).to_bytes(8, "little"))
         for prompt in lane:
             digest.update(pack(prompt))
     digest.update(json.dumps([config.run.seed, config.sampling.model_dump(mode="json")], sort_keys=True).encode())
     return digest.hexdigest()
-
-
-def _ends(file: Path) -> bytes:
-    """Hash of a file's size and its first and last megabyte."""
-    size = file.stat().st_size
-    with open(file, "rb") as stream:
-        digest = hashlib.sha256(size.to_bytes(8, "little") + stream.read(SAMPLE_BYTES))
-        stream.seek(max(0, size - SAMPLE_BYTES))
-        digest.update(stream.read())
-    return digest.digest()
 
 
 def given_rates(config: LearnerConfig) -> dict[int, float]:

@@ -71,6 +71,18 @@ def test_runs_differ_in_their_point_and_seed_only_and_share_the_bases_evaluation
         assert same == config
 
 
+def test_a_points_alpha_is_not_overruled_by_the_files_schedule(tree: dict[str, Any]) -> None:
+    tree["learner"] = {"objective": {"alpha_schedule": [[0.0, 0.0], [1.0, 0.5]]}}
+    runs = plan(Config.model_validate(tree), "trial", points(["alpha=.9", "alpha=.5:alpha_schedule=[[0, 1]]", "kl"]), 1)
+    assert [run.config.learner.objective.alpha_at(1.0) for run in runs[1:3]] == [0.9, 1.0]
+
+
+def test_long_keys_that_begin_alike_are_runs_of_their_own(config: Config) -> None:
+    words = [f"grpo:grpo_std=false:grpo_length=false:truncation=2.5:kl_beta={beta}" for beta in (0.01, 0.02)]
+    runs = plan(config, "trial", points(words), 1)
+    assert len({run.path for run in runs}) == 3
+
+
 def test_forced_staleness_runs_in_lock_step_so_that_it_is_exact(config: Config) -> None:
     changed = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"every": 5})})
     run = plan(changed, "study", points(["rloo"], [16], ["none"]), 1)[1].config

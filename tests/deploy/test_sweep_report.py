@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,51 @@ def test_a_sweep_is_extended_by_points_and_seeds_and_refuses_other_settings(
     other = Config.model_validate(tree)
     with pytest.raises(SweepConflict, match=r"schedule\.steps was 20, now 21"):
         write_manifest(directory, other, plan(other, "trial", points(["grpo"]), 1), "sieve sweep c")
+
+
+def extended(directory: Path, tree: dict[str, Any]) -> None:
+    from deploy.config import Config
+    from deploy.plan import plan, points
+
+    config = Config.model_validate(tree)
+    write_manifest(directory, config, plan(config, "trial", points(["grpo"]), 1), "sieve sweep")
+
+
+def test_a_sweep_goes_on_where_its_checkout_has_moved_to_unless_model_or_prompts_have_changed(
+    tree: dict[str, Any], tmp_path: Path
+) -> None:
+    extended(tmp_path / "trial", tree)
+    moved = shutil.copytree(tmp_path, tmp_path.with_name("moved"))
+    tree["model"]["path"] = str(moved / "model")
+    tree["data"] = {name: str(moved / f"{name}.jsonl") for name in ("train", "held_out")}
+    tree["run"] |= {"directory": str(moved / "runs"), "seed": 7}
+    extended(moved / "trial", tree)
+    prompts = (moved / "train.jsonl").read_text()
+    (moved / "train.jsonl").write_text(prompts.replace("p1", "q1"))
+    with pytest.raises(SweepConflict, match=r"data\.train was"):
+        extended(moved / "trial", tree)
+    (moved / "train.jsonl").write_text(prompts)
+    (moved / "model" / "model.safetensors").write_bytes(b"trained")
+    with pytest.raises(SweepConflict, match=r"model\.path was"):
+        extended(moved / "trial", tree)
+
+
+def test_a_sweep_of_an_older_release_goes_on_with_the_defaults_of_what_it_did_not_know(
+    tree: dict[str, Any], tmp_path: Path
+) -> None:
+    extended(tmp_path / "trial", tree)
+    manifest = tmp_path / "trial" / MANIFEST
+    old = json.loads(manifest.read_text())
+    del old["contents"], old["settings"]["data"]["chat"], old["settings"]["learner"]["partition"]
+    put(manifest, old)
+    extended(tmp_path / "trial", tree)
+    put(manifest, old)
+    tree["learner"] = {"partition": {"mode": "group"}}
+    with pytest.raises(SweepConflict, match=r"learner\.partition\.mode was 'pooled', now 'group'"):
+        extended(tmp_path / "trial", tree)
+    put(manifest, old | {"settings": old["settings"] | {"unheard_of": {}}})
+    with pytest.raises(SweepConflict, match="unheard_of"):
+        extended(tmp_path / "trial", tree)
 
 
 DOCUMENTS = sorted((Path(__file__).parents[2] / "docs").glob("*/results.json"))

@@ -82,7 +82,7 @@ def test_a_batch_without_sequences_gives_no_coefficients(name: str) -> None:
 def test_a_groups_coefficients_depend_on_that_group_only(
     name: str, correction: str, sizes: list[int], seed: int
 ) -> None:
-    """So shards of whole groups, in any order, give what one batch gives: what they need to know of it they are told."""
+    """So shards of whole groups, in any order, give what one batch gives: of the rest they are told what counts."""
     sequences = random_sequences(sizes, seed=seed)
 
     def configured(given: Sequences) -> torch.Tensor:
