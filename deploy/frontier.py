@@ -137,10 +137,7 @@ def draw_frontier(scene: Scene, path: Path) -> None:
                 markeredgewidth=0.8, elinewidth=3 if base else 1.1, capsize=0 if base else 2.5, label=key,
                 zorder=1 if base else 3,
             )  # fmt: skip
-            axes.annotate(
-                key.replace("alpha=", "α="), (x.mean, y.mean), xytext=(6, 6), textcoords="offset points", fontsize=8,
-                color=INK, zorder=4,
-            )  # fmt: skip
+        _name_points(axes, {key: (one["pass@1"].mean, one[f"pass@{scene.k}"].mean) for key, one, _ in everything})
         axes.set_xlabel("precision: pass@1")
         axes.set_ylabel(f"coverage: pass@{scene.k}")
         seeds = len(scene.results.base.seeds)
@@ -149,6 +146,27 @@ def draw_frontier(scene: Scene, path: Path) -> None:
             loc="outside right upper", title=f"bars: 95 % of the\ndifference to the base\nover {over}\n(base: its own)",
             title_fontsize=8,
         )  # fmt: skip
+
+
+def _name_points(axes: Any, points: dict[str, tuple[float, float]]) -> None:
+    """Each point's name beside it, on whichever side is free of the names before and of all points."""
+    figure = axes.figure
+    figure.draw_without_rendering()  # a text's extent is known only once the axes have their place
+    taken = [axes.transData.transform(point) for point in points.values()]
+    boxes: list[Any] = []
+    for key, point in points.items():
+        for dx, dy, side in ((7, 6, "left"), (-7, 6, "right"), (7, -13, "left"), (-7, -13, "right"), (7, 18, "left")):
+            text = axes.annotate(
+                key.replace("alpha=", "α="), point, xytext=(dx, dy), textcoords="offset points", fontsize=8, color=INK,
+                ha=side, zorder=4,
+            )  # fmt: skip
+            box = text.get_window_extent()
+            if not (any(box.overlaps(other) for other in boxes) or any(box.contains(*spot) for spot in taken)):
+                break
+            text.remove()
+        else:
+            continue  # no room: the legend names it
+        boxes.append(box)
 
 
 def draw_curves(scene: Scene, path: Path) -> None:
