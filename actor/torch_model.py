@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from actor import torch_weights
 from actor.decoding import Decode, open_tokenizer
 from actor.engine import Ids, ModelUnusable
 from actor.kv_slots import Slots
+from actor.torch_weights import Weights
 from broker.settings import ModelSettings
 
 
@@ -46,6 +46,7 @@ class Policy:
                 f"sliding_window {window}: use another model or engine"
             )
         self._model = model.eval().requires_grad_(False)
+        self._weights = Weights(self._model)
         self.pass_tokens = pass_tokens
         self.device: torch.device = next(model.parameters()).device
         self.vocabulary = int(model.get_output_embeddings().weight.shape[0])
@@ -54,7 +55,7 @@ class Policy:
 
     def load(self, directory: Path) -> None:
         """Take a version's weights, all or nothing. Raises WeightsUnusable."""
-        torch_weights.put(self._model, torch_weights.read(directory), str(directory))
+        self._weights.load(directory)
 
     def slots(self, count: int) -> Slots:
         """An empty cache for `count` sequences."""

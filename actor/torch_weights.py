@@ -1,4 +1,8 @@
-"""Putting a published version's tensors into a transformers model, all or nothing. Checksums are the broker's."""
+"""Putting a published version's tensors into a transformers model, all or nothing. Checksums are the broker's.
+
+A version is whole weights, or an adapter of the model as it was opened. Adapters are merged: W + s · B · A, from the
+untouched W each time, so that nothing adds up from version to version and decoding costs what it costs without.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,72 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from actor.engine import WeightsUnusable
+from broker.adapters import TENSORS, is_adapter, module_and_factor, read_config
+
+
+class Weights:
+    """The weights of one model, and which version's files they come from next."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._model = model
+        self._untouched: dict[str, torch.Tensor] = {}
+        """What the matrices that adapters were merged into held before, by name."""
+
+    def load(self, directory: Path) -> None:
+        """Take the version in `directory`, all or nothing. Raises WeightsUnusable; the model is then unchanged."""
+        if is_adapter(directory):
+            self._merge(directory)
+        else:
+            put(self._model, read(directory), str(directory))
+            self._untouched.clear()
+
+    @torch.no_grad()
+    def _merge(self, directory: Path) -> None:
+        parameters = self._model.state_dict(keep_vars=True)
+        scale, factors = read_adapter(directory)
+        updates: dict[str, torch.Tensor] = {}
+        for module, pair in factors.items():
+            name, left, right = f"{module}.weight", pair.get("lora_B"), pair.get("lora_A")
+            if name not in parameters or left is None or right is None:
+                missing = "lora_B" if left is None else "lora_A" if right is None else "a matrix of the model"
+                raise WeightsUnusable(
+                    f"{directory}: {module} lacks {missing}; was it published for another model.path?"
+                )
+            if (left.shape[0], right.shape[1]) != parameters[name].shape or left.shape[1] != right.shape[0]:
+                raise WeightsUnusable(
+                    f"{directory}: {module} has B {tuple(left.shape)} and A {tuple(right.shape)}, the matrix in the "
+                    f"model at model.path is {tuple(parameters[name].shape)}"
+                )
+            update = scale * (left.float() @ right.float())
+            if not torch.isfinite(update).all():
+                raise WeightsUnusable(f"{directory}: the adapter of {module} {NOT_FINITE}")
+            updates[name] = update
+        for name, untouched in self._untouched.items():
+            if name not in updates:
+                parameters[name].copy_(untouched)
+        for name, update in updates.items():
+            base = self._untouched.setdefault(name, parameters[name].detach().clone())
+            parameters[name].copy_(base.float() + update.to(base.device))
+
+
+NOT_FINITE = (
+    "has values that are not finite; training diverged: lower the learning rate and resume from an earlier checkpoint"
+)
+
+
+def read_adapter(directory: Path) -> tuple[float, dict[str, dict[str, torch.Tensor]]]:
+    """(s, by module: `lora_A` (r, in) and `lora_B` (out, r)). Raises WeightsUnusable."""
+    factors: dict[str, dict[str, torch.Tensor]] = {}
+    try:
+        scale = read_config(directory).scale
+        for name, tensor in load_file(directory / TENSORS).items():
+            module, factor = module_and_factor(name)
+            factors.setdefault(module, {})[factor] = tensor
+    except (OSError, SafetensorError, ValueError) as error:
+        raise WeightsUnusable(
+            f"{directory}: not readable as an adapter ({error}); publish plain LoRA in PEFT's format"
+        ) from error
+    return scale, factors
 
 
 def read(directory: Path) -> dict[str, torch.Tensor]:
@@ -52,9 +122,6 @@ def put(model: torch.nn.Module, tensors: dict[str, torch.Tensor], source: str) -
                 f"{source}: {name} is {tuple(tensor.shape)}, the model at model.path has {tuple(parameter.shape)}"
             )
         if not torch.isfinite(tensor).all():
-            raise WeightsUnusable(
-                f"{source}: {name} has values that are not finite; training diverged: lower the learning rate and "
-                f"resume from an earlier checkpoint"
-            )
+            raise WeightsUnusable(f"{source}: {name} {NOT_FINITE}")
     for name, tensor in tensors.items():
         parameters[name].copy_(tensor)

@@ -15,6 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from broker.adapters import is_adapter
 from broker.errors import EX_OK
 from deploy import outcomes, records
 from deploy.config import Config, ConfigError
@@ -110,24 +111,27 @@ def base_perplexity(config: Config, run: Path, *, own: bool) -> dict[str, float 
 
 
 def _model(config: Config, checkpoint: Path) -> Path:
-    """The Hugging Face directory of what is to be evaluated; a training checkpoint is converted into one."""
+    """The Hugging Face directory of what is to be evaluated; a training checkpoint or an adapter becomes one."""
     if (checkpoint / "config.json").is_file() and list(checkpoint.glob("*.safetensors")):
         return checkpoint
     from learner.checkpoint import is_checkpoint
 
-    if not is_checkpoint(checkpoint):
+    if not is_checkpoint(checkpoint) and not is_adapter(checkpoint):
         raise ConfigError(
             [
                 f"--checkpoint {checkpoint}: neither a checkpoint of a run (…/checkpoints/step-…) nor a Hugging Face "
-                f"model directory (config.json, *.safetensors); {config.run.path}/model, /weights and /checkpoints "
-                f"hold such"
+                f"model directory (config.json, *.safetensors) nor an adapter of model.path (adapter_config.json); "
+                f"{config.run.path}/model, /weights and /checkpoints hold such"
             ]
         )
-    from learner.publish import convert
+    from learner.publish import convert, convert_adapters
     from learner.start import compute_dtype
 
-    out = config.run.path / "evaluations" / "models" / _label(config, checkpoint)
-    convert(checkpoint, out, config.model.path, compute_dtype(config.model))
+    out, base = config.run.path / "evaluations" / "models" / _label(config, checkpoint), config.model.path
+    if is_adapter(checkpoint):
+        convert_adapters(checkpoint, out, base, compute_dtype(config.model))
+    else:
+        convert(checkpoint, out, base, compute_dtype(config.model), config.model.lora)
     return out
 
 
@@ -153,7 +157,7 @@ def _through_the_lane(
     own = config.model_copy(
         update={
             "run": run,
-            "model": config.model.model_copy(update={"path": model}),
+            "model": config.model.model_copy(update={"path": model, "lora": None}),
             "schedule": config.schedule.model_copy(update={"steps": 0}),
         }
     )

@@ -1,4 +1,4 @@
-"""Durable state of the learner: model, optimiser, step, version, Z statistics, random state.
+"""Durable state of the learner: what is trained of the model, optimiser, step, version, Z statistics, random state.
 
     <directory>/step-00000010/   the sharded tensors (PyTorch distributed checkpoint), state.msgpack, manifest.json
 
@@ -22,6 +22,7 @@ import msgpack
 import torch
 from torch import nn
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_state_dict,
@@ -81,7 +82,7 @@ class Checkpoints:
             partial.mkdir(parents=True)
         self.ranks.barrier()
         tensors, moments = get_state_dict(model, optimizer)
-        state_dict_saver.save({"model": tensors, "optimizer": moments}, checkpoint_id=partial)
+        state_dict_saver.save({"model": _trained(model, tensors), "optimizer": moments}, checkpoint_id=partial)
         mine = sorted(partial.glob(f"__{self.ranks.rank}_*"))
         found = self.ranks.gather({file.name: _digest(file) for file in mine})
         if self.ranks.first:
@@ -130,14 +131,15 @@ class Checkpoints:
             )
         if manifest["fingerprint"] != fingerprint:
             raise CheckpointCorrupt(
-                f"checkpoint {directory} belongs to a run with another base model, prompts, seed or sampling "
-                f"(fingerprint {manifest['fingerprint'][:12]}, now {fingerprint[:12]}): choose another run.name, or "
-                "undo the change"
+                f"checkpoint {directory} belongs to a run with another base model, model.lora, prompts, seed or "
+                f"sampling (fingerprint {manifest['fingerprint'][:12]}, now {fingerprint[:12]}): choose another "
+                "run.name, or undo the change"
             )
         tensors, moments = get_state_dict(model, optimizer)
-        state: dict[str, Any] = {"model": tensors, "optimizer": moments}
+        state: dict[str, Any] = {"model": _trained(model, tensors), "optimizer": moments}
         state_dict_loader.load(state, checkpoint_id=directory)
-        set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+        whole = tensors | state["model"]
+        set_state_dict(model, optimizer, model_state_dict=whole, optim_state_dict=state["optimizer"])
         body: dict[str, Any] = msgpack.unpackb((directory / STATE).read_bytes(), raw=False, strict_map_key=False)
         torch.set_rng_state(torch.frombuffer(bytearray(body["random"]), dtype=torch.uint8))
         return Progress(step, manifest["version"], manifest["published_step"], fingerprint, body["z"])
@@ -168,9 +170,25 @@ def load_weights(directory: Path, model: nn.Module) -> None:
         problem = problem or _compare(directory / name, manifest["files"][name])
     if problem:
         raise CheckpointCorrupt(f"checkpoint {directory}: {problem}. Restore it from a copy, or name another one")
-    state = {"model": get_model_state_dict(model)}
+    tensors = get_model_state_dict(model)
+    state = {"model": _trained(model, tensors)}
+    stored = FileSystemReader(directory).read_metadata().state_dict_metadata
+    for key, tensor in state["model"].items():
+        size = getattr(stored.get(f"model.{key}"), "size", None)
+        if size != tensor.shape:
+            there = "is not in it" if size is None else f"is {tuple(size)} in it"
+            raise CheckpointCorrupt(
+                f"checkpoint {directory}: {key} {tuple(tensor.shape)} {there}; give the configuration of the run that "
+                "wrote it, with its model.path and model.lora"
+            )
     state_dict_loader.load(state, checkpoint_id=directory, no_dist=True)
-    set_model_state_dict(model, state["model"])
+    set_model_state_dict(model, tensors | state["model"])
+
+
+def _trained(model: nn.Module, tensors: dict[str, Any]) -> dict[str, Any]:
+    """Of a model's tensors, those that a checkpoint holds: all but frozen parameters, which the base's files hold."""
+    frozen = {name for name, value in model.named_parameters(remove_duplicate=False) if not value.requires_grad}
+    return {name: tensor for name, tensor in tensors.items() if name not in frozen}
 
 
 def _manifest(directory: Path, step: int) -> tuple[dict[str, Any], str]:

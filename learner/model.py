@@ -1,12 +1,13 @@
 """The policy π_θ and the frozen base π_b: loaded from Hugging Face files, sharded with FSDP2, scored by one function.
 
-Both models are `Scorer`s of the same class, precision and code path, so that a ratio π_θ/π_b never measures a
-difference between kernels. This file knows nothing of groups, coefficients or the broker.
+Both models are scored by the same class, in the same precision, on the same code path, so that a ratio π_θ/π_b never
+measures a difference between kernels. This file knows nothing of groups, coefficients or the broker.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ class Scorer(nn.Module):
         return logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)  # type: ignore[no-any-return]
 
 
-def score(model: Scorer, layout: Layout) -> Tensor:
+def score(model: Callable[..., Tensor], layout: Layout) -> Tensor:
     """log π per completion token, (N, T) float32, zero where `layout.mask` is False. The one scoring function."""
     return layout.table(model(layout.tokens, layout.positions, layout.attend, layout.at, layout.targets))
 
@@ -168,10 +169,12 @@ def shard(
 
     Parameters keep their dtype (the optimiser's precision); they are gathered and used as `compute`; gradients are
     reduced in float32. `recompute` trades the activations of each layer for a second forward. A model that is not
-    `trainable` is frozen before it is sharded, so that it holds no gradients.
+    `trainable` is frozen before it is sharded, so that it holds no gradients; of one that is, parameters which are
+    frozen already (the base under adapters) stay so.
     """
     scorer = Scorer(causal_lm, recompute=recompute)
-    scorer.requires_grad_(trainable)
+    if not trainable:
+        scorer.requires_grad_(False)
     precision = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
     options: dict[str, Any] = {"mesh": mesh, "mp_policy": precision, "reshard_after_forward": reshard_after_forward}
     layers = scorer.backbone.layers
@@ -198,17 +201,22 @@ def _recomputed(layer: nn.Module) -> None:
     layer.forward = forward
 
 
-def full_state(scorer: Scorer, dtype: torch.dtype, *, keep: bool) -> dict[str, Tensor]:
+def full_state(
+    scorer: Scorer, dtype: torch.dtype, *, keep: bool, wanted: Callable[[str], bool] = lambda name: True
+) -> dict[str, Tensor]:
     """Whole tensors under their Hugging Face names, on the CPU in `dtype`; collective: every rank must call it.
 
-    One tensor is gathered at a time, so that the peak on a device is one tensor above its shards. Ranks that do not
-    `keep` take part and return {}. Tied tensors appear once, as transformers stores them.
+    Those whose name is `wanted`: all, unless said otherwise. One tensor is gathered at a time, so that the peak on a
+    device is one tensor above its shards. Ranks that do not `keep` take part and return {}. Tied tensors appear once,
+    as transformers stores them.
     """
     state: dict[str, Tensor] = {}
     tensors: dict[str, Tensor] = dict(scorer.causal_lm.named_parameters())
     persistent = scorer.causal_lm.state_dict(keep_vars=True)
     tensors.update({name: value for name, value in scorer.causal_lm.named_buffers() if name in persistent})
     for name, tensor in tensors.items():
+        if not wanted(name):
+            continue
         value = tensor.detach()
         whole = value.full_tensor() if isinstance(value, DTensor) else value
         if keep:

@@ -28,7 +28,7 @@ from broker.wire import float32
 from learner.checkpoint import Checkpoints, Progress
 from learner.held_out import HeldOut
 from learner.objective.sequences import Sequences
-from learner.publish import export, publish_weights
+from learner.publish import export, export_adapters, publish_weights
 from learner.ranks import Ranks
 from learner.samples import fetch
 from learner.settings import LearnerConfig
@@ -339,12 +339,15 @@ class LearnerService(Service):
         return "idle", []
 
     def _finish(self) -> None:
-        """The weights as a Hugging Face model in <run>/model, then the word that the run is over."""
+        """The weights as a Hugging Face model in <run>/model (adapters merged; alone they are in <run>/adapter), then
+        the word that the run is over."""
         self.phase("exporting")
         model = self.config.model
-        path, first = self.config.run.path / "model", self.ranks.first
+        path, first, dtype = self.config.run.path, self.ranks.first, compute_dtype(model)
         if self.progress.step:  # a run of no steps evaluates: its model is the one it was given
-            export(path, self.trainer.policy, model.path, compute_dtype(model), first=first)
+            export(path / "model", self.trainer.policy, model.path, dtype, first=first)
+            if model.lora is not None:
+                export_adapters(path / "adapter", self.trainer.policy, model.path, dtype, first=first)
         if first:
             self.retrying(lambda: self.broker.finish(self.incarnation))
         self.ranks.barrier()

@@ -19,6 +19,7 @@ from broker.state import RunSpec
 from broker.wire import Prompt, pack
 from learner import identity
 from learner.data import end_tokens, load_tokenizer, read_prompts
+from learner.lora import Unadapted, attach
 from learner.model import ModelUnusable, Scorer, load, shard, verify_scoring
 from learner.objective.registry import build
 from learner.partition import PartitionFunction
@@ -112,10 +113,12 @@ def open_run(config: LearnerConfig, ranks: Ranks, broker: Broker) -> Run:
 
 
 def fingerprint_of(config: LearnerConfig, train: Sequence[Prompt], held_out: Sequence[Prompt]) -> str:
-    """Hash of what must not change within a run: base model, prompts, seed and sampling."""
+    """Hash of what must not change within a run: base model, adapters, prompts, seed and sampling."""
     digest = hashlib.sha256()
     digest.update(config.model.dtype.encode())
     digest.update(identity.of_model(config.model.path))
+    if config.model.lora is not None:
+        digest.update(config.model.lora.model_dump_json().encode())
     for lane in (train, held_out):
         digest.update(len(lane).to_bytes(8, "little"))
         for prompt in lane:
@@ -135,28 +138,39 @@ def given_rates(config: LearnerConfig) -> dict[int, float]:
 
 
 def build_trainer(config: LearnerConfig, ranks: Ranks) -> Trainer:
-    """Policy (float32 parameters) and frozen base (in the computing precision), sharded, and what trains the one.
+    """What is trained and the frozen base beside it, sharded, and what trains the one against the other.
 
-    Raises ModelUnusable when the architecture would be scored wrongly, DataUnusable.
+    Without adapters: the policy in float32 and a base of its own in the computing precision. With them: one base in the
+    computing precision, which the policy is with its float32 adapters and the base without. Raises ModelUnusable when
+    the architecture would be scored wrongly, TargetsUnmatched when it has no such matrices, DataUnusable.
     """
-    path, settings, compute = config.model.path, config.learner, compute_dtype(config.model)
-    policy = load(path, torch.float32)
+    path, settings, compute, lora = config.model.path, config.learner, compute_dtype(config.model), config.model.lora
+    policy = load(path, torch.float32 if lora is None else compute)
     verify_scoring(Scorer(policy), path, shared_rows=settings.row_tokens > 0)
-    frozen = load(path, compute)
+    if lora is not None:
+        attach(policy, lora, config.run.seed)
+    sharded = shard(
+        policy,
+        ranks.mesh,
+        compute=compute,
+        trainable=True,
+        recompute=settings.recompute,
+        reshard_after_forward=settings.reshard_after_forward,
+    )
+    base: Scorer | Unadapted = Unadapted(sharded)
+    if lora is None:
+        base = shard(
+            load(path, compute),
+            ranks.mesh,
+            compute=compute,
+            trainable=False,
+            reshard_after_forward=settings.reshard_after_forward,
+        )
     return Trainer(
         settings,
         ranks,
-        shard(
-            policy,
-            ranks.mesh,
-            compute=compute,
-            trainable=True,
-            recompute=settings.recompute,
-            reshard_after_forward=settings.reshard_after_forward,
-        ),
-        shard(
-            frozen, ranks.mesh, compute=compute, trainable=False, reshard_after_forward=settings.reshard_after_forward
-        ),
+        sharded,
+        base,
         build(settings.objective, length_norm=float(config.sampling.max_new_tokens)),
         PartitionFunction(settings.partition, given_rates(config)),
         loss_scale=FLOAT16_LOSS_SCALE if compute == torch.float16 else 1.0,

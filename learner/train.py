@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from learner.batching import Layout, lay_out, plan, same_count
+from learner.lora import Unadapted
 from learner.model import Scorer, score
 from learner.objective.registry import Objective
 from learner.objective.sequences import Sequences
@@ -57,14 +58,15 @@ def make_optimizer(policy: Scorer, settings: LearnerSettings) -> torch.optim.Ada
 
 
 class Trainer:
-    """The policy, the frozen base, Ẑ and the objective, and the step that joins them."""
+    """The policy, the frozen base (a model of its own, or the policy without its adapters), Ẑ and the objective, and
+    the step that joins them."""
 
     def __init__(
         self,
         settings: LearnerSettings,
         ranks: Ranks,
         policy: Scorer,
-        base: Scorer,
+        base: Scorer | Unadapted,
         objective: Objective,
         partition: PartitionFunction,
         *,

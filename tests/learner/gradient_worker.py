@@ -1,7 +1,8 @@
 """One rank of two training steps on fixed groups, once per task; writes gradients and weights of each task as JSON.
 
 gradient_worker.py ANSWER MODEL TASKS, where TASKS is a JSON list of ["train" | "save" | "load", budget, checkpoints],
-the objective's name after them where it is not the default.
+the objective's name after them where it is not the default, then for adapters "sharded", or "plain" for a model that
+FSDP2 has not touched.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from learner_rig import make_groups
+from torch.distributed.tensor import DTensor
 
+from broker.settings import LoraSettings
 from learner.batching import balance
 from learner.checkpoint import Checkpoints, Progress
-from learner.model import full_state, load, shard
+from learner.lora import Unadapted, attach
+from learner.model import Scorer, full_state, load, shard
 from learner.objective.registry import build
 from learner.objective.settings import ObjectiveName, ObjectiveSettings
 from learner.partition import PartitionFunction
@@ -27,15 +31,31 @@ from learner.settings import LearnerSettings, OptimizerSettings
 from learner.train import Trainer
 
 
+def models(ranks: Ranks, path: Path, adapters: str) -> tuple[Scorer, Scorer | Unadapted]:
+    """Policy and base."""
+    model, options = load(path, torch.float32), {"mesh": ranks.mesh, "compute": torch.float32}
+    if adapters:
+        attach(model, LoraSettings(rank=4, alpha=8), seed=3)
+        policy = Scorer(model) if adapters == "plain" else shard(model, **options, trainable=True)  # type: ignore[arg-type]
+        return policy, Unadapted(policy)
+    base = shard(load(path, torch.float32), **options, trainable=False)  # type: ignore[arg-type]
+    return shard(model, **options, trainable=True), base  # type: ignore[arg-type]
+
+
 def run(
-    ranks: Ranks, model: Path, what: str, budget: int, checkpoints: str, name: ObjectiveName = "alpha_dpg"
+    ranks: Ranks,
+    model: Path,
+    what: str,
+    budget: int,
+    checkpoints: str,
+    name: ObjectiveName = "alpha_dpg",
+    adapters: str = "",
 ) -> dict[str, Any]:
     settings = LearnerSettings(
         objective=ObjectiveSettings(name=name), micro_batch_tokens=budget, row_tokens=24,
         optimizer=OptimizerSettings(lr=0.01, clip=1e9),
     )  # fmt: skip
-    policy = shard(load(model, torch.float32), ranks.mesh, compute=torch.float32, trainable=True)
-    base = shard(load(model, torch.float32), ranks.mesh, compute=torch.float32, trainable=False)
+    policy, base = models(ranks, model, adapters)
     partition = PartitionFunction(settings.partition)
     trainer = Trainer(settings, ranks, policy, base, build(settings.objective, length_norm=6.0), partition)
     store = Checkpoints(Path(checkpoints), ranks)
@@ -49,7 +69,10 @@ def run(
 
     def watch(*_: object) -> None:
         for name, parameter in policy.causal_lm.named_parameters():
-            gradients.setdefault(name, parameter.grad.full_tensor().flatten().tolist())  # type: ignore[union-attr]
+            if parameter.requires_grad:
+                gradient: Any = parameter.grad
+                whole = gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
+                gradients.setdefault(name, whole.flatten().tolist())
 
     trainer.optimizer.register_step_pre_hook(watch)
     losses, norms = [], []
