@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from broker.settings import LoraSettings
+from actor.torch_model import open_model
+from broker.settings import LoraSettings, ModelSettings
 from broker.weights import WeightsDirectory
 from learner.batching import Layout, lay_out, plan
 from learner.checkpoint import CheckpointCorrupt, Checkpoints, Progress, load_weights
@@ -32,6 +33,11 @@ from learner.train import Trainer
 
 LORA = LoraSettings(rank=4, alpha=8)
 WORKER = Path(__file__).with_name("gradient_worker.py")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> None:
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
@@ -329,6 +335,27 @@ def test_a_version_is_small_and_in_pefts_format(model_path: Path, ranks: Ranks, 
     assert tensors[f"{name}.lora_A.weight"].shape == (4, 32) and tensors[f"{name}.lora_B.weight"].shape == (16, 4)
     assert not any(tensor.any() for name, tensor in tensors.items() if "lora_B" in name), "version 0 is the base"
     assert to_peft(from_peft(tensors)).keys() == tensors.keys()
+
+
+@torch.no_grad()
+def test_the_torch_engine_gives_the_learners_log_probs(model_path: Path, ranks: Ranks, tmp_path: Path) -> None:
+    """Published by the one, loaded by the other, version after version: within 1e-4 in float32."""
+    device = torch.device("cpu")
+    sampler, _ = open_model(ModelSettings(path=model_path, lora=LORA), device, pass_tokens=64)
+    policy, weights, samples = adapted(model_path, ranks), WeightsDirectory(tmp_path / "weights"), samples_of(0)
+    layout, moved = layout_of(), []
+    sequences = [(samples.prompts[0], ids) for group in samples.completions for ids in group]
+    base = score(policy, layout)
+    for version in range(3):
+        publish_weights(weights, version, policy, model_path, torch.float32, first=True, step=version)
+        sampler.load(weights.fetch(version))
+        scores = score(policy, layout)
+        moved.append(float((scores - base).abs().max()))
+        for row, sample in enumerate(layout.samples.tolist()):
+            found = torch.from_numpy(sampler.score([sequences[sample]])[0])
+            torch.testing.assert_close(found, scores[row, : len(found)], atol=1e-4, rtol=0)
+        shuffled(policy, 0.2 * (version + 1))
+    assert moved[0] == 0 and min(moved[1:]) > 0.05
 
 
 def test_pefts_own_library_loads_a_version(model_path: Path, ranks: Ranks, tmp_path: Path) -> None:
