@@ -226,17 +226,17 @@ def test_sharded_over_one_or_two_ranks_they_train_as_unsharded(
 ) -> None:
     """… and a checkpoint of two ranks resumes on one, and the other way round."""
     model, by_two, by_one = str(save_model(tmp_path / "base")), str(tmp_path / "by-two"), str(tmp_path / "by-one")
-    saving = torchrun(WORKER, 2, model, json.dumps([["save", 64, by_two, "sharded"], ["train", 24, by_two, "sharded"]]))
-    one = torchrun(
-        WORKER, 1, model,
-        json.dumps(
-            [
-                ["save", 64, by_one, "sharded"], ["train", 24, by_one, "sharded"], ["train", 64, by_one, "plain"],
-                ["load", 64, by_two, "sharded"], ["load", 64, by_one, "sharded"],
-            ]
-        ),
-    )[0]  # fmt: skip
-    two = torchrun(WORKER, 2, model, json.dumps([["load", 64, by_one, "sharded"], ["load", 64, by_two, "sharded"]]))[0]
+
+    def run(count: int, *tasks: tuple[str, int, str, str]) -> list[Any]:
+        given = [[what, budget, where, "alpha_dpg", how] for what, budget, where, how in tasks]
+        return torchrun(WORKER, count, model, json.dumps(given))
+
+    saving = run(2, ("save", 64, by_two, "sharded"), ("train", 24, by_two, "sharded"))
+    (whole, split, plain, from_two, from_one), = run(
+        1, ("save", 64, by_one, "sharded"), ("train", 24, by_one, "sharded"), ("train", 64, by_one, "plain"),
+        ("load", 64, by_two, "sharded"), ("load", 64, by_one, "sharded"),
+    )  # fmt: skip
+    two = run(2, ("load", 64, by_one, "sharded"), ("load", 64, by_two, "sharded"))[0]
 
     def close(left: dict[str, Any], right: dict[str, Any]) -> None:
         np.testing.assert_allclose(left["losses"], right["losses"], atol=1e-5)
@@ -248,7 +248,6 @@ def test_sharded_over_one_or_two_ranks_they_train_as_unsharded(
                 values, right["weights"][name], atol=bound, rtol=1e-4 * bool(bound), err_msg=name
             )
 
-    whole, split, plain, from_two, from_one = one
     assert max(abs(value) for name in whole["gradients"] for value in whole["gradients"][name]) > 1e-4
     assert all("lora_" in name for name in whole["gradients"])
     close(whole, plain)
