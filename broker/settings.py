@@ -250,8 +250,9 @@ class ScheduleSettings(Section):
     lock-step.
     """
     ess_target: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Closed loop: after each version, admission tightens when the step's effective sample size of ρ^α (a share) is
-    below this, and loosens again, never beyond `max_staleness`, when it is not. None: always `max_staleness`.
+    """Closed loop: after each version, admission tightens when the step's effective sample size of ρ^α (a share; of
+    ρ for objectives other than α-DPG) is below this, and loosens again, never beyond `max_staleness`, when it is not.
+    None: always `max_staleness`.
     """
     forced_staleness: Annotated[int, Field(ge=0, le=1000)] = 0
     """For studies only. Actors sample train groups with the version this much older than the newest (version 0 until

@@ -8,6 +8,7 @@ and the figures; never touches the run that it looks at.
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ from broker.errors import EX_OK
 from deploy import outcomes, records
 from deploy.config import Config, ConfigError
 from deploy.outcomes import Counted
+from learner import identity
 from learner.evaluation import LEVELS, perplexity
 
 SHOWN = ("pass@1", "pass@4", "pass@16", "pass@64", "pass@128", "pass@256", "distinct_correct", "shannon",
          "gini_simpson")  # fmt: skip
 LONGEST_NAME = 64
+MEASURED = "measured.json"
 
 
 def evaluate(config: Config, checkpoint: Path, console: Console, *, fresh: bool, view: bool) -> int:
@@ -161,16 +164,34 @@ def _through_the_lane(
             "schedule": config.schedule.model_copy(update={"steps": 0}),
         }
     )
-    same = _same_measure(own, run.path)
-    if same and not fresh:
+    measured, wanted = run.path / MEASURED, _measure(own)
+    if not fresh and _same_measure(own, run.path) and _text(measured) == wanted:
         return run.path, EX_OK
     from deploy.launch import launch
     from deploy.rundir import TRACES
 
     there = any((run.path / trace).exists() for trace in TRACES)
-    # One that was cut off goes on; one of other prompts or samples, or one to be done again, is put aside.
+    # One that was cut off goes on; one of another model, prompts or samples, or one to be done again, is put aside.
     cut_off = there and not fresh and not records.evaluations(run.path)
-    return run.path, launch(own, console, resume=cut_off, fresh=there and not cut_off, live=view)
+    code = launch(own, console, resume=cut_off, fresh=there and not cut_off, live=view)
+    if code == EX_OK:
+        measured.write_text(wanted, encoding="utf-8")
+    return run.path, code
+
+
+def _measure(config: Config) -> str:
+    """What an evaluation is of: the model by its content, since a directory's may change, the prompts, the sampling."""
+    assert config.data.held_out is not None
+    return json.dumps({
+        "model": hashlib.sha256(identity.of_model(config.model.path)).hexdigest(), "dtype": config.model.dtype,
+        "held_out": identity.of_prompts(config.data.held_out).hex(),
+        "columns": config.data.columns.model_dump(mode="json"),
+        "seed": config.run.seed, "sampling": config.sampling.model_dump(mode="json"),
+    }, sort_keys=True)  # fmt: skip
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.exists() else None
 
 
 def _same_measure(config: Config, run: Path) -> bool:

@@ -66,7 +66,7 @@ class LearnerService(Service):
         self._pending: tuple[dict[str, Any], Sequences | None] | None = None
         self._done_since: float | None = None
         self._ess = float("nan")
-        """Of ρ^α in the newest step, a share."""
+        """Of the ratios that the objective weighs with, in the newest step; a share."""
         self._admitted = 0
         """The staleness that admission aims at (rank 0)."""
 
@@ -223,7 +223,7 @@ class LearnerService(Service):
             )  # fmt: skip
             line["z_narrow_share"] = self.z_summary.narrow_share()
             line["admitted_staleness"] = self._admitted
-            self._ess = line.get("ess_rho_alpha", float("nan"))
+            self._ess = line.get(self.config.learner.objective.staleness_ess, float("nan"))
             clock |= report.seconds
             self._pending = line | {f"seconds_{part}": seconds for part, seconds in clock.items()}, sequences
         self._note_refusal(report.refused, step, gids)

@@ -88,6 +88,11 @@ class ObjectiveSettings(Section):
             before_time, before = time, value
         return before
 
+    @property
+    def staleness_ess(self) -> str:
+        """The diagnostic that says what stale samples cost this objective: α-DPG weighs by ρ^α, the others by ρ."""
+        return "ess_rho_alpha" if self.name == "alpha_dpg" else "ess_rho"
+
     def beta(self, own: float) -> float:
         """The KL coefficient: the configured one, or the objective's `own`."""
         return own if self.kl_beta is None else self.kl_beta

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -128,5 +129,10 @@ def test_a_checkpoint_is_evaluated_as_the_run_evaluates_its_own(tmp_path: Path) 
     # The base through the lane of its own: the same prompts and samples as the run's, so nothing is sampled for it.
     own = [json.loads(line) for line in (run / "eval.jsonl").read_text().splitlines()]
     assert found["figures"]["base"]["pass@1"][0] == pytest.approx(own[0]["pass@1"], abs=1e-6)
+    # A directory that holds another model by now is evaluated again: the run's tuned model, then the base in its place.
+    model = run / "model"
+    project.ask("eval", str(project.config), "--checkpoint", str(model), "--no-view")
+    shutil.copy(COUNTDOWN / "base" / "model.safetensors", model / "model.safetensors")
+    assert "finished after" in project.ask("eval", str(project.config), "--checkpoint", str(model), "--no-view")
     refused = project.ask("eval", str(project.config), "--checkpoint", str(tmp_path), "--no-view", code=64)
     assert "neither a checkpoint" in refused

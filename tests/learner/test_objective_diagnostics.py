@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
 from objective_cases import case, draw, objective, random_sequences
 
 from learner.objective.diagnostics import alpha_divergence, divergences, effective_share, pass_rates
+from learner.objective.settings import ObjectiveName, ObjectiveSettings
 
 
 @pytest.mark.parametrize("spread", [0.5, 1.0])
@@ -59,6 +61,15 @@ def test_a_wrong_partition_function_raises_the_calibration_alarm() -> None:
     assert float(objective(alpha=0.25)(sequences).diagnostics["mean_r_alarm"]) == 0
     wrong = replace(sequences, log_z=sequences.log_z - math.log(20))
     assert float(objective(alpha=0.25)(wrong).diagnostics["mean_r_alarm"]) == 1
+
+
+@pytest.mark.parametrize("name", get_args(ObjectiveName))
+def test_what_admission_goes_by_is_the_sample_size_of_the_ratios_that_weigh(name: ObjectiveName) -> None:
+    sequences = random_sequences([8] * 8)
+    found = objective(name=name, alpha=0.25)(sequences).diagnostics[ObjectiveSettings(name=name).staleness_ess]
+    exponent = 0.25 if name == "alpha_dpg" else 1.0
+    weights = (exponent * sequences.log_rho.double()).exp()
+    assert float(found) == pytest.approx(float(weights.sum() ** 2 / (weights**2).sum() / len(weights)), rel=1e-4)
 
 
 def test_staleness_buckets_split_the_batch_and_its_gradient() -> None:
