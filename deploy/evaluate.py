@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -207,7 +208,8 @@ def _same_measure(config: Config, run: Path) -> bool:
 
 def show(found: dict[str, Any], console: Console) -> None:
     """The table base → checkpoint, and where the prompts went."""
-    table = Table(title=f"{found['prompts']} held-out prompts, 95 % over problems", title_justify="left")
+    title = f"{found['prompts']} held-out prompts, 95 % over problems"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)  # fits into 80 columns
     for name in ("", "base", "checkpoint", "change"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     for name in SHOWN:
@@ -216,9 +218,9 @@ def show(found: dict[str, Any], console: Console) -> None:
         cells = [_interval(found["figures"][which][name]) for which in ("base", "checkpoint")]
         change = found["change"].get(name)
         table.add_row(name, *cells, "" if change is None else _interval(change, sign="+"))
-    for which in ("all", "right"):
+    for which, name in (("all", "base perplexity"), ("right", "  of right ones")):
         pair = [found["base_perplexity"][of][which] for of in ("base", "checkpoint")]
-        table.add_row(f"base perplexity, {which}", *("–" if value is None else f"{value:.3f}" for value in pair), "")
+        table.add_row(name, *("–" if value is None else f"{value:.3f}" for value in pair), "")
     console.print(table)
     moved = Table(title="prompts: before ↓ after →", title_justify="left")
     for name in ("", *LEVELS):
@@ -230,4 +232,5 @@ def show(found: dict[str, Any], console: Console) -> None:
 
 def _interval(value: list[float], sign: str = "") -> str:
     mean, low, high = value
-    return f"{mean:{sign}.3f} [{low:{sign}.2f} {high:{sign}.2f}]"
+    ends = " ".join(f"{end:{sign}.2f}".replace("0.", ".", 1) for end in (low, high))
+    return f"{mean:{sign}.3f} [{ends}]"
