@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from pathlib import Path
 
 from actor.engine import ArgumentRefused, Engine, EngineMissing, ModelUnusable
 from actor.settings import ActorConfig
@@ -29,20 +30,31 @@ def prepare(engine: str) -> None:
         for name, value in QUIET.items():
             os.environ.setdefault(name, value)
         try:
-            import actor.vllm_engine  # noqa: F401
+            import actor.vllm_engine
         except ImportError as error:
             raise EngineMissing(
                 f"actor.engine = vllm needs vLLM, which cannot be imported ({error}): pip install 'sieve-rl[vllm]'"
             ) from error
+    if engine == "openai":
+        try:
+            import actor.openai_engine  # noqa: F401
+        except ModuleNotFoundError as error:
+            raise EngineMissing(
+                f"actor.engine = openai needs the package {error.name}, which is not installed: "
+                f"pip install 'sieve-rl[openai]'"
+            ) from error
 
 
-def open_engine(config: ActorConfig, spec: RunSpec, name: str) -> Engine:
-    """The engine that actor.engine names, for the run's end tokens and length; `name` signs its completions.
+def open_engine(config: ActorConfig, spec: RunSpec, name: str, index: int = 0) -> Engine:
+    """The engine that actor.engine names, for the run's end tokens and length; `name` signs its completions, `index`
+    chooses among the servers of `actor.openai`.
 
     Raises EngineMissing if its package is not installed and ModelUnusable if the model cannot be served."""
     if config.actor.engine == "torch":
         return _torch(config, spec, name)
-    return _vllm(config, spec, name)
+    if config.actor.engine == "vllm":
+        return _vllm(config, spec, name)
+    return _openai(config, spec, name, index)
 
 
 def _torch(config: ActorConfig, spec: RunSpec, name: str) -> Engine:
@@ -72,7 +84,7 @@ def _vllm(config: ActorConfig, spec: RunSpec, name: str) -> Engine:
     from vllm.platforms import current_platform
 
     from actor import vllm_arguments
-    from actor.decoding import open_tokenizer, vocabulary
+    from actor.decoding import open_tokenizer
     from actor.vllm_engine import VllmEngine
     from actor.weight_files import VersionFiles
 
@@ -91,13 +103,7 @@ def _vllm(config: ActorConfig, spec: RunSpec, name: str) -> Engine:
         arguments = vllm_arguments.engine(config, cpu=cpu, known=known)
     except ValueError as error:
         raise ArgumentRefused(str(error)) from None
-    size = vocabulary(path)
-    outside = [token for token in spec.eos_token_ids if not 0 <= token < size]
-    if outside:
-        raise ModelUnusable(
-            f"end token {outside[0]} is outside the model's vocabulary of {size}; the tokenizer at model.path belongs "
-            f"to another model"
-        )
+    size = _vocabulary(path, spec)
     return VllmEngine(
         arguments,
         VersionFiles(path, adapters=config.model.lora is not None),
@@ -107,3 +113,43 @@ def _vllm(config: ActorConfig, spec: RunSpec, name: str) -> Engine:
         clear_cache=settings.vllm.clear_cache,
         name=name,
     )
+
+
+def _openai(config: ActorConfig, spec: RunSpec, name: str, index: int) -> Engine:
+    prepare("openai")
+    from actor.decoding import open_tokenizer
+    from actor.openai_engine import OpenAIEngine
+    from actor.weight_files import VersionFiles
+
+    settings, model = config.actor, config.model
+    servers = settings.openai.urls
+    if index >= len(servers):
+        raise ArgumentRefused(f"this is actor {index}, and actor.openai.urls has {len(servers)}: give each a server")
+    if model.lora is not None:
+        raise ArgumentRefused("model.lora is set, and actor.engine = openai loads whole models: use the engine vllm")
+    size = _vocabulary(model.path, spec)
+    return OpenAIEngine(
+        settings.openai,
+        servers[index],
+        VersionFiles(model.path, adapters=False),
+        open_tokenizer(model.path, size),
+        eos=spec.eos_token_ids,
+        vocabulary=size,
+        max_new_tokens=spec.max_new_tokens,
+        max_batch=settings.max_batch,
+        name=name,
+    )
+
+
+def _vocabulary(path: Path, spec: RunSpec) -> int:
+    """How many tokens the model has. Raises ModelUnusable if the run ends answers with others."""
+    from actor.decoding import vocabulary
+
+    size = vocabulary(path)
+    outside = [token for token in spec.eos_token_ids if not 0 <= token < size]
+    if outside:
+        raise ModelUnusable(
+            f"end token {outside[0]} is outside the model's vocabulary of {size}; the tokenizer at model.path belongs "
+            f"to another model"
+        )
+    return size

@@ -71,7 +71,7 @@ class ActorService(Service):
         if spec is None:
             return
         self.phase("opening the model")
-        self._engine = open_engine(self._actor_config, spec, self.id)
+        self._engine = open_engine(self._actor_config, spec, self.id, self.index)
         published, cache = WeightsDirectory(Path(spec.weights)), self._actor_config.weights.cache
         bring = published.bring if cache is None else WeightsCache(published, cache / self._actor_config.run.name).bring
         self._fetching = Fetching(bring)

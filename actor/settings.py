@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
+from actor.openai_settings import OpenAISettings
 from actor.vllm_arguments import refuse_owned
 from broker.settings import BrokerSettings, MetricsSettings, ModelSettings, RunSettings, Section, WeightsSettings
 
@@ -30,10 +31,11 @@ class VllmSettings(Section):
 class ActorSettings(Section):
     """How one actor process samples."""
 
-    engine: Literal["torch", "vllm"] = "torch"
+    engine: Literal["torch", "vllm", "openai"] = "torch"
     """`torch`: the transformers model itself with continuous batching; runs anywhere torch runs. `vllm`: vLLM, for
-    everything that is larger than an example."""
+    everything that is larger than an example. `openai`: vLLM servers that run elsewhere, through HTTP."""
     vllm: VllmSettings = VllmSettings()
+    openai: OpenAISettings = OpenAISettings()
     replicas: Annotated[int, Field(ge=0, le=4096)] = 1
     """Actor processes the launcher keeps alive; more may join by hand at any time."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$")] = "auto"
@@ -48,6 +50,17 @@ class ActorSettings(Section):
     """Finished completions wait at most this long, or one decoding step, for others to share a round trip with."""
     grace_seconds: Annotated[float, Field(ge=0, le=3600)] = 20.0
     """After SIGTERM, running completions may finish for this long; what is left is handed back."""
+
+    @model_validator(mode="after")
+    def _one_server_each(self) -> ActorSettings:
+        servers = len(self.openai.urls)
+        if self.engine == "openai" and (not servers or self.replicas > servers):
+            raise ValueError(
+                f"actor.engine = openai with actor.replicas = {self.replicas} and {servers} in actor.openai.urls: each "
+                f"actor needs a server of its own; add urls or lower actor.replicas (actor.max_batch keeps one server "
+                f"busy)"
+            )
+        return self
 
 
 class ActorConfig(Protocol):

@@ -20,7 +20,7 @@ from deploy.config import Config
 from verifier.settings import QueueSettings
 from verifier.verdicts import make
 
-ENGINES = {"torch": ("torch", "transformers")}
+ENGINES = {"torch": ("torch", "transformers"), "openai": ("aiohttp", "transformers")}
 """Packages an engine imports."""
 
 
