@@ -49,15 +49,17 @@ def versions(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], list[
 
 @pytest.fixture(scope="session")
 def open_vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
-    """Opens an engine on a model directory; `model` and `actor` are sections of the configuration."""
+    """Opens an engine on a model directory; more keywords are settings of the actor, or of actor.vllm."""
     opened: list[Engine] = []
 
-    def opener(path: Path, *, max_new_tokens: int = MAX_NEW, lora: Any = None, **actor: Any) -> Engine:
+    def opener(
+        path: Path, *, eos: tuple[int, ...] = (EOS,), max_new_tokens: int = MAX_NEW, lora: Any = None, **actor: Any
+    ) -> Engine:
         vllm = {"clear_cache": actor.pop("clear_cache", True)}
         vllm["arguments"] = {**ARGUMENTS, **actor.pop("arguments", {})}
         config = tree(tmp_path_factory.mktemp("run"), path, engine="vllm", vllm=vllm, **actor)
         config = config.model_copy(update={"model": config.model.model_copy(update={"lora": lora})})
-        opened.append(open_engine(config, spec(EOS, max_new_tokens), "test"))
+        opened.append(open_engine(config, spec(eos, max_new_tokens), "test"))
         return opened[-1]
 
     yield opener

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from broker.wire import Completion
 EOS = 2
 VOCABULARY = 64
 LONGEST = 256
-MAX_NEW = 24
+MAX_NEW = 128
 
 
 def served_llama(seed: int, *, tied: bool = False, kv_heads: int = 1) -> LlamaForCausalLM:
@@ -41,14 +42,17 @@ def save(model: Any, path: Path) -> Path:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
     tokenizer.save_pretrained(path)
     model.save_pretrained(path)
+    # What a published model may well say, and what must not change how the policy is sampled.
+    defaults = {"do_sample": True, "temperature": 0.1, "top_k": 1, "eos_token_id": [EOS, 7, 8, 9], "max_length": 5}
+    (path / "generation_config.json").write_text(json.dumps(defaults))
     return path
 
 
-def spec(eos: int, max_new_tokens: int) -> RunSpec:
-    """What an engine reads of a run: its end token and length."""
+def spec(eos: tuple[int, ...], max_new_tokens: int) -> RunSpec:
+    """What an engine reads of a run: its end tokens and length."""
     return RunSpec(
         fingerprint="f" * 64, seed=0, steps=1, group_size=4, groups_per_step=1, publish_every=1, max_staleness=1,
-        max_queued_bytes=1 << 20, max_new_tokens=max_new_tokens, train_prompts=1, eval_prompts=0, eos_token_ids=(eos,),
+        max_queued_bytes=1 << 20, max_new_tokens=max_new_tokens, train_prompts=1, eval_prompts=0, eos_token_ids=eos,
         weights="",
     )  # fmt: skip
 

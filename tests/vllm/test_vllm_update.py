@@ -1,0 +1,220 @@
+"""New weights under running completions: which weights sampled which token, exactly; and what happens when it fails."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import time
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+pytest.importorskip("vllm", reason="make test-vllm installs it")
+
+from served_llama import MAX_NEW, VOCABULARY, drain, save, served_llama
+from tiny_llama import prompt, published, ragged, reference, ticket
+from transformers import DynamicCache
+
+from actor.engine import EngineError, WeightsUnusable
+
+TOLERANCE = 1e-4  # float32, per token
+
+
+def sample_across_updates(sampler, directories, prompts, n, first=0):
+    """Completions of `prompts`, with a load between every two polls; version v is directories[v % 3]."""
+    sampler.load(first, directories[first % 3])
+    for question in prompts:
+        sampler.submit(ticket(question.index, n=n, version=first), question)
+    done, parts = [], []
+    for version in itertools.count(first + 1):
+        done += sampler.poll(0.1)
+        if not sampler.in_flight:
+            return done, parts
+        parts.append(sampler.load(version, directories[version % 3]))
+        assert sampler.version == version
+
+
+def sound(done, prompts, n):
+    """Everything once, and spans that partition each completion in rising versions."""
+    assert Counter((one.gid, one.idx) for one in done) == {(f"0:{p.index}", i): 1 for p in prompts for i in range(n)}
+    for one in done:
+        used = [version for version, _, _ in one.spans]
+        assert used == sorted(set(used))
+
+
+def test_each_token_has_the_log_prob_of_the_version_its_span_names(sampler, versions):
+    models, directories = versions
+    prompts = ragged(20, seed=4, vocabulary=VOCABULARY)
+    done, parts = sample_across_updates(sampler, directories, prompts, n=4)
+    sound(done, prompts, 4)
+    assert len(parts) >= 2 and sum(len(one.spans) > 1 for one in done) >= 8
+    for one in done:
+        for used, start, end in one.spans:
+            expected = reference(models[used % 3], prompts[one.prompt], one.ids)
+            np.testing.assert_allclose(one.behaviour[start:end], expected[start:end], atol=TOLERANCE)
+    for part in parts:
+        assert set(part) == {"verify", "pause", "load"}
+        assert 0 < part["load"] < part["pause"] and part["verify"] > 0
+
+
+def test_two_loads_without_a_token_between_leave_no_empty_span(sampler, versions):
+    models, directories = versions
+    sampler.load(0, directories[0])
+    question = prompt([4, 9, 3])
+    sampler.submit(ticket(0, n=16), question)
+    done = sampler.poll(0.05)
+    sampler.load(1, directories[1])
+    sampler.load(2, directories[2])
+    for one in done + drain(sampler):
+        for used, start, end in one.spans:
+            expected = reference(models[used], question, one.ids)
+            np.testing.assert_allclose(one.behaviour[start:end], expected[start:end], atol=TOLERANCE)
+
+
+def test_a_prompt_that_was_cached_is_computed_again_with_the_new_weights(sampler, versions):
+    models, directories = versions
+    question = prompt(np.random.default_rng(6).integers(3, VOCABULARY, 90).tolist())
+    for version in range(3):
+        sampler.load(version, directories[version])
+        sampler.submit(ticket(version, n=3, version=version), question)
+        for one in drain(sampler):
+            np.testing.assert_allclose(one.behaviour, reference(models[version], question, one.ids), atol=TOLERANCE)
+
+
+def broken(tmp_path):
+    """Versions that must not be sampled from, and what is said of them."""
+    shape, nan, short = served_llama(1), served_llama(1), served_llama(1)
+    shape.model.layers[1].mlp.down_proj.weight = torch.nn.Parameter(torch.zeros(64, 97))
+    nan.model.norm.weight.data[3] = float("nan")
+    del short.model.layers[0].input_layernorm.weight
+    more = served_llama(1)
+    more.model.extra = torch.nn.Parameter(torch.zeros(3))
+    empty, torn = tmp_path / "empty", tmp_path / "torn"
+    empty.mkdir()
+    torn.mkdir()
+    whole = published(served_llama(1), tmp_path / "whole") / "model.safetensors"
+    (torn / "model.safetensors").write_bytes(whole.read_bytes()[:-100])
+    return [
+        (published(shape, tmp_path / "shape"), r"down_proj.weight is .64, 97., the model at model.path has .64, 96."),
+        (published(nan, tmp_path / "nan"), "model.norm.weight has values that are not finite"),
+        (published(short, tmp_path / "short"), "input_layernorm.weight is missing"),
+        (published(more, tmp_path / "more"), "model.extra is not in the model"),
+        (empty, "not readable as safetensors"),
+        (torn, "not readable as safetensors"),
+    ]  # fmt: skip
+
+
+def test_weights_that_do_not_fit_are_named_and_the_old_ones_go_on(sampler, versions, tmp_path):
+    models, directories = versions
+    sampler.load(5, directories[0])
+    question = prompt([5, 6])
+    sampler.submit(ticket(0, n=30, version=5), question)
+    for directory, message in broken(tmp_path):
+        with pytest.raises(WeightsUnusable, match=message):
+            sampler.load(6, directory)
+        assert sampler.version == 5
+    done = drain(sampler)
+    sampler.submit(ticket(1, n=4, version=5), question)
+    for one in done + drain(sampler):
+        assert one.spans == ((5, 0, len(one.ids)),)
+        np.testing.assert_allclose(one.behaviour, reference(models[0], question, one.ids), atol=TOLERANCE)
+
+
+@torch.inference_mode()
+def mixture(models, question, one):
+    """log-probs when each token's keys and values stay those of the weights that were loaded when it was fed."""
+    cache, before = DynamicCache(), np.frombuffer(question.tokens, "<i4").tolist()
+    scores = []
+    for version, start, end in one.spans:
+        # Sampling token t feeds token t − 1; the first feeds the whole prompt.
+        fed = before + one.ids[: end - 1].tolist() if start == 0 else one.ids[start - 1 : end - 1].tolist()
+        logits = models[version % 3](input_ids=torch.tensor([fed]), past_key_values=cache, use_cache=True).logits[0]
+        chosen = torch.tensor(one.ids[start:end].tolist())
+        logprobs = torch.log_softmax(logits[-len(chosen) :].float(), -1)
+        scores.append(logprobs.gather(1, chosen.unsqueeze(1)).squeeze(1).numpy())
+    return np.concatenate(scores)
+
+
+@pytest.fixture(scope="module")
+def approximate(open_vllm, model_path):
+    """An engine that keeps keys and values across loads, of a run with two other end tokens."""
+    return open_vllm(model_path, max_batch=16, clear_cache=False, eos=(5, 9))
+
+
+def test_with_the_cache_kept_the_recorded_log_probs_are_the_samplers_own_mixture(approximate, versions):
+    models, directories = versions
+    prompts = [prompt([3 + index, 20], index) for index in range(16)]  # too short to share a block
+    done, _ = sample_across_updates(approximate, directories, prompts, n=4)
+    sound(done, prompts, 4)
+    mixed = [one for one in done if len(one.spans) > 1]
+    assert len(mixed) >= 8
+    pure = 0.0
+    for one in done:
+        question = prompts[one.prompt]
+        np.testing.assert_allclose(one.behaviour, mixture(models, question, one), atol=TOLERANCE)
+        for used, start, end in one.spans[1:]:
+            expected = reference(models[used % 3], question, one.ids)
+            pure = max(pure, float(np.abs(one.behaviour[start:end] - expected[start:end]).max()))
+    assert pure > 0.01  # they belong to no single version
+
+
+def test_the_runs_end_tokens_end_an_answer_and_the_tokenizers_does_not(approximate, versions):
+    _, directories = versions
+    approximate.load(0, directories[0])
+    approximate.submit(ticket(0, n=120), prompt([7, 7]))
+    done = drain(approximate)
+    ends = Counter(int(one.ids[-1]) for one in done if one.finish == "stop")
+    assert set(ends) == {5, 9}
+    assert any(2 in one.ids for one in done)
+    for one in done:
+        assert not {5, 9} & set(one.ids[:-1].tolist())
+        assert one.finish == "stop" or len(one.ids) == MAX_NEW
+
+
+def test_tied_embeddings_are_renewed_everywhere_and_a_load_that_fails_midway_ends_the_engine(open_vllm, tmp_path):
+    models = [served_llama(seed, tied=True) for seed in (1, 2)]
+    base = save(models[0], tmp_path / "base")
+    directories = [published(model, tmp_path / f"v{index}") for index, model in enumerate(models)]
+    sampler = open_vllm(base, max_batch=16)
+    question = prompt([5, 6, 7])
+    for version in (0, 1, 2):
+        sampler.load(version, directories[version % 2])
+        sampler.submit(ticket(version, n=6, version=version), question)
+        for one in drain(sampler):
+            expected = reference(models[version % 2], question, one.ids)
+            np.testing.assert_allclose(one.behaviour, expected, atol=TOLERANCE)
+
+    torn = tmp_path / "torn"
+    torn.mkdir()
+    whole = (directories[1] / "model.safetensors").read_bytes()
+    (torn / "model.safetensors").write_bytes(whole[:-4000])
+    sampler._files = SimpleNamespace(check=lambda directory: None, adapters=False)  # as if it tore after the check
+    sampler.submit(ticket(9, n=6, version=2), question)
+    with pytest.raises(EngineError, match=r"version 3 failed in the middle of loading.*nothing more is sampled"):
+        sampler.load(3, torn)
+    assert sampler.in_flight == 0
+
+
+def test_an_engine_whose_process_dies_says_so_and_closes_in_bounded_time(open_vllm, model_path, versions):
+    _, directories = versions
+    before = set(psutil.Process().children(recursive=True))
+    sampler = open_vllm(model_path, max_batch=4)
+    ours = [process for process in psutil.Process().children(recursive=True) if process not in before]
+    core = next(process for process in ours if "EngineCore" in " ".join(process.cmdline()) + process.name())
+    sampler.load(0, directories[0])
+    sampler.submit(ticket(0, n=200), prompt([5, 6]))
+    sampler.poll(0.1)
+    os.kill(core.pid, signal.SIGKILL)
+    with pytest.raises(EngineError, match="vLLM gave up a request"):
+        drain(sampler)
+    start = time.monotonic()
+    sampler.close()
+    sampler.close()
+    assert time.monotonic() - start < 60
+    _, alive = psutil.wait_procs(ours, timeout=60)
+    assert not [process for process in alive if "VLLM" in process.name() or "EngineCore" in process.name()]
