@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 from broker.weights import Fetched
 from broker.wire import Completion
 
 RATE_SECONDS = 2.0
 """Window of tokens per second: long enough to smooth single polls, short enough to see a stall."""
+
+
+class Foreign(Collector):
+    """vLLM's own metrics, as they stand in the process-wide registry; nothing while vLLM does not run here."""
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in REGISTRY.collect():
+            if metric.name.startswith("vllm:"):
+                yield metric
+
+    def describe(self) -> Iterator[Metric]:
+        """Nothing is known before; without this, registering would collect."""
+        return iter(())
 
 
 class Measures:
@@ -49,8 +64,8 @@ class Measures:
         )
         self.update = Histogram(
             "sieve_actor_update_seconds",
-            "Picking up a version: fetch (read or copy), verify (hash), both while sampling goes on; load (tensors), "
-            "pause (no token sampled).",
+            "Picking up a version: fetch (read or copy), verify (hash), check (does it fit; vllm only), all while sampling "
+            "goes on; load (tensors), pause (no token sampled).",
             ["part"],
             buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300),
             registry=registry,
@@ -71,6 +86,7 @@ class Measures:
             self.weights_bytes.labels(source)
         for reason in ("base", "damaged"):
             self.fallbacks.labels(reason)
+        registry.register(Foreign())
         for lane in ("train", "eval"):
             for finish in ("stop", "length"):
                 self.completions.labels(lane, finish)

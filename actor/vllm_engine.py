@@ -164,7 +164,7 @@ class VllmEngine:
         loaded = time.monotonic()
         self._version = version
         self._run(self._llm.resume_generation(), CONTROL_SECONDS, "vLLM to resume")
-        return {"verify": paused - begin, "load": loaded - still, "pause": time.monotonic() - paused}
+        return {"check": paused - begin, "load": loaded - still, "pause": time.monotonic() - paused}
 
     def submit(self, ticket: Ticket, prompt: Prompt) -> None:
         if self._version is None or _forbids(ticket, self._version):

@@ -58,8 +58,8 @@ def test_each_token_has_the_log_prob_of_the_version_its_span_names(sampler, vers
             expected = reference(models[used % 3], prompts[one.prompt], one.ids)
             np.testing.assert_allclose(one.behaviour[start:end], expected[start:end], atol=TOLERANCE)
     for part in parts:
-        assert set(part) == {"verify", "pause", "load"}
-        assert 0 < part["load"] < part["pause"] and part["verify"] > 0
+        assert set(part) == {"check", "pause", "load"}
+        assert 0 < part["load"] < part["pause"] and part["check"] > 0
 
 
 def test_two_loads_without_a_token_between_leave_no_empty_span(sampler, versions):

@@ -1,0 +1,56 @@
+"""Which of vLLM's arguments are passed through, which are refused, and what follows from the run. No vLLM needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from pydantic import ValidationError
+
+from actor.settings import ActorSettings
+from actor.vllm_arguments import OWNED, engine, rank_slot, refuse_unknown
+from broker.settings import LoraSettings, ModelSettings
+
+KNOWN = {*OWNED, "tensor_parallel_size", "max_model_len", "max_num_batched_tokens", "enforce_eager"}
+
+
+def config(arguments=None, lora=None, **actor):
+    settings = ActorSettings.model_validate({"engine": "vllm", "vllm": {"arguments": arguments or {}}, **actor})
+    return SimpleNamespace(actor=settings, model=ModelSettings(path=Path("/m"), dtype="bfloat16", lora=lora))
+
+
+def test_arguments_pass_through_and_what_the_run_decides_is_added():
+    given = {"tensor_parallel_size": 2, "max_model_len": 4096}
+    arguments = engine(config(given, max_batch=64), cpu=False, known=KNOWN)
+    assert arguments.items() >= given.items()
+    assert (arguments["model"], arguments["dtype"], arguments["max_num_seqs"]) == ("/m", "bfloat16", 64)
+    assert arguments["generation_config"] == "vllm" and arguments["logprobs_mode"] == "raw_logprobs"
+    assert "enable_lora" not in arguments and "enforce_eager" not in arguments
+    assert arguments["max_num_batched_tokens"] == 8192
+    assert engine(config({"max_num_batched_tokens": 100}), cpu=False, known=KNOWN)["max_num_batched_tokens"] == 100
+
+
+def test_a_cpu_has_defaults_that_can_be_overridden():
+    assert engine(config(), cpu=True, known=KNOWN)["enforce_eager"] is True
+    assert engine(config({"enforce_eager": False}), cpu=True, known=KNOWN)["enforce_eager"] is False
+
+
+def test_adapters_get_the_smallest_slot_that_fits_and_no_weight_transfer():
+    arguments = engine(config(lora=LoraSettings(rank=20)), cpu=False, known=KNOWN)
+    assert (arguments["enable_lora"], arguments["max_lora_rank"]) == (True, 32)
+    assert "weight_transfer_config" not in arguments
+    assert [rank_slot(rank) for rank in (1, 8, 9, 512)] == [1, 8, 16, 512]
+
+
+@pytest.mark.parametrize("name", sorted(OWNED))
+def test_what_sieve_must_decide_is_refused_with_the_reason(name):
+    with pytest.raises(ValidationError, match=f"actor.vllm.arguments.{name} is set by sieve: .*; remove it"):
+        ActorSettings.model_validate({"vllm": {"arguments": {name: 1}}})
+
+
+def test_an_unknown_name_is_refused_with_the_nearest_that_exists():
+    with pytest.raises(ValueError, match=r"tensor_paralel_size is no engine.* did you mean tensor_parallel_size\?"):
+        refuse_unknown({"tensor_paralel_size": 2}, KNOWN)
+    with pytest.raises(ValueError, match=r"xyzzy is no engine argument .* see `vllm serve --help=all`"):
+        refuse_unknown({"xyzzy": 2}, KNOWN)
