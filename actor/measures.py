@@ -64,8 +64,8 @@ class Measures:
         )
         self.update = Histogram(
             "sieve_actor_update_seconds",
-            "Picking up a version: fetch (read or copy), verify (hash), check (does it fit; vllm only), all while sampling "
-            "goes on; load (tensors), pause (no token sampled).",
+            "Picking up a version: fetch (read or copy), verify (hash), check (does it fit; vllm only), these while "
+            "sampling goes on; load (tensors), pause (no token sampled).",
             ["part"],
             buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300),
             registry=registry,
