@@ -56,7 +56,7 @@ def test_vllm_and_torch_actors_take_turns_by_sigterm_and_by_kill_nine(started: C
     family = psutil.Process(first.pid).children(recursive=True)
     first.send_signal(signal.SIGTERM)
     assert run.wait(first) == 0, run.output()
-    gone, alive = psutil.wait_procs(family, timeout=60)
+    _, alive = psutil.wait_procs(family, timeout=60)
     assert not alive
     run.until_step(5)
     torch.send_signal(signal.SIGTERM)
@@ -69,7 +69,7 @@ def test_vllm_and_torch_actors_take_turns_by_sigterm_and_by_kill_nine(started: C
     os.kill(third.pid, signal.SIGKILL)
     run.processes.remove(third)
     third.wait()
-    gone, alive = psutil.wait_procs(family, timeout=60)
+    _, alive = psutil.wait_procs(family, timeout=60)
     assert not alive, "vLLM's processes outlive their actor"
 
     last = actor(3, "torch")
