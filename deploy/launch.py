@@ -141,16 +141,8 @@ class Supervisor:
         """The exit code: 0 finished, 130/143 stopped by signal. Raises LaunchError."""
         # A sweep starts Ray once for all of its runs; what is found running is left running.
         ours = not ray.is_initialized()
-        try:
-            if ours:
-                connect(self._config)
-        except (RayError, OSError, RuntimeError, ValueError) as error:
-            where = self._config.launch.address or "this machine"
-            raise LaunchError(
-                f"Ray does not start on {where}: {' '.join(str(error).split())[:300]}; check launch.address, free "
-                f"memory and "
-                f"disk space in /tmp"
-            ) from None
+        if ours:
+            connect(self._config)
         previous = {number: signal.signal(number, self._on_signal) for number in EX_INTERRUPTED}
         try:
             self._units = make_units(self._config, plain(self._config, secrets=True), self._url)

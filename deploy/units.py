@@ -20,6 +20,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from broker.errors import EX_UNAVAILABLE, SieveError
 from deploy.config import Config
 from deploy.host import Ended, Host
 from deploy.restarts import KILLED, Restarts
@@ -29,9 +30,17 @@ from deploy.settings import Share
 GATHER_SECONDS = 5.0
 """After one rank ended, how long the others may take to end too: whoever was killed is the cause, not who noticed."""
 log = logging.getLogger("sieve.launcher")
+START_ATTEMPTS = 3
+"""Of a local Ray: its own processes have 30 s, which no setting lengthens; a loaded machine can be slower."""
 PLACE_SECONDS = 120.0
 START_SECONDS = 120.0
 """For a Ray actor's process to answer, on a loaded machine or a cluster that starts a node."""
+
+
+class RayUnavailable(SieveError):
+    """Ray cannot be started here, or the cluster cannot be reached."""
+
+    exit_code = EX_UNAVAILABLE
 
 
 class Unplaceable(Exception):
@@ -144,7 +153,24 @@ def _why(error: RayError) -> str:
 
 
 def connect(config: Config) -> None:
-    """Start Ray on this machine, or join the cluster at launch.address. Raises ConnectionError or RayError from Ray."""
+    """Start Ray on this machine, or join the cluster at launch.address. Raises RayUnavailable."""
+    for attempt in range(1, START_ATTEMPTS + 1):
+        try:
+            _connect(config)
+            return
+        except Exception as error:  # Ray raises Exception itself when its processes are late
+            ray.shutdown()
+            if config.launch.address is None and attempt < START_ATTEMPTS:
+                log.warning("Ray did not start (%s), trying again", " ".join(str(error).split())[:300])
+                continue
+            raise RayUnavailable(
+                f"Ray does not start on {config.launch.address or 'this machine'}: "
+                f"{' '.join(str(error).split())[:300]}; check launch.address, free memory, disk space in /tmp and the "
+                f"machine's load"
+            ) from None
+
+
+def _connect(config: Config) -> None:
     launch = config.launch
     quiet = {"log_to_driver": False, "logging_level": "error"}
     # Ray prints a paragraph into the terminal for every process that dies, which no option turns off. The launcher says
