@@ -22,7 +22,8 @@ from tiny_llama import prompt, ticket
 from actor import openai_engine
 from actor import openai_wire as wire
 from actor.decoding import open_tokenizer
-from actor.openai_engine import ATTEMPTS, OpenAIEngine
+from actor.engine import EngineError
+from actor.openai_engine import ATTEMPTS, OpenAIEngine, ServerAway, ServerShared
 from actor.openai_http import ServerRefused, ServerUnavailable
 from actor.openai_settings import OpenAISettings
 from actor.openai_wire import AnswerUnusable
@@ -54,9 +55,13 @@ SOUND = (200, json.dumps(answer()).encode())
 
 
 class Peer:
-    """Serves a model whose weights cannot be changed; `generate` says what comes back for a completion's request."""
+    """A model whose weights cannot be changed while `stamp` is None; `generate` says what comes back for a completion's
+    request, `loads` what for a load."""
 
     def __init__(self) -> None:
+        self.stamp: str | None = None
+        self.loads: Reply = (200, b"{}")
+        self.calls: list[str] = []
         self.generate: Callable[[int, dict[str, Any]], Reply] = lambda count, request: SOUND
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
@@ -71,10 +76,18 @@ class Peer:
             def do_GET(self) -> None:
                 models = {"data": [{"id": "policy", "max_model_len": 64}]}
                 known = {"/v1/models": (200, json.dumps(models).encode()), "/health": (200, b"")}
+                if peer.stamp is not None:
+                    known["/weight_info"] = (200, json.dumps({"weight_version": peer.stamp}).encode())
+                    known["/is_paused"] = (200, b'{"is_paused": false}')
                 self.reply(known.get(self.path, (404, b"no")))
 
             def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or b"{}")
+                if self.path != wire.GENERATE:
+                    peer.calls.append(self.path.partition("?")[0])
+                    peer.stamp = body.get("new_version", peer.stamp)
+                    self.reply(peer.loads if self.path == "/collective_rpc" else (200, b"{}"))
+                    return
                 peer.requests.append(body)
                 peer.headers.append(dict(self.headers))
                 self.reply(peer.generate(len(peer.requests), body))
@@ -246,6 +259,57 @@ def test_weights_that_somebody_changed_meanwhile_are_not_believed(peer, sampler)
     peer.generate = lambda count, request: (200, json.dumps(mixed).encode()) if count == 1 else SOUND
     sampler.submit(ticket(0, n=1), prompt([7]))
     assert len(drain(sampler)) == 1 and len(peer.requests) == 2
+
+
+def stamped(peer: Peer) -> Reply:
+    return 200, json.dumps(answer(weight_versions=[{"version": peer.stamp, "start": 0, "end": 3}])).encode()
+
+
+UPDATE = ["/pause", "/collective_rpc", "/update_weight_version", "/resume"]
+
+
+def test_a_server_that_was_started_again_gets_its_weights_before_anything_is_believed(peer, sampler):
+    peer.stamp = "default"
+    engine = opened(peer.url)
+    try:
+        assert peer.calls == ["/update_weight_version", *UPDATE]  # a claim, then the load
+        peer.generate = lambda count, request: stamped(peer)
+        engine.submit(ticket(0, n=2), prompt([7]))
+        assert [one.spans for one in drain(engine)] == [((0, 0, 3),)] * 2
+        peer.stamp = "default"  # as a new process has it
+        engine.submit(ticket(1, n=3), prompt([7], 1))
+        until = time.monotonic() + 30
+        while engine.version is not None and time.monotonic() < until:
+            assert not engine.poll(0.05)
+        assert engine.version is None and engine.in_flight == 3
+        engine.load(0, BASE)
+        done = drain(engine)
+        assert sorted(one.idx for one in done) == [0, 1, 2]
+        assert {one.spans for one in done} == {((0, 0, 3),)}
+    finally:
+        engine.close()
+
+
+def test_a_load_that_the_server_fails_brings_back_what_it_had_and_one_cut_off_is_done_again(peer, sampler):
+    peer.stamp = "default"
+    engine = opened(peer.url)
+    try:
+        peer.loads = (500, b"no such directory")
+        with pytest.raises(EngineError, match=r"could load neither version 1 .*no such directory.* nor again"):
+            engine.load(1, BASE)
+        peer.loads = None
+        with pytest.raises(ServerAway, match=r"version 1 was not brought in: .*/collective_rpc"):
+            engine.load(1, BASE)
+        assert engine.version is None
+        peer.loads = (200, b"{}")
+        engine.load(1, BASE)
+        assert engine.version == 1 and peer.stamp is not None and peer.stamp.endswith("-1")
+        peer.stamp = "sieve-00000000-5"
+        engine.submit(ticket(0, n=1), prompt([7]))
+        with pytest.raises(ServerShared, match=r"loaded by another actor .sieve-00000000-5"):
+            drain(engine)
+    finally:
+        engine.close()
 
 
 def test_a_completion_that_always_fails_ends_the_actor(peer, sampler):

@@ -52,10 +52,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
 
 
 @pytest.fixture
-def engine(server: VllmServer) -> Iterator[Callable[..., OpenAIEngine]]:
+def engine(request: pytest.FixtureRequest) -> Iterator[Callable[..., OpenAIEngine]]:
+    """Opens an engine on the server at `url`, or on the one that this module's tests share."""
     opened: list[OpenAIEngine] = []
 
-    def opener(url: str = server.url, *, max_new_tokens: int = LIMIT, eos: int = EOS, **settings: Any) -> OpenAIEngine:
+    def opener(url: str = "", *, max_new_tokens: int = LIMIT, eos: int = EOS, **settings: Any) -> OpenAIEngine:
+        url = url or request.getfixturevalue("server").url
         settings = {"urls": (url,), "key_env": "SERVER_KEY", "outage_seconds": 300.0, **settings}
         made = OpenAIEngine(
             OpenAISettings(**settings),
