@@ -17,6 +17,7 @@ import asyncio
 import hashlib
 import os
 import queue
+import socket
 import threading
 import time
 from collections.abc import Collection, Coroutine, Sequence
@@ -37,6 +38,7 @@ from vllm.lora.request import LoRARequest
 from vllm.outputs import CompletionOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.loggers import StatLoggerBase
 
 from actor import vllm_worker
@@ -255,7 +257,7 @@ class VllmEngine:
         self._loop.call_soon(self._loop.call_soon, self._loop.stop)  # the cancelled have their turn first
 
     def _run(self, work: Coroutine[Any, Any, T], seconds: float, what: str) -> T:
-        """`work` on the loop. Raises EngineError, naming what was waited for, after `seconds`."""
+        """`work` on the loop. Raises EngineError, naming what was waited for: after `seconds`, or when vLLM is dead."""
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result(seconds)
@@ -265,9 +267,13 @@ class VllmEngine:
                 f"waited {seconds:g} s for {what}; look at its lines above and at the machine, then start the actor "
                 f"again"
             ) from None
+        except EngineDeadError as error:
+            raise EngineError(
+                f"waited for {what}, but its processes have died; its lines above say why: start the actor again"
+            ) from error
 
     async def _open(self, arguments: dict[str, Any]) -> AsyncLLM:
-        os.environ[vllm_worker.ACTOR] = str(os.getpid())
+        os.environ[vllm_worker.ACTOR] = f"{socket.gethostname()}/{os.getpid()}"
         return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments), stat_loggers=[self._progress.of])
 
     def _start(self, tokens: list[int], started: list[tuple[str, SamplingParams]]) -> None:

@@ -7,9 +7,11 @@ engine.
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,8 +34,8 @@ from actor.weight_files import files
 
 BACKEND = "sieve-files"
 EXTENSION = "actor.vllm_worker.Extension"
-ACTOR = "SIEVE_ACTOR_PID"
-"""Environment: the process that must be alive for this one to be."""
+ACTOR = "SIEVE_ACTOR_PROCESS"
+"""Environment: `<host>/<pid>` of the process that must be alive for those it started on its machine to be."""
 
 
 class Extension:
@@ -114,6 +116,10 @@ def _follow(actor: int) -> None:
     threading.Thread(target=wait, name="follow-actor", daemon=True).start()
 
 
+# It warns with every version of layers that have no tensors in any (rotary embeddings); a version that lacks some was
+# refused before it came here.
+logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
 WeightTransferEngineFactory.register_engine(BACKEND, FileTransfer)
-if os.environ.get(ACTOR, str(os.getpid())) != str(os.getpid()):
-    _follow(int(os.environ[ACTOR]))
+_host, _, _pid = os.environ.get(ACTOR, "").rpartition("/")
+if _host == socket.gethostname() and int(_pid) != os.getpid():
+    _follow(int(_pid))
