@@ -166,3 +166,34 @@ def test_a_run_directory_that_cannot_be_written_is_named(tmp_path: Path, started
     config = load(started().config, [f"run.directory={file}"], {})
     with pytest.raises(SieveError, match="cannot be written"):
         RunDirectory(config, resume=False, fresh=False)
+
+
+@pytest.mark.slow
+def test_a_run_with_adapters_publishes_little_and_ends_with_whole_weights(started: Callable[..., Started]) -> None:
+    """In lock-step every sample is current, so that sampler and learner must agree on it to float32's rounding."""
+    steps = 4
+    run = started(
+        model={"path": str(COUNTDOWN / "base"), "lora": {"rank": 8}},
+        schedule={"steps": steps, "groups_per_step": 8, "checkpoint_every": 2, "max_staleness": 0},
+        learner={"threads": 1, "optimizer": {"lr": 2e-3}},
+    )
+    broker = run.start("broker")
+    services = [run.start("learner"), run.start("actor"), run.start("verifier")]
+    assert [run.wait(service) for service in services] == [0, 0, 0], run.output()
+    audit = json.loads(run.ask("audit").stdout)
+    assert (audit["lost"], audit["duplicates"], audit["committed"]) == (0, 0, steps * 8)
+    broker.send_signal(signal.SIGTERM)
+    assert run.wait(broker) == 0, run.output()
+
+    lines = [json.loads(line) for line in (run.run.path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, steps + 1))
+    assert all(line["mismatch_staleness"] == 0 and line["mismatch_max"] < 1e-4 for line in lines)
+    assert {json.loads(line)["version"] for line in (run.run.path / "eval.jsonl").open()} == {0, steps}
+
+    def size(path: Path) -> int:
+        return sum(file.stat().st_size for file in path.iterdir())
+
+    whole = size(COUNTDOWN / "base")
+    assert size(run.run.path / "weights" / f"v{steps:08d}") < whole / 5
+    assert (run.run.path / "adapter" / "adapter_config.json").exists()
+    assert size(run.run.path / "model") == pytest.approx(whole, rel=0.05)
