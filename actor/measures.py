@@ -87,6 +87,18 @@ class Measures:
         for reason in ("base", "damaged"):
             self.fallbacks.labels(reason)
         registry.register(Foreign())
+        self.canary = Gauge(
+            "sieve_actor_canary_mismatch_nats",
+            "|log π(learner) − log π(this engine)| per token on the canary of the version loaded last.",
+            ["statistic"],
+            registry=registry,
+        )
+        self.canary_seconds = Histogram(
+            "sieve_actor_canary_seconds",
+            "Scoring the canary of a version just loaded.",
+            buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10),
+            registry=registry,
+        )
         for lane in ("train", "eval"):
             for finish in ("stop", "length"):
                 self.completions.labels(lane, finish)

@@ -18,12 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from actor.canary import CanaryWatch
 from actor.engine import Engine, WeightsUnusable
 from actor.engines import open_engine, prepare
 from actor.fetching import Fetching
 from actor.measures import Measures
 from actor.settings import ActorConfig
 from broker.cache import WeightsCache
+from broker.canary import Canaries
 from broker.errors import BrokerUnavailable, SieveError, WeightsCorrupt, WeightsError
 from broker.liveness import Role
 from broker.service import Service
@@ -58,6 +60,7 @@ class ActorService(Service):
         self._measures = Measures(self.registry)
         self._engine: Engine
         self._fetching: Fetching
+        self._canary: CanaryWatch
         self._held: dict[str, _Held] = {}
         self._unsent: list[Completion] = []
         self._newest = 0
@@ -75,11 +78,16 @@ class ActorService(Service):
         published, cache = WeightsDirectory(Path(spec.weights)), self._actor_config.weights.cache
         bring = published.bring if cache is None else WeightsCache(published, cache / self._actor_config.run.name).bring
         self._fetching = Fetching(bring)
+        self._canary = CanaryWatch(
+            Canaries(self.broker), self._measures, self.log,
+            actor=self.id, engine=self._settings.engine, precision=self._actor_config.model.dtype,
+        )  # fmt: skip
         self.phase("waiting for weights")
 
     def step(self) -> None:
         self._offer()
         self._update()
+        self._score_canary()
         self._take()
         self._submit()
         if self._engine.in_flight:
@@ -166,6 +174,12 @@ class ActorService(Service):
             self._measures.update.labels(part).observe(spent)
         self._measures.version.set(version)
         self.values["version"] = version
+
+    def _score_canary(self) -> None:
+        """Say what the weights just loaded make of their version's canary: the learner judges it."""
+        mismatch = self._canary.look(self._engine)
+        if mismatch is not None:
+            self.values["canary_mismatch"] = min(mismatch, 1e9)  # a heartbeat has no word for infinity
 
     def _refused(self, version: int, reason: str, error: SieveError) -> None:
         """A version that cannot be used is never sampled from; it is tried again, or a newer one takes its place."""

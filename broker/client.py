@@ -16,6 +16,7 @@ Keys, all under `{sieve:<run>}:` (one hash tag, one slot):
     open, live               train groups not yet leased (score: absorbed at issue); not yet committed or dropped
     done, dropped            bitmaps over ticket numbers: the tombstones
     dead                     stream of dead letters with their reasons
+    canaries, canary-reports               see broker/canary.py
     z, evals, services, seen, grants       Z statistics; evaluations; liveness; last grant per actor
 
 Shared by the runs of one server, under `{sieve-verdicts}:`: verdicts (content hash → verdict), used (hash by last use),
@@ -98,6 +99,17 @@ class Broker:
 
     def _key(self, name: str) -> str:
         return f"{self.prefix}:{name}"
+
+    # ------------------------------------------------------------------------------------------------ other rooms
+
+    def script(self, name: str, *args: str | bytes | int | float) -> Any:
+        """Run one of `lua/` for a part of the state that has methods of its own (`broker.canary`)."""
+        return self._scripts(name, *args)
+
+    def fields(self, name: str, wanted: Sequence[str]) -> list[bytes | None]:
+        """Fields of the hash `name`; None where there is none."""
+        found = self._scripts.retry(lambda: self._redis.hmget(self._key(name), list(wanted)), f"reading {name}")
+        return cast(list[bytes | None], found)
 
     # ------------------------------------------------------------------------------------------------ the run
 

@@ -3,7 +3,8 @@
 A message names the value that was seen, the limit it broke and the remedy, in one line, because it is what a person
 reads on the terminal. Messages never contain a password (see `redact`). Exit codes follow sysexits.h: 64 a wrong
 command line or setting, 65 data that contradicts itself, 69 something needed is unavailable, 70 our own fault, 73 a
-directory cannot be written, 75 try again later. Each room derives its own errors from `SieveError`.
+directory cannot be written, 75 try again later, 76 sampler and learner hold different weights. Each room derives its
+own errors from `SieveError`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ EX_UNAVAILABLE = 69
 EX_INTERNAL = 70
 EX_CANNOT_CREATE = 73
 EX_TEMPORARY = 75
+EX_MISMATCH = 76
 
 _SECRET = re.compile(r"(?P<scheme>\b(?:rediss?|unix)://)(?P<user>[^:@/\s]*):(?P<secret>[^@\s]*)@")
 _QUERY_SECRET = re.compile(r"(?P<key>[?&]password=)[^&\s'\"]*")

@@ -1,6 +1,7 @@
 """When a service that ended is started again, and when the run gives up instead. Pure: time comes in as an argument.
 
     usage (64)                       a wrong setting stays wrong: give up at once
+    mismatch (76)                    a new learner would find the same sampler: give up at once
     other lasting codes (65–78)      the second time in a row: give up, with the service's own line
     unavailable (69), temporary (75) start again, at most `restart_limit` times in a row
     killed (no exit code)            start again; counts toward the limit only if it never got to work
@@ -12,13 +13,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from broker.errors import EX_TEMPORARY, EX_UNAVAILABLE, EX_USAGE
+from broker.errors import EX_MISMATCH, EX_TEMPORARY, EX_UNAVAILABLE, EX_USAGE
 from deploy.settings import LaunchSettings
 
 LONGEST_PAUSE = 30.0
 KILLED = -1
 """Stands for the exit code of a process that was killed."""
 TEMPORARY = (EX_UNAVAILABLE, EX_TEMPORARY)
+AT_ONCE = (EX_USAGE, EX_MISMATCH)
 
 
 @dataclass
@@ -44,7 +46,7 @@ class Restarts:
         elif code in TEMPORARY:
             hopeless = self.row > self.settings.restart_limit
         else:
-            hopeless = code == EX_USAGE or self.row >= 2
+            hopeless = code in AT_ONCE or self.row >= 2
         if hopeless:
             return None
         return min(self.settings.restart_seconds * 2.0 ** (self.row - 1), LONGEST_PAUSE)

@@ -49,6 +49,12 @@ class Snapshot:
         """Sampled by all actors together, as they report it."""
         return sum(pulse.values.get("tokens_per_second", 0.0) for pulse in self.services if pulse.role == "actor")
 
+    @property
+    def canary_mismatch(self) -> float | None:
+        """The largest mean |Δ log π| per token that a live actor found on its weights' canary; None before one."""
+        found = [p.values["canary_mismatch"] for p in self.alive("actor") if "canary_mismatch" in p.values]
+        return max(found, default=None)
+
 
 def look(broker: Broker) -> Snapshot:
     """Ask the broker once."""

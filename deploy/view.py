@@ -149,6 +149,7 @@ def _figures(snapshot: Snapshot, record: dict[str, Any] | None) -> RenderableTyp
         ("staleness", f"{_n(record, 'staleness_mean', 2)} (max {worst})"),
         ("ESS ρ^α", _n(record, "ess_rho_alpha", 3)),
         ("version", "–" if snapshot.depths is None else str(snapshot.depths.version)),
+        ("canary", "–" if snapshot.canary_mismatch is None else f"{snapshot.canary_mismatch:.1e}"),
         ("tokens/s", f"{snapshot.tokens_per_second:,.0f}"),
     ]
     for _ in cells:

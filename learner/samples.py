@@ -46,6 +46,8 @@ class Samples:
     """The group's place in the whole step's list, equal on every rank, (N,)."""
     oldest: NDArray[np.int64]
     """Oldest version that sampled a token of the completion, (N,)."""
+    actors: list[str]
+    """Who sampled each completion."""
 
     @classmethod
     def of(cls, groups: Sequence[Group], prompts: Sequence[Ids], places: Sequence[int]) -> Samples:
@@ -67,6 +69,7 @@ class Samples:
             prompt=np.array([group.prompt for group, _, _ in members], np.int64),
             group=np.array([place for _, place, _ in members], np.int64),
             oldest=np.array([member.completion.oldest for _, _, member in members], np.int64),
+            actors=[member.completion.actor for _, _, member in members],
         )
 
     def __len__(self) -> int:

@@ -25,6 +25,7 @@ from broker.service import Service
 from broker.state import Incarnation
 from broker.weights import WeightsDirectory
 from broker.wire import float32
+from learner.canary import CanaryWatch
 from learner.checkpoint import Checkpoints, Progress
 from learner.held_out import HeldOut
 from learner.objective.sequences import Sequences
@@ -35,7 +36,7 @@ from learner.settings import LearnerConfig
 from learner.start import Run, build_trainer, compute_dtype, open_run
 from learner.telemetry import Journal, LearnerMetrics, PartitionSummary, figures, whole_step
 
-Order = Literal["train", "publish", "checkpoint", "finish", "idle"]
+Order = Literal["train", "publish", "checkpoint", "finish", "stop", "idle"]
 POLL_SECONDS = 0.02
 """Between two looks for ready groups: a few per cent of the shortest step."""
 EVAL_GROUPS = 8
@@ -85,6 +86,7 @@ class LearnerService(Service):
         self.checkpoints = Checkpoints(path / "checkpoints", self.ranks)
         self.journal = Journal(path / "metrics.jsonl")
         self.held_out = HeldOut(self.broker, self.weights, path, self._evaluated)
+        self.canary = CanaryWatch(self.config, self.ranks, self.broker, self.run_data.prompts)
         self.z_summary = PartitionSummary(self.trainer.partition)
         self.incarnation: Incarnation = self._resume()
         self.metrics.step.set(self.progress.step)
@@ -150,6 +152,10 @@ class LearnerService(Service):
             self._checkpoint()
         elif order == "finish":
             self._finish()
+        elif order == "stop":
+            now = self.progress
+            current = now.step == now.published_step
+            self.canary.explain(self.trainer.policy, self.weights, current=current, committed=self.committed)
 
     def _agree(self) -> tuple[Order, list[str]]:
         """Rank 0's next order, and whether any rank has been asked to stop: the same answer everywhere."""
@@ -162,6 +168,8 @@ class LearnerService(Service):
 
     def _next(self) -> tuple[Order, list[str]]:
         """What comes next (rank 0)."""
+        if self.canary.trouble():
+            return "stop", []
         schedule, now = self.config.schedule, self.progress
         last = now.step >= schedule.steps
         if now.step - now.published_step >= (1 if last else schedule.publish_every):
@@ -221,6 +229,8 @@ class LearnerService(Service):
                 sequences, report, self.trainer.objective, step=step, version=before.version, progress=progress,
                 current=before.published_step == before.step,
             )  # fmt: skip
+            self.canary.trained(samples, line, before.version)
+            line |= self.canary.figures()
             line["z_narrow_share"] = self.z_summary.narrow_share()
             line["admitted_staleness"] = self._admitted
             self._ess = line.get(self.config.learner.objective.staleness_ess, float("nan"))
@@ -248,7 +258,9 @@ class LearnerService(Service):
             self.weights, version, self.trainer.policy, model.path, dtype, first=first, step=now.step,
             delta=self.config.weights.delta,
         )  # fmt: skip
+        canary = self.canary.canary(version, self.trainer.policy)
         if self.ranks.first:
+            self.retrying(lambda: self.canary.put(canary, self.incarnation, self.weights.versions()))
             target, bound = self.config.schedule.ess_target, self.config.schedule.max_staleness
             self._admitted = admission.tightened(self._admitted, bound=bound, ess=self._ess, target=target)
             self.retrying(lambda: self.broker.publish(self.incarnation, version, now.step, admitted=self._admitted))

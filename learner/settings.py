@@ -14,7 +14,8 @@ from learner.partition import PartitionSettings
 class OptimizerSettings(Section):
     """AdamW, a linear warm-up to a constant rate, and clipping by the global norm."""
 
-    lr: Annotated[float, Field(gt=0, le=1)] = 2e-6
+    lr: Annotated[float, Field(ge=0, le=1)] = 2e-6
+    """0 trains nothing: a run whose sampler–learner mismatch must stay flat."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
     eps: Annotated[float, Field(gt=0)] = 1e-8
     weight_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -53,6 +54,9 @@ class LearnerSettings(Section):
     """Newest published versions kept on disk; those an evaluation still samples from are kept besides."""
     refusals_in_a_row: Annotated[int, Field(ge=1)] = 3
     """Consecutive steps refused for non-finite numbers before the learner ends with an error."""
+    mismatch_nats: Annotated[float, Field(gt=0)] | None = None
+    """Largest mean |log π_θ − log μ| per token, in nats, between learner and sampler of the same version, before
+    training stops. None: what rounding explains in the coarser precision of the two (`learner.canary.BOUNDS`)."""
     collective_seconds: Annotated[float, Field(ge=10, le=86400)] = 600.0
     """A rank that does not answer a collective for this long is lost: all ranks end and resume from the checkpoint."""
 

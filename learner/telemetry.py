@@ -185,6 +185,9 @@ class LearnerMetrics:
             ),
             "mismatch_max": gauge("mismatch_max_nats", "Largest such difference: the canary for broken weight sync."),
             "mismatch_staleness": gauge("mismatch_staleness_versions", "How many versions old those samples are."),
+            "canary_mean": gauge(
+                "canary_mismatch_nats", "Largest mean |Δ log π| per token that an actor reported on a canary lately."
+            ),
             "entropy": gauge("entropy_nats", "Mean −log π_θ per sampled token."),
             "response_length": gauge("response_length_tokens", "Mean length of a completion."),
             "staleness_mean": gauge("staleness_mean_versions", "Mean staleness of the last step's completions."),

@@ -6,15 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.errors import EX_DATA, EX_INTERNAL, EX_TEMPORARY, EX_UNAVAILABLE, EX_USAGE
+from broker.errors import EX_DATA, EX_INTERNAL, EX_MISMATCH, EX_TEMPORARY, EX_UNAVAILABLE, EX_USAGE
 from deploy.restarts import KILLED, LONGEST_PAUSE, Restarts
 from deploy.settings import LaunchSettings
 
 SETTINGS = LaunchSettings(restart_limit=3, restart_seconds=0.5, healthy_seconds=30)
 
 
-def test_a_wrong_setting_ends_the_run_at_once() -> None:
-    assert Restarts(SETTINGS).ended(EX_USAGE, 1.0, False) is None
+@pytest.mark.parametrize("code", [EX_USAGE, EX_MISMATCH])
+def test_a_wrong_setting_and_samplers_with_other_weights_end_the_run_at_once(code: int) -> None:
+    assert Restarts(SETTINGS).ended(code, 1.0, False) is None
+    assert Restarts(SETTINGS).ended(code, 1e6, True) is None
 
 
 @pytest.mark.parametrize("code", [EX_DATA, EX_INTERNAL])

@@ -41,6 +41,13 @@ def test_a_run_that_moves_is_not_stuck() -> None:
     assert stuck(Snapshot(NOW, depths(ready=3), ALL)) == []
 
 
+def test_the_worst_canary_of_the_live_actors_is_shown() -> None:
+    actors = [pulse("actor").model_copy(update={"values": {"canary_mismatch": gap}}) for gap in (2e-6, 0.31)]
+    gone = pulse("actor", age=99.0).model_copy(update={"values": {"canary_mismatch": 7.0}})
+    assert Snapshot(NOW, depths(), [*actors, gone, pulse("actor")]).canary_mismatch == 0.31
+    assert Snapshot(NOW, depths(), ALL).canary_mismatch is None
+
+
 def test_a_finished_run_without_services_is_not_stuck() -> None:
     assert stuck(Snapshot(NOW, depths(finished=True), [])) == []
 

@@ -1,0 +1,2 @@
+-- Every report there is.
+return redis.call('HVALS', P .. 'canary-reports')
