@@ -191,10 +191,6 @@ class WeightsDirectory:
             published.verify(tally)
         return Fetched(version, published.path, tally.shares(time.perf_counter() - start), tally.bytes)
 
-    def directory(self, version: int) -> Path:
-        """Where `version` lies if it is there; nothing is checked."""
-        return self._final(version)
-
     def manifest(self, version: int) -> Manifest:
         """The manifest of `version`, its files not checked. Raises as `fetch`."""
         with self.open(version) as published:

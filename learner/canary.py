@@ -31,6 +31,7 @@ from broker.canary import (
 )
 from broker.client import Broker
 from broker.errors import EX_MISMATCH, SieveError
+from broker.published import place
 from broker.state import Incarnation
 from broker.weights import WeightsDirectory
 from broker.wire import float32, int32
@@ -224,7 +225,7 @@ class CanaryWatch:
         there = self._ranks.tell(weights.versions())
         if found.version not in there:
             return "Its files are deleted already, so no tensor group can be named: see learner.keep_versions"
-        files = Files(weights.directory(found.version))
+        files = Files(place(weights.path, found.version))
         if current and found.version == there[-1]:
             wrong = unlike(policy, files, dtype)
             if wrong:
@@ -245,7 +246,7 @@ class CanaryWatch:
         if plain <= found.bound:
             return "The published files give the sampler's log-probs: the learner scored with something else"
         before = [version for version in there if version < found.version]
-        sources = {f"version {before[-1]}": Files(weights.directory(before[-1]))} if before else {}
+        sources = {f"version {before[-1]}": Files(place(weights.path, before[-1]))} if before else {}
         sources["the base model"] = Files(self._config.model.path)
         tried = list(suspects(policy, files, sources, gap, dtype))
         culprit = best(tried, max(found.bound, plain / 10))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from broker.adapters import TENSORS, module_and_factor
 from learner.model import Scorer
 
 _LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
@@ -68,20 +69,23 @@ def groups_of(names: list[str]) -> dict[str, list[str]]:
 
 
 class Files:
-    """The tensors of a model directory by name, each read when it is asked for."""
+    """The tensors of a directory by the learner's names, each read when it is asked for: a model's, or an adapter's."""
 
     def __init__(self, directory: Path) -> None:
-        self._file_of: dict[str, Path] = {}
+        self._places: dict[str, tuple[Path, str]] = {}
         for file in sorted(directory.glob("*.safetensors")):
             with safe_open(file, framework="pt") as tensors:
-                self._file_of |= dict.fromkeys(tensors.keys(), file)
+                for name in tensors.keys():  # noqa: SIM118 -- not a mapping
+                    ours = ".".join(module_and_factor(name)) if file.name == TENSORS else name
+                    self._places[ours] = file, name
 
     def __contains__(self, name: str) -> bool:
-        return name in self._file_of
+        return name in self._places
 
     def __getitem__(self, name: str) -> Tensor:
-        with safe_open(self._file_of[name], framework="pt") as tensors:
-            tensor: Tensor = tensors.get_tensor(name)
+        file, stored = self._places[name]
+        with safe_open(file, framework="pt") as tensors:
+            tensor: Tensor = tensors.get_tensor(stored)
             return tensor
 
 
