@@ -89,16 +89,22 @@ class Started:
     def until_step(self, step: int) -> None:
         self.until(lambda: bool(self.steps()) and self.steps()[-1] >= step, f"step {step}")
 
-    def pulses(self, role: str) -> dict[int, Pulse]:
-        """What the living services of a role say, by process id."""
+    @contextmanager
+    def broker(self) -> Iterator[Broker]:
+        """The run's own, while it is up."""
         endpoint = read_endpoint(self.run)
         assert endpoint is not None
         broker = Broker.connect(BrokerSettings(lease_seconds=4.0), self.run, url=endpoint.url)
         try:
-            alive = [p for p in broker.services() if p.role == role and p.phase != "stopped" and p.age_seconds < 4]
-            return {pulse.pid: pulse for pulse in alive}
+            yield broker
         finally:
             broker.close()
+
+    def pulses(self, role: str) -> dict[int, Pulse]:
+        """What the living services of a role say, by process id."""
+        with self.broker() as broker:
+            alive = [p for p in broker.services() if p.role == role and p.phase != "stopped" and p.age_seconds < 4]
+        return {pulse.pid: pulse for pulse in alive}
 
     def pids(self, role: str) -> list[int]:
         return list(self.pulses(role))

@@ -68,11 +68,16 @@ def test_vllm_and_torch_actors_come_and_go_by_sigterm_and_by_kill_nine(started: 
     third = actor(2, "vllm")  # alone, and killed in the middle of its work
     three_more_steps()
     family = psutil.Process(third.pid).children(recursive=True)
-    assert family
+    for process in family:  # so that it has tickets in its hands when it dies
+        process.send_signal(signal.SIGSTOP)
+    with run.broker() as connection:
+        run.until(lambda: connection.depths().tickets > 0, "a ticket in the actor's hands")
     third.kill()
     run.processes.remove(third)
     third.wait()
-    assert not psutil.wait_procs(family, timeout=60)[1], "vLLM's processes outlive their actor"
+    for process in family:
+        process.send_signal(signal.SIGCONT)
+    assert family and not psutil.wait_procs(family, timeout=60)[1], "vLLM's processes outlive their actor"
 
     last = actor(3, "torch")
     three_more_steps()
