@@ -1,5 +1,7 @@
 """What the vLLM tests share: a tiny Llama that vLLM's CPU kernels can serve, its versions, and engines that are opened
-once for many tests (a start takes ten seconds and more)."""
+once for many tests (a start takes ten seconds and more).
+
+Each file asks for `vllm.v1`: where vLLM is not installed, plain `vllm` finds this folder."""
 
 from __future__ import annotations
 

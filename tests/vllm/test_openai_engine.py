@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("vllm", reason="make test-vllm installs it")
+pytest.importorskip("vllm.v1", reason="make test-vllm installs it")
 
 import torch
 from vllm_server import VllmServer, versions

@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-pytest.importorskip("vllm", reason="make test-vllm installs it")
+pytest.importorskip("vllm.v1", reason="make test-vllm installs it")
 
 import torch
 

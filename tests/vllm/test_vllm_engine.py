@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("vllm", reason="make test-vllm installs it")
+pytest.importorskip("vllm.v1", reason="make test-vllm installs it")
 
 from prometheus_client import REGISTRY
 from served_llama import EOS, LONGEST, MAX_NEW, VOCABULARY, drain

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("vllm", reason="make test-vllm installs it")
+pytest.importorskip("vllm.v1", reason="make test-vllm installs it")
 
 from safetensors.torch import save_file
 from served_llama import VOCABULARY, drain, save, served_llama

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-pytest.importorskip("vllm", reason="make test-vllm installs it")
+pytest.importorskip("vllm.v1", reason="make test-vllm installs it")
 
 from run_rig import Started, runs_in
 

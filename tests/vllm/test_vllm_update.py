@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch
 
-pytest.importorskip("vllm", reason="make test-vllm installs it")
+pytest.importorskip("vllm.v1", reason="make test-vllm installs it")
 
 from served_llama import MAX_NEW, VOCABULARY, drain, save, served_llama
 from tiny_llama import prompt, published, ragged, reference, ticket
