@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from actor.engine import ArgumentRefused, Engine, EngineMissing, ModelUnusable
+from actor.receiving import Receiver
 from actor.settings import ActorConfig
 from broker.state import RunSpec
 
@@ -55,6 +56,25 @@ def open_engine(config: ActorConfig, spec: RunSpec, name: str, index: int = 0) -
     if config.actor.engine == "vllm":
         return _vllm(config, spec, name)
     return _openai(config, spec, name, index)
+
+
+def open_receiver(config: ActorConfig, engine: Engine) -> Receiver | None:
+    """What `engine` receives broadcasts with; None where weights.transport has none for it, and it reads files."""
+    transport = config.weights.transport
+    if transport != "files" and config.actor.engine == "vllm":
+        from actor.vllm_engine import VllmEngine
+        from actor.vllm_receiving import VllmReceiver
+        from actor.weight_files import VersionFiles
+
+        assert isinstance(engine, VllmEngine)
+        return VllmReceiver(engine, VersionFiles(config.model.path, adapters=False), direct=transport == "nccl")
+    if transport == "gloo" and config.actor.engine == "torch":
+        from actor.torch_engine import TorchEngine
+        from actor.torch_receiving import TorchReceiver
+
+        assert isinstance(engine, TorchEngine)
+        return TorchReceiver(engine)
+    return None
 
 
 def _torch(config: ActorConfig, spec: RunSpec, name: str) -> Engine:

@@ -9,6 +9,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from actor.receiving import OUTCOMES
 from broker.weights import Fetched
 from broker.wire import Completion
 
@@ -65,7 +66,8 @@ class Measures:
         self.update = Histogram(
             "sieve_actor_update_seconds",
             "Picking up a version: fetch (read or copy), verify (hash), check (does it fit; vllm only), these while "
-            "sampling goes on; load (tensors), pause (no token sampled).",
+            "sampling goes on; load (tensors), pause (no token sampled). Of a broadcast: join (meeting) and receive in "
+            "place of the first two.",
             ["part"],
             buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300),
             registry=registry,
@@ -99,6 +101,15 @@ class Measures:
             buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10),
             registry=registry,
         )
+        self.transfers = Counter(
+            "sieve_actor_transfers",
+            "Broadcasts this actor was invited to: received, declined (an evaluation needs older weights), missed (not "
+            "among the members in time) or broken (began and did not end well); all but the first read files.",
+            ["outcome"],
+            registry=registry,
+        )
+        for outcome in OUTCOMES:
+            self.transfers.labels(outcome)
         for lane in ("train", "eval"):
             for finish in ("stop", "length"):
                 self.completions.labels(lane, finish)

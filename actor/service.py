@@ -1,6 +1,6 @@
 """The sampling service: takes tickets, samples them with an engine, offers each completion as soon as it ends.
 
-    step()  =  newer version? → take tickets as there is room → submit what the loaded version may sample → poll → offer
+    step()  =  newer version, sent or published? → take tickets as there is room → submit what may run → poll → offer
 
 Which weights are wanted: while eval tickets are held, those of an eval ticket (evaluations are pinned); else the newest
 published. Weights change under running completions as soon as none of them forbids it. While older ones are wanted for
@@ -13,16 +13,17 @@ never lost while this process lives. If it dies, its tickets return to others by
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from actor.canary import CanaryWatch
 from actor.engine import Engine, WeightsUnusable
-from actor.engines import open_engine, prepare
+from actor.engines import open_engine, open_receiver, prepare
 from actor.fetching import Fetching
 from actor.measures import Measures
+from actor.receiving import Receiving
 from actor.settings import ActorConfig
 from broker.cache import WeightsCache
 from broker.canary import Canaries
@@ -30,6 +31,7 @@ from broker.errors import BrokerUnavailable, SieveError, WeightsCorrupt, Weights
 from broker.liveness import Role
 from broker.service import Service
 from broker.state import RunSpec
+from broker.transfers import Transfers
 from broker.weights import Fetched, WeightsDirectory
 from broker.wire import Completion, Ticket
 
@@ -61,6 +63,7 @@ class ActorService(Service):
         self._engine: Engine
         self._fetching: Fetching
         self._canary: CanaryWatch
+        self._receiving: Receiving | None = None
         self._held: dict[str, _Held] = {}
         self._unsent: list[Completion] = []
         self._newest = 0
@@ -82,10 +85,20 @@ class ActorService(Service):
             Canaries(self.broker), self._measures, self.log,
             actor=self.id, engine=self._settings.engine, precision=self._actor_config.model.dtype,
         )  # fmt: skip
+        transport = self._actor_config.weights.transport
+        receiver = open_receiver(self._actor_config, self._engine)
+        if receiver is not None:
+            count = self._measures.transfers
+            self._receiving = Receiving(
+                Transfers(self.broker), self.id, receiver, self.log, lambda outcome: count.labels(outcome).inc()
+            )
+        elif transport != "files":
+            self.log.info("engine %s receives nothing over %s: it reads the files", self._settings.engine, transport)
         self.phase("waiting for weights")
 
     def step(self) -> None:
         self._offer()
+        self._receive()
         self._update()
         self._score_canary()
         self._take()
@@ -106,6 +119,8 @@ class ActorService(Service):
         if not hasattr(self, "_engine"):
             return
         until = time.monotonic() + self._settings.grace_seconds
+        if self._receiving is not None:
+            self._receiving.close()
         self._hand_back([gid for gid, held in self._held.items() if not held.submitted])
         while (self._engine.in_flight or self._unsent) and time.monotonic() < until:
             self._poll()
@@ -132,6 +147,22 @@ class ActorService(Service):
         if loaded in evals:
             return loaded
         return min(evals, default=self._newest)
+
+    def _receive(self) -> None:
+        """Take part in a broadcast. Its version is sampled from at once: it counts as used since its invitation, so no
+        other weights will ever bear its number, whenever the pointer follows."""
+        if self._receiving is None:
+            return
+        pinned = any(held.ticket.lane == "eval" for held in self._held.values())
+        try:
+            received = self._receiving.step("an evaluation needs older weights" if pinned else "")
+        except WeightsUnusable as error:
+            self._measures.failures.labels("unusable").inc()
+            self.log.warning("a version was received and cannot be used; its files are tried: %s", error)
+            return
+        if received is not None:
+            self._newest = max(self._newest, received.version)
+            self._loaded(received.version, received.seconds)
 
     def _update(self) -> None:
         """Fetch the wanted version beside the sampling, and load it when no running completion forbids that."""
@@ -170,6 +201,9 @@ class ActorService(Service):
             return
         self._fetching.taken()
         self._measures.fetched(fetched)
+        self._loaded(version, seconds)
+
+    def _loaded(self, version: int, seconds: Mapping[str, float]) -> None:
         for part, spent in seconds.items():
             self._measures.update.labels(part).observe(spent)
         self._measures.version.set(version)
@@ -226,12 +260,13 @@ class ActorService(Service):
         loaded, wanted = self._engine.version, self._wanted()
         if loaded is None:
             return
+        receiving = self._receiving is not None and self._receiving.joined is not None  # nothing may forbid it now
         for held in self._held.values():
             ticket = held.ticket
             if held.submitted:
                 continue
             if ticket.lane == "eval":
-                fits = ticket.version == loaded == wanted
+                fits = ticket.version == loaded == wanted and not receiving
             else:
                 fits = ticket.version <= min(loaded, wanted)
             if fits:

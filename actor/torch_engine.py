@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -121,13 +121,20 @@ class TorchEngine:
         waiting = sum(len(group.waiting) for group in self._groups if _forbids(group.ticket, version))
         return waiting + sum(_forbids(row.group.ticket, version) for row in self._rows)
 
-    @torch.inference_mode()
     def load(self, version: int, directory: Path) -> dict[str, float]:
+        return self._switch(version, lambda: self._policy.load(directory))
+
+    def take(self, version: int, tensors: dict[str, torch.Tensor]) -> dict[str, float]:
+        """As `load`, with the tensors at hand."""
+        return self._switch(version, lambda: self._policy.take(tensors, f"version {version} as it was received"))
+
+    @torch.inference_mode()
+    def _switch(self, version: int, bring: Callable[[], None]) -> dict[str, float]:
         pinned = self.pinned(version)
         if pinned:
             raise WrongVersion(f"{pinned} completions in flight may not be sampled with version {version}; poll first")
         begin = time.perf_counter()
-        self._policy.load(directory)
+        bring()
         loaded = time.perf_counter()
         self._version = version
         for group in self._groups:

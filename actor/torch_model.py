@@ -57,6 +57,10 @@ class Policy:
         """Take a version's weights, all or nothing. Raises WeightsUnusable."""
         self._weights.load(directory)
 
+    def take(self, tensors: dict[str, torch.Tensor], source: str) -> None:
+        """Take whole weights by name; `source` says in errors where from. Raises WeightsUnusable."""
+        self._weights.take(tensors, source)
+
     def slots(self, count: int) -> Slots:
         """An empty cache for `count` sequences."""
         return Slots(self._layers, count, self.device)

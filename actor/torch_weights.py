@@ -30,8 +30,12 @@ class Weights:
         if is_adapter(directory):
             self._merge(directory)
         else:
-            put(self._model, read(directory), str(directory))
-            self._untouched.clear()
+            self.take(read(directory), str(directory))
+
+    def take(self, tensors: dict[str, torch.Tensor], source: str) -> None:
+        """Take whole weights, all or nothing; `source` says in errors where from. Raises WeightsUnusable."""
+        put(self._model, tensors, source)
+        self._untouched.clear()
 
     @torch.no_grad()
     def _merge(self, directory: Path) -> None:

@@ -37,6 +37,9 @@ OWNED = {
 }
 """Arguments that are not the user's to give, and why."""
 
+EXTENSIONS = ("actor.vllm_worker.Extension", "actor.vllm_broadcast.Extension")
+"""What every worker imports: without broadcasts, and with them."""
+
 CPU = {"enforce_eager": True, "kv_cache_memory_bytes": 1 << 30, "block_size": 32}
 """Defaults on a CPU, which serves tests and trials: start in seconds, share a machine with other services (vLLM's own
 share of its memory is nine tenths), and let short prompts share their keys and values (vLLM's own block is 128)."""
@@ -62,7 +65,9 @@ def engine(config: ActorConfig, *, cpu: bool, known: Collection[str]) -> dict[st
     """Everything the engine is opened with. `cpu`: vLLM runs on one; `known`: the names of its arguments.
 
     Raises ValueError as `refuse_owned` and `refuse_unknown` do."""
-    actor, model = config.actor, config.model
+    actor, model, transport = config.actor, config.model, config.weights.transport
+    if transport == "nccl" and cpu:
+        raise ValueError("weights.transport = nccl, but the installed vLLM runs on a CPU: use files, or gloo")
     given = actor.vllm.arguments
     refuse_owned(given)
     refuse_unknown(given, known)
@@ -74,10 +79,10 @@ def engine(config: ActorConfig, *, cpu: bool, known: Collection[str]) -> dict[st
         "max_num_seqs": actor.max_batch,
         "generation_config": "vllm",
         "logprobs_mode": "raw_logprobs",
-        "worker_extension_cls": "actor.vllm_worker.Extension",
+        "worker_extension_cls": EXTENSIONS[transport != "files"],
     }
     if model.lora is None:
-        own["weight_transfer_config"] = {"backend": "sieve-files"}
+        own["weight_transfer_config"] = {"backend": f"sieve-{transport}"}
     else:
         own |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank_slot(model.lora.rank)}
     defaults: dict[str, Any] = {"max_num_batched_tokens": max(actor.prefill_tokens, actor.max_batch)}

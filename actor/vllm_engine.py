@@ -20,7 +20,7 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Collection, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from concurrent.futures import TimeoutError as TooLate
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
@@ -110,7 +110,7 @@ class VllmEngine:
         self._thread = threading.Thread(target=self._serve, name="vllm", daemon=True)
         self._thread.start()
         try:
-            self._llm: AsyncLLM = self._run(self._open(arguments), START_SECONDS, "vLLM to open the model")
+            self._llm: AsyncLLM = self.run(self._open(arguments), START_SECONDS, "vLLM to open the model")
         except EngineError:
             raise
         except Exception as error:
@@ -125,6 +125,11 @@ class VllmEngine:
     @property
     def version(self) -> int | None:
         return self._version
+
+    @property
+    def llm(self) -> AsyncLLM:
+        """vLLM itself, for calls that go through `run`."""
+        return self._llm
 
     @property
     def in_flight(self) -> int:
@@ -150,14 +155,27 @@ class VllmEngine:
             raise WrongVersion(f"{pinned} completions in flight may not be sampled with version {version}; poll first")
         begin = time.monotonic()
         self._files.check(directory)
+        checked = time.monotonic()
+        return {"check": checked - begin, **self.switch(version, self._bring(version, directory))}
+
+    def switch(
+        self, version: int, bring: Coroutine[Any, Any, None], broken: Callable[[Exception], Exception] | None = None
+    ) -> dict[str, float]:
+        """Pause, `bring` the weights of `version` in and stamp it, resume; seconds of "load" and "pause".
+
+        When that fails, this engine ends; with `broken` it stays paused, without a version, until files are loaded,
+        and what `broken` makes of the error is raised."""
         paused = time.monotonic()
-        self._run(
+        self.run(
             self._llm.pause_generation(mode="keep", clear_cache=self._clear), PAUSE_SECONDS, "vLLM to pause for weights"
         )
         still = time.monotonic()
         try:
-            self._run(self._bring(version, directory), LOAD_SECONDS, f"vLLM to load version {version}")
+            self.run(bring, LOAD_SECONDS, f"vLLM to load version {version}")
         except Exception as error:
+            if broken is not None:
+                self._version = None
+                raise broken(error) from error
             self.close()
             raise EngineError(
                 f"version {version} failed in the middle of loading ({error}); the model may be half updated, so this "
@@ -165,8 +183,8 @@ class VllmEngine:
             ) from error
         loaded = time.monotonic()
         self._version = version
-        self._run(self._llm.resume_generation(), CONTROL_SECONDS, "vLLM to resume")
-        return {"check": paused - begin, "load": loaded - still, "pause": time.monotonic() - paused}
+        self.run(self._llm.resume_generation(), CONTROL_SECONDS, "vLLM to resume")
+        return {"load": loaded - still, "pause": time.monotonic() - paused}
 
     def submit(self, ticket: Ticket, prompt: Prompt) -> None:
         if self._version is None or _forbids(ticket, self._version):
@@ -193,7 +211,7 @@ class VllmEngine:
         for key in gone:
             del self._requests[key]
         if gone:
-            self._run(self._llm.abort(gone), CONTROL_SECONDS, "vLLM to abort requests")
+            self.run(self._llm.abort(gone), CONTROL_SECONDS, "vLLM to abort requests")
         return len(gone)
 
     def poll(self, seconds: float) -> list[Completion]:
@@ -227,7 +245,7 @@ class VllmEngine:
                     f"one, both together at most the engine's {self.positions} positions"
                 )
         what = f"vLLM to score {len(sequences)} sequences"
-        return [self._run(self._score(*one), SCORE_SECONDS, what) for one in sequences]
+        return [self.run(self._score(*one), SCORE_SECONDS, what) for one in sequences]
 
     def close(self) -> None:
         if not self._thread.is_alive():
@@ -256,7 +274,7 @@ class VllmEngine:
             task.cancel()
         self._loop.call_soon(self._loop.call_soon, self._loop.stop)  # the cancelled have their turn first
 
-    def _run(self, work: Coroutine[Any, Any, T], seconds: float, what: str) -> T:
+    def run(self, work: Coroutine[Any, Any, T], seconds: float, what: str) -> T:
         """`work` on the loop. Raises EngineError, naming what was waited for: after `seconds`, or when vLLM is dead."""
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:

@@ -63,20 +63,19 @@ class VersionFiles:
         if self.adapters:
             self._check_adapters(directory, there)
         else:
-            self._check_all(directory, there)
+            self.check_shapes(str(directory), there)
         _check_finite(directory, self._stem)
 
-    def _check_all(self, directory: Path, there: Shapes) -> None:
+    def check_shapes(self, source: str, there: Shapes) -> None:
+        """Every tensor of the base and no other; `source` says in errors where from. Raises WeightsUnusable."""
         for name, shape in there.items():
             if name not in self._base and name not in self._optional:
-                raise WeightsUnusable(
-                    f"{directory}: {name} is not in the model; was it published for another model.path?"
-                )
+                raise WeightsUnusable(f"{source}: {name} is not in the model; was it published for another model.path?")
             if shape != self._base.get(name, shape):
-                raise WeightsUnusable(f"{directory}: {name} is {shape}, the model at model.path has {self._base[name]}")
+                raise WeightsUnusable(f"{source}: {name} is {shape}, the model at model.path has {self._base[name]}")
         for name in self._base:
             if name not in there and name not in self._optional:
-                raise WeightsUnusable(f"{directory}: {name} is missing; publish every parameter of the model")
+                raise WeightsUnusable(f"{source}: {name} is missing; publish every parameter of the model")
 
     def _check_adapters(self, directory: Path, there: Shapes) -> None:
         if not there:

@@ -103,7 +103,7 @@ class Broker:
     # ------------------------------------------------------------------------------------------------ other rooms
 
     def script(self, name: str, *args: str | bytes | int | float) -> Any:
-        """Run one of `lua/` for a part of the state that has methods of its own (`broker.canary`)."""
+        """Run one of `lua/` for a part of the state that has its own methods (`broker.canary`, `broker.transfers`)."""
         return self._scripts(name, *args)
 
     def fields(self, name: str, wanted: Sequence[str]) -> list[bytes | None]:

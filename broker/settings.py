@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from string import Formatter
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -293,6 +293,10 @@ class WeightsSettings(Section):
     delta: bool = False
     """Write also, where it is less than half of a version, what changed since the version before: readers that have
     that one in their `cache` take only this."""
+    host: Annotated[str, Field(min_length=1, max_length=255)] = "127.0.0.1"
+    """`gloo`: this machine's address, on which the learner's rank 0 listens for the engines of other machines."""
+    transfer_seconds: Annotated[float, Field(ge=1, le=3600)] = 60.0
+    """`nccl`, `gloo`: meeting, and then sending, may each take this long; what is not there by then reads the files."""
 
 
 class MetricsSettings(Section):
@@ -322,3 +326,18 @@ class Shared(Section):
     evaluation: EvaluationSettings = EvaluationSettings()
     weights: WeightsSettings = WeightsSettings()
     metrics: MetricsSettings = MetricsSettings()
+
+    @model_validator(mode="after")
+    def _sendable(self) -> Self:
+        transport = self.weights.transport
+        if transport != "files" and self.schedule.forced_staleness:
+            raise ValueError(
+                f"weights.transport = {transport} brings the newest version at once, schedule.forced_staleness = "
+                f"{self.schedule.forced_staleness} asks for older ones: use weights.transport = files in such studies"
+            )
+        if transport != "files" and self.model.lora is not None:
+            raise ValueError(
+                f"weights.transport = {transport} sends whole models, and with model.lora only adapters change, a few "
+                f"megabytes: use weights.transport = files"
+            )
+        return self

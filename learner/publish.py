@@ -11,7 +11,8 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -65,21 +66,34 @@ def publish_weights(
     first: bool,
     step: int,
     delta: bool = False,
+    meanwhile: Callable[[dict[str, Tensor]], object] | None = None,
 ) -> None:
     """Write `policy` as `version`; visible to readers once its manifest is complete. Collective.
 
-    With `delta`, also what changed since the version before, if that is little.
+    With `delta`, also what changed since the version before, if that is little. `meanwhile` gets the whole tensors on
+    rank 0 while they are being written.
 
     The broker's version pointer is not moved here: that comes after, so that it never names files that are not there.
     """
     state = published_state(policy, dtype, keep=first)
-    if first:
+    if not first:
+        return
+
+    def write() -> None:
         directory, lora = weights.begin(version), lora_of(policy)
         if lora is None:
             write_model(directory, state, source, dtype)
         else:
             write_adapters(directory, state, lora, source)
         weights.publish(version, {"step": step, "dtype": str(dtype).removeprefix("torch.")}, delta=delta)
+
+    if meanwhile is None:
+        write()
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="publish") as writer:
+        written = writer.submit(write)
+        meanwhile(state)
+        written.result()
 
 
 def published_state(policy: Scorer, dtype: torch.dtype, *, keep: bool) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ broker calls but the fetching of groups are rank 0's. What makes a kill at any m
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
@@ -23,8 +24,10 @@ from broker.errors import RunBusy, SieveError
 from broker.liveness import Role
 from broker.service import Service
 from broker.state import Incarnation
+from broker.transfers import Transfers
 from broker.weights import WeightsDirectory
 from broker.wire import float32
+from learner.broadcast import Broadcast, TransferMetrics, link_maker
 from learner.canary import CanaryWatch
 from learner.checkpoint import Checkpoints, Progress
 from learner.held_out import HeldOut
@@ -85,6 +88,7 @@ class LearnerService(Service):
         self.weights = WeightsDirectory(path / "weights")
         self.checkpoints = Checkpoints(path / "checkpoints", self.ranks)
         self.journal = Journal(path / "metrics.jsonl")
+        self.broadcast = self._open_broadcast() if self.ranks.first else None
         self.held_out = HeldOut(self.broker, self.weights, path, self._evaluated)
         self.canary = CanaryWatch(self.config, self.ranks, self.broker, self.run_data.prompts)
         self.z_summary = PartitionSummary(self.trainer.partition)
@@ -93,6 +97,14 @@ class LearnerService(Service):
         self.metrics.committed.set(self.committed)
         self._publish_at_start()
         self._idle_since = time.perf_counter()
+
+    def _open_broadcast(self) -> Broadcast | None:
+        """Raises TransportUnavailable where this machine cannot send so."""
+        transport, metrics = self.config.weights.transport, TransferMetrics(self.registry)
+        if transport == "files":
+            return None
+        link = link_maker(self.config.weights)
+        return Broadcast(Transfers(self.broker), link, self.config.weights, metrics, self.log, self.wait)
 
     def _resume(self) -> Incarnation:
         """Load the newest checkpoint and take the run with it: what it holds is committed, the rest is done again."""
@@ -194,6 +206,8 @@ class LearnerService(Service):
             self.step()  # other ranks may still be in the middle of an order
         if self.progress.step > self.committed:
             self._checkpoint()
+        if self.broadcast is not None:
+            self.broadcast.close()
         self.ranks.close()
 
     # --- the orders
@@ -257,6 +271,7 @@ class LearnerService(Service):
         publish_weights(
             self.weights, version, self.trainer.policy, model.path, dtype, first=first, step=now.step,
             delta=self.config.weights.delta,
+            meanwhile=self._send(version) if first else None,
         )  # fmt: skip
         canary = self.canary.canary(version, self.trainer.policy)
         if self.ranks.first:
@@ -283,6 +298,11 @@ class LearnerService(Service):
             for pulse in pulses
             if pulse.age_seconds < lease and "fetching" in pulse.values
         }
+
+    def _send(self, version: int) -> Callable[[dict[str, torch.Tensor]], object] | None:
+        """Broadcasts the version to the actors that are there; None with weights.transport = files."""
+        broadcast = self.broadcast
+        return None if broadcast is None else lambda state: broadcast.send(self.incarnation, version, state)
 
     def _write_line(self, publish: float = 0.0) -> None:
         """The line of the step that has just ended, once its publication is timed too."""

@@ -24,4 +24,5 @@ for i = 1, #leased, 2 do
 end
 redis.call('HSET', STATE, 'published_step', math.min(num('published_step'), step),
   'absorbed', math.min(num('published_step'), step) * tonumber(ARGV[3]) + num('dropped'), 'finished', 0)
-return {incarnation, num('committed_step'), num('version'), returned, num('opened')}
+-- A version that was sent to actors has been sampled from, even if its files never came to be.
+return {incarnation, num('committed_step'), math.max(num('version'), num('offered')), returned, num('opened')}

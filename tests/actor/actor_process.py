@@ -27,5 +27,10 @@ def tree(directory: Path, model: Path, **actor: object) -> Tree:
     )
 
 
+def serve(config: str, url: str) -> None:
+    """Be an actor until it ends, then end this process with its exit code."""
+    sys.exit(ActorService(Tree.model_validate_json(config), url=url).run())
+
+
 if __name__ == "__main__":
-    sys.exit(ActorService(Tree.model_validate_json(sys.argv[1]), url=sys.argv[2]).run())
+    serve(sys.argv[1], sys.argv[2])

@@ -1,0 +1,190 @@
+"""What runs inside vLLM's own workers when weights are broadcast: each worker is one rank. Imported there by name.
+
+Over gloo a version is received whole and checked, in host memory, before the model is touched. Over NCCL it goes
+straight into the model, layer by layer, as vLLM's own engine does it: a broadcast that ends early leaves a mixture, and
+the actor samples nothing until it has loaded files. Files come in as without broadcasts.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from vllm.distributed.weight_transfer.base import WeightTransferInitInfo, WeightTransferUpdateInfo
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
+
+from actor import vllm_worker
+from actor.gloo import GlooMember
+from actor.vllm_worker import Directory, FileTransfer
+from broker.transfers import Layout, TransferBroken
+
+ABORT_SECONDS = 10.0
+
+
+class Extension(vllm_worker.Extension):
+    """A worker's methods besides vLLM's own."""
+
+    weight_transfer_engine: Any
+    _weight_update_active: bool
+
+    def received_digest(self) -> str:
+        """Of what this worker received last."""
+        return str(self.weight_transfer_engine.digest)
+
+    def leave_group(self) -> None:
+        """Close this worker's end of the group, and the update that was under way in it."""
+        self.weight_transfer_engine.shutdown()
+        # Where one worker's broadcast broke off, others may have all of theirs: none of them loads it.
+        self._weight_update_active = False
+
+
+@dataclass
+class Meeting(WeightTransferInitInfo):  # type: ignore[misc]
+    """Where the learner and all workers meet; this actor's workers have ranks first, first + 1, …"""
+
+    group: str
+    first: int
+    world: int
+    seconds: float
+    address: str = ""
+    port: int = 0
+    nccl_unique_id_b64: str = ""
+
+
+@dataclass
+class Update(WeightTransferUpdateInfo):  # type: ignore[misc]
+    """One of: a verified directory; a layout to receive within `seconds`; what was received, to be loaded."""
+
+    directory: str = ""
+    layout: str = ""
+    seconds: float = 0.0
+    received: bool = False
+
+
+class GlooTransfer(FileTransfer):
+    """Receives beside the model, then loads."""
+
+    init_info_cls = Meeting
+    update_info_cls = Update
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.digest = ""
+        self._member = GlooMember()
+        self._tensors: dict[str, torch.Tensor] = {}
+
+    def init_transfer_engine(self, init_info: Meeting) -> None:
+        self._member.join(
+            init_info.group, init_info.address, init_info.port, _rank(self, init_info), init_info.world,
+            init_info.seconds,
+        )  # fmt: skip
+
+    def start_weight_update(self) -> None:
+        """Not before everything is here: it takes the model's tensors apart."""
+
+    def receive_weights(self, update_info: Update) -> None:
+        if update_info.layout:
+            layout = Layout.model_validate_json(update_info.layout)
+            tensors, digest = self._member.receive(layout, update_info.seconds)
+            for name, tensor in tensors.items():
+                if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                    raise ValueError(f"{name} has values that are not finite")
+            self._tensors, self.digest = tensors, digest
+            return
+        initialize_layerwise_reload(self.model)
+        if update_info.received:
+            tensors, self._tensors = self._tensors, {}
+            self.model.load_weights(iter(tensors.items()))
+        else:
+            super().receive_weights(Directory(update_info.directory))
+
+    def shutdown(self) -> None:
+        self._member.leave()
+        self._tensors = {}
+
+
+class NcclTransfer(FileTransfer):
+    """vLLM's own packed broadcast, with limits in time: NCCL has none, and a peer that dies would hold this worker."""
+
+    init_info_cls = Meeting
+    update_info_cls = Update
+
+    def __init__(self, *args: Any) -> None:
+        from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
+
+        super().__init__(*args)
+        self.digest = ""
+        self._nccl: Any = NCCLWeightTransferEngine(*args)
+
+    def init_transfer_engine(self, init_info: Meeting) -> None:
+        from vllm.distributed.weight_transfer.nccl_common import NCCLWeightTransferInitInfo
+
+        self.shutdown()
+        info = NCCLWeightTransferInitInfo(
+            rank_offset=init_info.first, world_size=init_info.world, packed=True,
+            nccl_unique_id_b64=init_info.nccl_unique_id_b64,
+        )  # fmt: skip
+        self._within(init_info.seconds, "the others to meet", lambda: self._nccl.init_transfer_engine(info))
+
+    def start_weight_update(self) -> None:
+        """As over gloo: when there is something to load."""
+
+    def receive_weights(self, update_info: Update) -> None:
+        from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferUpdateInfo
+
+        initialize_layerwise_reload(self.model)
+        if not update_info.layout:
+            super().receive_weights(Directory(update_info.directory))
+            return
+        layout = Layout.model_validate_json(update_info.layout)
+        info = NCCLWeightTransferUpdateInfo(
+            names=[one.name for one in layout.tensors], dtype_names=[one.dtype for one in layout.tensors],
+            shapes=[list(one.shape) for one in layout.tensors],
+        )  # fmt: skip
+        try:
+            self._within(update_info.seconds, "the broadcast", lambda: self._nccl.receive_weights(info))
+        except BaseException:
+            self.shutdown()
+            self.finish_weight_update()  # puts the model's tensors back in place, whatever is in them by now
+            raise
+        self.digest = layout.digest  # NCCL itself sees to what is in between
+
+    def shutdown(self) -> None:
+        self._nccl.shutdown()
+
+    def _within(self, seconds: float, what: str, work: Callable[[], None]) -> None:
+        """`work` on a thread; late, it is aborted on this side. Raises TransferBroken."""
+        failed: list[BaseException] = []
+
+        def run() -> None:
+            torch.cuda.set_device(self.device)
+            try:
+                work()
+                torch.cuda.synchronize(self.device)
+            except BaseException as error:
+                failed.append(error)
+
+        thread = threading.Thread(target=run, name="nccl", daemon=True)
+        thread.start()
+        thread.join(seconds)
+        if thread.is_alive():
+            # After an abort the calls return, and what they gave is worthless: hence an error in any case.
+            self.shutdown()
+            thread.join(ABORT_SECONDS)
+            raise TransferBroken(f"waited {seconds:g} s for {what}")
+        if failed:
+            raise TransferBroken(f"{what}: {failed[0]}") from failed[0]
+
+
+def _rank(engine: Any, meeting: Meeting) -> int:
+    """This worker's rank among all: as vLLM counts its own for NCCL."""
+    parallel = engine.parallel_config
+    return int(meeting.first + parallel.data_parallel_index * parallel.world_size + parallel.rank)
+
+
+WeightTransferEngineFactory.register_engine("sieve-gloo", GlooTransfer)
+WeightTransferEngineFactory.register_engine("sieve-nccl", NcclTransfer)

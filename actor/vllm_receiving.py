@@ -1,0 +1,89 @@
+"""The vLLM engine in a broadcast: each of its workers is a rank, driven through vLLM's own weight-transfer calls.
+
+Over gloo the workers receive beside their models, then load while generation is paused. Over NCCL the tensors go into
+the models as they come, so generation is paused for all of it, and the engine has no version after one that broke off.
+"""
+
+from __future__ import annotations
+
+import time
+
+from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
+
+from actor.engine import EngineError
+from actor.vllm_engine import CONTROL_SECONDS, VllmEngine
+from actor.weight_files import VersionFiles
+from broker.transfers import Group, Layout, Seat, TransferBroken
+
+
+class VllmReceiver:
+    """The methods' contract is `actor.receiving.Receiver`; `direct`: tensors go straight into the model (NCCL)."""
+
+    def __init__(self, engine: VllmEngine, files: VersionFiles, *, direct: bool) -> None:
+        self._engine, self._files, self._direct = engine, files, direct
+        parallel = engine.llm.vllm_config.parallel_config
+        self.ranks: int = parallel.world_size * parallel.data_parallel_size
+
+    def join(self, group: Group, seat: Seat) -> None:
+        info = {"group": group.id, "first": seat.first, "world": group.world, "seconds": group.seconds, **group.meeting}
+        try:
+            self._engine.run(
+                self._engine.llm.init_weight_transfer_engine(WeightTransferInitRequest(info)),
+                group.seconds + CONTROL_SECONDS, "vLLM's workers to meet the learner",
+            )  # fmt: skip
+        except EngineError:
+            raise  # its own limits did not hold: nothing may be expected of it any more
+        except Exception as error:
+            raise TransferBroken(str(error)) from error
+
+    def receive(self, version: int, layout: Layout, seconds: float) -> tuple[str, dict[str, float]]:
+        self._files.check_shapes(f"version {version} as it is sent", {one.name: one.shape for one in layout.tensors})
+        begin = time.monotonic()
+        if self._direct:
+            spent = self._engine.switch(version, self._bring(version, layout, seconds), _broken)
+            received = 0.0
+        else:
+            try:
+                self._engine.run(
+                    self._fetch(layout, seconds),
+                    seconds + CONTROL_SECONDS,
+                    f"vLLM's workers to receive version {version}",
+                )
+            except EngineError:
+                raise
+            except Exception as error:
+                raise _broken(error) from error
+            received = time.monotonic() - begin
+            spent = self._engine.switch(version, self._load(version))
+        digests = self._engine.run(
+            self._engine.llm.collective_rpc("received_digest"), CONTROL_SECONDS, "vLLM's workers to say what arrived"
+        )
+        return min(digests), spent | {"receive": received or spent["load"], "pause": spent["pause"] + received}
+
+    def leave(self) -> None:
+        self._engine.run(
+            self._engine.llm.collective_rpc("leave_group"), CONTROL_SECONDS, "vLLM's workers to leave the group"
+        )
+
+    async def _fetch(self, layout: Layout, seconds: float) -> None:
+        llm = self._engine.llm
+        await llm.start_weight_update()
+        await llm.update_weights(_request(layout=layout.model_dump_json(), seconds=seconds))
+
+    async def _load(self, version: int) -> None:
+        llm = self._engine.llm
+        await llm.update_weights(_request(received=True))
+        await llm.finish_weight_update(str(version))
+
+    async def _bring(self, version: int, layout: Layout, seconds: float) -> None:
+        llm = self._engine.llm
+        await self._fetch(layout, seconds)
+        await llm.finish_weight_update(str(version))
+
+
+def _request(**update: object) -> WeightTransferUpdateRequest:
+    return WeightTransferUpdateRequest(update_info=update)
+
+
+def _broken(error: Exception) -> TransferBroken:
+    return TransferBroken(str(error))

@@ -1,0 +1,248 @@
+"""Weights sent straight from a learner's rank 0 into actors, each a process of its own, over gloo; and their deaths."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import re
+import signal
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+import torch
+from actor_process import serve, tree
+from prometheus_client import CollectorRegistry
+from test_actor_service import VOCABULARY, Run, eventually, model_path, one_thread  # noqa: F401
+from tiny_llama import llama
+
+from broker.client import Broker
+from broker.settings import BrokerSettings, RunSettings, WeightsSettings
+from broker.state import Incarnation, Member
+from broker.transfers import Outcome, Transfers
+from learner.broadcast import Broadcast, TransferMetrics, link_maker
+
+pytestmark = pytest.mark.slow
+
+PATIENCE = 600.0
+GLOO = WeightsSettings(transport="gloo", transfer_seconds=60.0)
+BROKER = BrokerSettings(lease_seconds=10.0, connect_seconds=30.0)
+LAST = "model.layers.1.mlp.down_proj.weight"
+FIRST = "model.embed_tokens.weight"
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["actor_process", "actor.torch_engine", "actor.torch_model", "transformers"])
+"""Actors start from a process that has imported everything, which takes many times longer than anything else here."""
+
+
+def tensors(version: int) -> dict[str, torch.Tensor]:
+    """The weights of `version`, as `Run.check` knows them."""
+    return {name: one.detach() for name, one in llama(version + 1, vocabulary=VOCABULARY).state_dict().items()}
+
+
+def sending(broker: Broker) -> Broadcast:
+    def wait(reason: str, seconds: float) -> bool:
+        time.sleep(seconds)
+        return False
+
+    metrics = TransferMetrics(CollectorRegistry())
+    log = logging.getLogger("sieve.test")
+    return Broadcast(Transfers(broker), link_maker(GLOO), GLOO, metrics, log, wait, pack_bytes=4096, join_seconds=60.0)
+
+
+def send_and_die(url: str, incarnation: Incarnation) -> None:
+    """A learner that is killed in the middle of sending version 1."""
+    broker = Broker.connect(BROKER, RunSettings(name="test"), url=url)
+    sending(broker).send(incarnation, 1, Watched(tensors(1), LAST, lambda: os.kill(os.getpid(), signal.SIGKILL)))
+
+
+class Watched(dict[str, torch.Tensor]):
+    """Tensors that call back when the one named is asked for: the broadcast is then at that point."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor], name: str, action: Callable[[], None]) -> None:
+        super().__init__(tensors)
+        self._name, self._action = name, action
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name == self._name:
+            self._action()
+        return super().__getitem__(name)
+
+
+class Rig:
+    """A learner's sending side in this process, and actors in others."""
+
+    def __init__(self, url: str, directory: Path, model: Path) -> None:
+        self.run = Run(url, directory, steps=10**6, groups_per_step=4, max_staleness=100_000)
+        self.run.broker = Broker.connect(BROKER, RunSettings(name="test"), url=url)
+        self.run.incarnation = self.run.broker.begin("learner")
+        self.url = url
+        self.config = tree(directory, model).model_copy(update={"weights": GLOO, "broker": BROKER}).model_dump_json()
+        self.broadcast = sending(self.run.broker)
+        self.actors: list[BaseProcess] = []
+        self.run.publish(0)
+
+    def start(self, count: int) -> None:
+        """That many more actors, once they have loaded something and can receive."""
+        for _ in range(count):
+            self.actors.append(PROCESSES.Process(target=serve, args=(self.config, self.url), daemon=True))
+            self.actors[-1].start()
+        alive = sum(actor.is_alive() for actor in self.actors)
+        eventually(lambda: (self.run.train(), len(self.ids()) == alive)[1], PATIENCE)
+
+    def ids(self) -> dict[int, str]:
+        """Living actors that have loaded something: pid → id."""
+        alive = {actor.pid for actor in self.actors if actor.is_alive()}
+        pulses = [p for p in self.run.broker.services() if p.role == "actor" and p.pid in alive]
+        return {p.pid: p.id for p in pulses if "version" in p.values}
+
+    def id(self, actor: BaseProcess) -> str:
+        return self.ids()[actor.pid or 0]
+
+    def send(self, version: int, weights: dict[str, torch.Tensor] | None = None) -> Outcome:
+        return self.broadcast.send(self.run.incarnation, version, weights or tensors(version))
+
+    @property
+    def groups(self) -> float:
+        """Communicators built."""
+        return self.broadcast._metrics.groups._value.get()
+
+    def sampled(self, version: int, actors: set[str]) -> None:
+        """Wait until each of `actors` has sampled with `version`; every log-prob on the way must be exact."""
+        seen: set[str] = set()
+
+        def look() -> bool:
+            members: list[Member] = self.run.train() or []
+            self.run.check(members)
+            seen.update(m.completion.actor for m in members if m.completion.spans[-1][0] == version)
+            return seen >= actors
+
+        eventually(look, PATIENCE)
+
+    def counted(self, id: str, name: str, **labels: str) -> float:
+        """A figure from an actor's own /metrics."""
+        url = next(pulse.metrics_url for pulse in self.run.broker.services() if pulse.id == id)
+        body = urllib.request.urlopen(url, timeout=30).read().decode()
+        inside = ",".join(f'{key}="{value}"' for key, value in labels.items())
+        found = re.search(rf"^{name}{re.escape('{' + inside + '}') if inside else ''} (\S+)$", body, re.M)
+        assert found, f"{name} {labels}"
+        return float(found[1])
+
+
+@contextmanager
+def rig(url: str, directory: Path, model: Path) -> Iterator[Rig]:
+    found = Rig(url, directory, model)
+    try:
+        yield found
+    finally:
+        for actor in found.actors:
+            actor.kill()
+            actor.join()
+        found.broadcast.close()
+
+
+def test_versions_arrive_without_files_the_group_is_kept_and_a_joiner_rebuilds_it(redis_url, tmp_path, model_path):  # noqa: F811
+    with rig(redis_url, tmp_path, model_path) as here:
+        here.start(2)
+        two = set(here.ids().values())
+        for version in (1, 2):  # no files of these: what samples with them got them by broadcast
+            assert set(here.send(version).received) == two
+            here.sampled(version, two)
+        assert here.groups == 1
+        for id in two:
+            assert here.counted(id, "sieve_actor_transfers_total", outcome="received") == 2
+            assert here.counted(id, "sieve_actor_update_seconds_count", part="receive") == 2
+        here.run.publish(2)  # the joiner reads files
+        here.start(1)
+        three = set(here.ids().values())
+        for version in (3, 4):
+            assert set(here.send(version).received) == three
+            here.sampled(version, three)
+        assert here.groups == 2
+        # One leaves in good order: the next group is without it, and nobody is missed.
+        leaving = here.actors[0]
+        os.kill(leaving.pid or 0, signal.SIGTERM)
+        leaving.join(PATIENCE)
+        assert leaving.exitcode == 0
+        found = here.send(5)
+        assert len(found.received) == 2 and not found.missed
+        here.sampled(5, set(found.received))
+        assert here.groups == 3
+        assert here.run.broker.audit().lost == 0
+
+
+@pytest.mark.parametrize("at", [FIRST, LAST])
+def test_a_receiver_that_is_killed_before_or_amid_the_broadcast_is_named_and_the_others_go_on(
+    redis_url, tmp_path, model_path, at  # noqa: F811
+):  # fmt: skip
+    with rig(redis_url, tmp_path, model_path) as here:
+        here.start(3)
+        everyone = set(here.ids().values())
+        assert set(here.send(1).received) == everyone
+        victim = here.actors[1]
+        name = here.id(victim)
+
+        def kill() -> None:
+            victim.kill()
+            victim.join()
+
+        found = here.send(2, Watched(tensors(2), at, kill))
+        assert found.missed[name][0] == "dead"
+        survivors = everyone - {name}
+        # A survivor may have had everything before the death was felt, and then has all of it.
+        assert survivors == {*found.received, *(a for a, (cause, _) in found.missed.items() if cause == "broken")}
+        here.run.publish(2)
+        here.sampled(2, survivors)
+        assert set(here.send(3).received) == survivors
+        here.sampled(3, survivors)
+
+
+def test_a_receiver_that_hangs_is_named_within_the_deadline_and_takes_part_again_when_it_wakes(
+    redis_url, tmp_path, model_path  # noqa: F811
+):  # fmt: skip
+    with rig(redis_url, tmp_path, model_path) as here:
+        here.start(2)
+        everyone = set(here.ids().values())
+        assert set(here.send(1).received) == everyone
+        sleeper = here.actors[0]
+        name = here.id(sleeper)
+        begin = time.monotonic()
+        found = here.send(2, Watched(tensors(2), FIRST, lambda: os.kill(sleeper.pid or 0, signal.SIGSTOP)))
+        assert time.monotonic() - begin < 3 * (2 * GLOO.transfer_seconds + BROKER.lease_seconds)
+        assert found.missed[name][0] in ("dead", "silent")
+        here.run.publish(2)
+        here.sampled(2, everyone - {name})
+        os.kill(sleeper.pid or 0, signal.SIGCONT)
+        here.sampled(2, everyone)
+        version = 2
+
+        def all_there() -> bool:
+            nonlocal version
+            version += 1
+            return set(here.send(version).received) == everyone
+
+        eventually(all_there, PATIENCE)
+        here.sampled(version, everyone)
+
+
+def test_receivers_of_a_sender_that_is_killed_recover_and_its_version_number_is_not_used_again(
+    redis_url, tmp_path, model_path  # noqa: F811
+):  # fmt: skip
+    with rig(redis_url, tmp_path, model_path) as here:
+        here.start(2)
+        everyone = set(here.ids().values())
+        sender = PROCESSES.Process(target=send_and_die, args=(redis_url, here.run.incarnation), daemon=True)
+        sender.start()
+        sender.join(PATIENCE)
+        assert sender.exitcode == -signal.SIGKILL
+        for id in everyone:
+            eventually(lambda id=id: here.counted(id, "sieve_actor_transfers_total", outcome="broken") == 1, PATIENCE)
+        here.sampled(0, everyone)
+        here.run.incarnation = here.run.broker.begin("learner", here.run.step)
+        assert here.run.incarnation.version == 1  # so that the next to be published is 2
+        assert set(here.send(2).received) == everyone
+        here.sampled(2, everyone)
