@@ -55,7 +55,7 @@ class Both:
         self.metrics = TransferMetrics(CollectorRegistry())
         wait = lambda reason, seconds: bool(time.sleep(seconds))  # noqa: E731
         self.broadcast = Broadcast(
-            Transfers(self.learner), link_maker(weights), weights, self.metrics, log, wait, 
+            Transfers(self.learner), link_maker(weights), weights, self.metrics, log, wait,
             pack_bytes=20_000, join_seconds=60.0,
         )  # fmt: skip
         self.receiving.step("")  # it is known from now on
