@@ -8,7 +8,7 @@ while…   the same, while a new version is published every PUBLISH seconds: fet
 bare     `LLM.generate` on as many prompts as take about SECONDS, with the sampled tokens' log-probs; nothing else
 
 Also printed: bare without log-probs, and an update's seconds by part. The side that is not measured is stopped
-(SIGSTOP). Without --model: a random Llama of 26 million parameters. Exit code 1 if a ratio misses its aim.
+(SIGSTOP). Without --model: a random Llama of 5 million parameters. Exit code 1 if a ratio misses its aim.
 Needs vLLM: `make test-vllm` makes the environment `.venv-vllm`.
 """
 
@@ -262,7 +262,7 @@ def _random_llama(path: Path) -> Path:
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        hidden_size=512, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=8, intermediate_size=1376,
+        hidden_size=256, num_hidden_layers=6, num_attention_heads=8, num_key_value_heads=8, intermediate_size=704,
         vocab_size=512, max_position_embeddings=256, tie_word_embeddings=False, pad_token_id=0, bos_token_id=1,
         eos_token_id=EOS,
     )  # fmt: skip
