@@ -10,14 +10,15 @@ from pydantic import ValidationError
 
 from actor.settings import ActorSettings
 from actor.vllm_arguments import OWNED, engine, rank_slot, refuse_unknown
-from broker.settings import LoraSettings, ModelSettings
+from broker.settings import LoraSettings, ModelSettings, WeightsSettings
 
 KNOWN = {*OWNED, "tensor_parallel_size", "max_model_len", "max_num_batched_tokens", "enforce_eager"}
 
 
-def config(arguments=None, lora=None, **actor):
+def config(arguments=None, lora=None, transport="files", **actor):
     settings = ActorSettings.model_validate({"engine": "vllm", "vllm": {"arguments": arguments or {}}, **actor})
-    return SimpleNamespace(actor=settings, model=ModelSettings(path=Path("/m"), dtype="bfloat16", lora=lora))
+    model = ModelSettings(path=Path("/m"), dtype="bfloat16", lora=lora)
+    return SimpleNamespace(actor=settings, model=model, weights=WeightsSettings(transport=transport))
 
 
 def test_arguments_pass_through_and_what_the_run_decides_is_added():
@@ -34,6 +35,12 @@ def test_arguments_pass_through_and_what_the_run_decides_is_added():
 def test_a_cpu_has_defaults_that_can_be_overridden():
     assert engine(config(), cpu=True, known=KNOWN)["enforce_eager"] is True
     assert engine(config({"enforce_eager": False}), cpu=True, known=KNOWN)["enforce_eager"] is False
+
+
+def test_nccl_is_refused_where_vllm_runs_on_a_cpu():
+    with pytest.raises(ValueError, match=r"weights\.transport = nccl, but the installed vLLM runs on a CPU"):
+        engine(config(transport="nccl"), cpu=True, known=KNOWN)
+    assert engine(config(transport="nccl"), cpu=False, known=KNOWN)["weight_transfer_config"]["backend"]
 
 
 def test_adapters_get_the_smallest_slot_that_fits_and_no_weight_transfer():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("vllm", reason="make test-vllm installs it")
+pytest.importorskip("vllm.v1", reason="make test-vllm installs it")
 
 from actor_process import tree
 from conftest import ARGUMENTS
@@ -42,9 +42,9 @@ class Both:
         config = config.model_copy(update={"weights": weights})
         settings, run = BrokerSettings(lease_seconds=3600.0), RunSettings(name="test")
         self.learner, self.actor = (Broker.connect(settings, run, url=url) for _ in range(2))
-        self.learner.open_run(spec(EOS, MAX_NEW), ragged(1, vocabulary=VOCABULARY), [])
+        self.learner.open_run(spec((EOS,), MAX_NEW), ragged(1, vocabulary=VOCABULARY), [])
         self.incarnation = self.learner.begin("learner")
-        self.engine = open_engine(config, spec(EOS, MAX_NEW), ACTOR)
+        self.engine = open_engine(config, spec((EOS,), MAX_NEW), ACTOR)
         self.actor.heartbeat(Pulse(id=ACTOR, role="actor", phase="sampling", since=0))
         receiver = open_receiver(config, self.engine)
         assert receiver is not None and receiver.ranks == 1
@@ -175,7 +175,7 @@ def test_nccl_is_refused_where_there_is_no_gpu(tmp_path, model_path):
         link_maker(WeightsSettings(transport="nccl"))
     config = tree(tmp_path, model_path, engine="vllm").model_copy(update={"weights": WeightsSettings(transport="nccl")})
     with pytest.raises(ArgumentRefused, match="vLLM runs on a CPU"):
-        open_engine(config, spec(EOS, MAX_NEW), ACTOR)
+        open_engine(config, spec((EOS,), MAX_NEW), ACTOR)
 
 
 @pytest.mark.slow
