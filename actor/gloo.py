@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import socket
-import threading
 import time
 from datetime import timedelta
 from typing import Any
@@ -71,10 +70,8 @@ class GlooMember:
     def leave(self) -> None:
         """Close the connections; the others' calls that wait for this rank end with an error."""
         if self._group is not None:
-            group, self._group = [self._group], None
-            group[0].abort()
-            # The group's end waits for calls that nobody answers, until their own limit: not on this thread.
-            threading.Thread(target=group.clear, name="gloo-leave", daemon=True).start()
+            self._group.abort()
+            self._group = None  # its threads end here: every call had the limit of what it waited for
 
     def _take(self, size: int, until: float) -> torch.Tensor:
         assert self._group is not None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import socket
-import threading
 import time
 from collections.abc import Mapping
 from datetime import timedelta
@@ -77,11 +76,9 @@ class GlooLink:
         if self._listener is not None:
             self._listener.close()
         if self._group is not None:
-            held: list[object] = [self._group, self._store]
             self._group.abort()
-            self._group = self._store = None
-            # The group's end waits for calls that nobody answers, until their own limit: not on this thread.
-            threading.Thread(target=held.clear, name="gloo-close", daemon=True).start()
+            self._group = None  # its threads end here: every call had the limit of what it waited for
+        self._store = None
 
     def _give(self, buffer: torch.Tensor, until: float) -> None:
         assert self._group is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -242,3 +243,23 @@ def test_sieve_config_prints_what_it_would_run(tree: dict[str, Any], write: Writ
     )  # fmt: skip
     assert yaml.safe_load(done.stdout)["schedule"]["steps"] == 7
     assert time.monotonic() - begin < 30
+
+
+@pytest.mark.parametrize(
+    ("sections", "word"),
+    [
+        ({"schedule": {"steps": 20, "groups_per_step": 2, "forced_staleness": 2}}, "schedule.forced_staleness = 2"),
+        ({"lora": {"rank": 4}}, "model.lora"),
+    ],
+)
+def test_a_broadcast_is_refused_where_it_would_bring_the_wrong_weights_or_save_nothing(
+    tree: dict[str, Any], write: Write, sections: dict[str, Any], word: str
+) -> None:
+    for name, section in sections.items():
+        if name == "lora":
+            tree["model"]["lora"] = section
+        else:
+            tree[name] = section
+    load(write(tree), environment={})
+    with pytest.raises(ConfigError, match=re.escape(word)):
+        load(write({**tree, "weights": {"transport": "gloo"}}), environment={})
