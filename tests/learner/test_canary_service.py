@@ -195,7 +195,7 @@ def test_without_learning_the_mismatch_stays_flat(job: Callable[..., Job]) -> No
     assert max(line["mismatch_max"] for line in lines) < 1e-4
     assert np.abs(np.mean(means[12:]) - np.mean(means[:12])) < 1e-5 + 4 * np.std(means)
     seen = [line["canary_max"] for line in lines if "canary_max" in line]
-    assert len(seen) >= 5 and max(seen) < 1e-4
+    assert seen and max(seen) < 1e-4
     first = AutoModelForCausalLM.from_pretrained(run.config.model.path).state_dict()
     last = AutoModelForCausalLM.from_pretrained(run.run / "model").state_dict()
     assert all(torch.equal(first[name], last[name]) for name in first)
