@@ -23,6 +23,7 @@ from actor import torch_weights
 from actor.service import ActorService
 from actor.settings import ActorSettings
 from actor.torch_engine import TorchEngine
+from broker.canary import Canaries
 from broker.client import Broker
 from broker.errors import EX_MISMATCH
 from broker.settings import WeightsSettings
@@ -184,8 +185,9 @@ def test_log_probs_that_are_not_those_sampled_with_end_the_run_at_its_first_step
 
 @pytest.mark.slow
 def test_without_learning_the_mismatch_stays_flat(job: Callable[..., Job]) -> None:
-    """24 steps and versions at learning rate 0: all versions are the same weights, so nothing may drift."""
-    run = job(lr=0.0, steps=24)
+    """24 steps and versions at learning rate 0: all versions are the same weights, so nothing may drift. In lock-step
+    each version is loaded before its step's samples, so that none of them goes unchecked."""
+    run = job(lr=0.0, steps=24, max_staleness=0)
     run.act(ActorService)
     codes, text = run.judge_until_the_end(), run.said()
     assert codes == [0], text
@@ -196,6 +198,14 @@ def test_without_learning_the_mismatch_stays_flat(job: Callable[..., Job]) -> No
     assert np.abs(np.mean(means[12:]) - np.mean(means[:12])) < 1e-5 + 4 * np.std(means)
     seen = [line["canary_max"] for line in lines if "canary_max" in line]
     assert seen and max(seen) < 1e-4
+    scored = run.actors[0][0].registry.get_sample_value("sieve_actor_canary_seconds_count")
+    assert scored is not None and scored >= 24, f"{scored} canaries scored of versions 0 … 23"
+    canaries = Canaries(run.broker)
+    reports = canaries.reports()
+    assert reports
+    for report in reports:
+        canary = canaries.get(report.version)
+        assert canary is not None and canary.difference(report.logprobs)[1] < 1e-4
     first = AutoModelForCausalLM.from_pretrained(run.config.model.path).state_dict()
     last = AutoModelForCausalLM.from_pretrained(run.run / "model").state_dict()
     assert all(torch.equal(first[name], last[name]) for name in first)
