@@ -12,6 +12,7 @@ Invariants every engine keeps:
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -114,3 +115,28 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free what the engine holds; unfinished completions are forgotten."""
+
+
+def forbids(ticket: Ticket, version: int) -> bool:
+    """Whether a token of this ticket may not come from `version`."""
+    return ticket.version != version if ticket.lane == "eval" else ticket.version > version
+
+
+def admitted(ticket: Ticket, prompt: Prompt, *, loaded: int | None, new: int, positions: int, whose: str) -> list[int]:
+    """The prompt's token ids, once it is sure that `loaded` may sample the ticket and that `new` tokens more fit.
+
+    `positions`: the longest sequence; `whose`: what has them, for a person. Raises WrongVersion, PromptTooLong."""
+    if loaded is None or forbids(ticket, loaded):
+        raise WrongVersion(f"{ticket.lane} ticket {ticket.gid} needs version {ticket.version}, loaded is {loaded}")
+    tokens: list[int] = np.frombuffer(prompt.tokens, "<i4").tolist()
+    if not 1 <= len(tokens) <= positions - new:
+        raise PromptTooLong(
+            f"prompt {ticket.prompt} has {len(tokens)} tokens; with sampling.max_new_tokens = {new} it must have "
+            f"1 … {positions - new} ({whose} has {positions} positions)"
+        )
+    return tokens
+
+
+def request_seed(seed: int, idx: int) -> int:
+    """A completion's own seed, 63 bits: the same on every attempt, whichever others are sampled beside it."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{idx}".encode(), digest_size=8).digest(), "little") >> 1

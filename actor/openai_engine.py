@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from actor import openai_wire as wire
 from actor.decoding import Decode
-from actor.engine import EngineError, Ids, PromptTooLong, WeightsUnusable, WrongVersion
+from actor.engine import EngineError, Ids, PromptTooLong, WeightsUnusable, WrongVersion, admitted, forbids
 from actor.openai_http import Http, ServerRefused, ServerUnavailable, Trouble, key_of
 from actor.openai_settings import OpenAISettings
 from actor.weight_files import VersionFiles
@@ -156,7 +156,7 @@ class OpenAIEngine:
         return min((flight.version for flight in self._flights.values()), default=None)
 
     def pinned(self, version: int) -> int:
-        return sum(_forbids(flight.ticket, version) for flight in self._flights.values())
+        return sum(forbids(flight.ticket, version) for flight in self._flights.values())
 
     def load(self, version: int, directory: Path) -> dict[str, float]:
         pinned = self.pinned(version)
@@ -177,17 +177,15 @@ class OpenAIEngine:
         return seconds
 
     def submit(self, ticket: Ticket, prompt: Prompt) -> None:
-        if self._version is None or _forbids(ticket, self._version):
-            raise WrongVersion(
-                f"{ticket.lane} ticket {ticket.gid} needs version {ticket.version}, loaded is {self._version}"
-            )
-        tokens = np.frombuffer(prompt.tokens, "<i4").tolist()
-        longest = self.positions - self._limit
-        if not 1 <= len(tokens) <= longest:
-            raise PromptTooLong(
-                f"prompt {ticket.prompt} has {len(tokens)} tokens; with sampling.max_new_tokens = {self._limit} it "
-                f"must have 1 … {longest} (the server has {self.positions} positions: --max-model-len)"
-            )
+        tokens = admitted(
+            ticket,
+            prompt,
+            loaded=self._version,
+            new=self._limit,
+            positions=self.positions,
+            whose="the server (--max-model-len)",
+        )
+        assert self._version is not None  # else it would not have been admitted
         for idx in ticket.missing:
             flight = self._flights[ticket.gid, idx] = _Flight(ticket, idx, tokens, self._version)
             self._send(flight)
@@ -477,7 +475,7 @@ class OpenAIEngine:
             raise wire.AnswerUnusable(
                 f"{self._http.url} does not say which weights sampled which token (weight_versions); use vLLM 0.32"
             )
-        if any(version is None or _forbids(flight.ticket, version) for version, _, _ in self._spans(sampled)):
+        if any(version is None or forbids(flight.ticket, version) for version, _, _ in self._spans(sampled)):
             self._again(flight, f"sampled under {[stamp[:40] for stamp, _, _ in sampled.spans or ()][:4]}")
             return None
         return sampled
@@ -530,8 +528,3 @@ class OpenAIEngine:
         if not self._fixed and stamps != [self._stamp(version)]:
             raise Trouble(f"{self._http.url} scored under {stamps}, not under version {version}")
         return logprobs
-
-
-def _forbids(ticket: Ticket, version: int) -> bool:
-    """Whether a token of this ticket may not come from `version`."""
-    return ticket.version != version if ticket.lane == "eval" else ticket.version > version

@@ -9,7 +9,6 @@ vocabulary, an end that fits its reason, spans that partition it. Anything else 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
@@ -18,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from actor.engine import EngineError
+from actor.engine import EngineError, request_seed
 from broker.errors import EX_DATA
 
 GENERATE = "/inference/v1/generate"
@@ -142,11 +141,6 @@ def read(kind: type[R], body: bytes, what: str) -> R:
         ) from None
 
 
-def noise(seed: int, idx: int) -> int:
-    """A completion's own seed, 63 bits: the same on every attempt, whichever others are sampled beside it."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{idx}".encode(), digest_size=8).digest(), "little") >> 1
-
-
 def request(
     model: str, prompt: Sequence[int], ends: Collection[int], limit: int, seed: int, idx: int
 ) -> dict[str, Any]:
@@ -158,7 +152,7 @@ def request(
             "n": 1, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "watermarking": False,
             "max_tokens": limit, "stop_token_ids": sorted(ends),
             "ignore_eos": True,  # the server's own idea of ends; the run's are above
-            "logprobs": 0, "detokenize": False, "seed": noise(seed, idx),
+            "logprobs": 0, "detokenize": False, "seed": request_seed(seed, idx),
         },
     }  # fmt: skip
 

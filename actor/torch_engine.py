@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from actor.decoding import Decode
-from actor.engine import Ids, ModelUnusable, PromptTooLong, WeightsUnusable, WrongVersion
+from actor.engine import Ids, ModelUnusable, PromptTooLong, WeightsUnusable, WrongVersion, admitted, forbids
 from actor.sampling import draw, uniforms
 from actor.torch_model import Policy, Prefill
 from broker.wire import Completion, Prompt, Ticket, float32, int32
@@ -118,8 +118,8 @@ class TorchEngine:
         return min((row.starts[0][0] for row in self._rows), default=None)
 
     def pinned(self, version: int) -> int:
-        waiting = sum(len(group.waiting) for group in self._groups if _forbids(group.ticket, version))
-        return waiting + sum(_forbids(row.group.ticket, version) for row in self._rows)
+        waiting = sum(len(group.waiting) for group in self._groups if forbids(group.ticket, version))
+        return waiting + sum(forbids(row.group.ticket, version) for row in self._rows)
 
     def load(self, version: int, directory: Path) -> dict[str, float]:
         return self._switch(version, lambda: self._policy.load(directory))
@@ -155,17 +155,9 @@ class TorchEngine:
         return self._policy.score(sequences)
 
     def submit(self, ticket: Ticket, prompt: Prompt) -> None:
-        if self._version is None or _forbids(ticket, self._version):
-            raise WrongVersion(
-                f"{ticket.lane} ticket {ticket.gid} needs version {ticket.version}, loaded is {self._version}"
-            )
-        tokens = np.frombuffer(prompt.tokens, "<i4").tolist()
-        longest = self._policy.positions - self._limit
-        if not 1 <= len(tokens) <= longest:
-            raise PromptTooLong(
-                f"prompt {ticket.prompt} has {len(tokens)} tokens; with sampling.max_new_tokens = {self._limit} it "
-                f"must have 1 … {longest} (the model has {self._policy.positions} positions)"
-            )
+        tokens = admitted(
+            ticket, prompt, loaded=self._version, new=self._limit, positions=self._policy.positions, whose="the model"
+        )
         if ticket.missing:
             self._groups.append(_Group(ticket, tokens, deque(ticket.missing)))
 
@@ -343,8 +335,3 @@ class TorchEngine:
             text=text,
             actor=self._name,
         )
-
-
-def _forbids(ticket: Ticket, version: int) -> bool:
-    """Whether a token of this ticket may not come from `version`."""
-    return ticket.version != version if ticket.lane == "eval" else ticket.version > version

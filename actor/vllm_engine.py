@@ -14,7 +14,6 @@ weights; one that fails later ends the engine: half-updated weights are never sa
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import queue
 import socket
@@ -50,6 +49,9 @@ from actor.engine import (
     PromptTooLong,
     WeightsUnusable,
     WrongVersion,
+    admitted,
+    forbids,
+    request_seed,
 )
 from actor.weight_files import VersionFiles
 from broker.wire import Completion, Prompt, Ticket, float32, int32
@@ -147,7 +149,7 @@ class VllmEngine:
         return min((request.version for request in self._requests.values()), default=None)
 
     def pinned(self, version: int) -> int:
-        return sum(_forbids(request.ticket, version) for request in self._requests.values())
+        return sum(forbids(request.ticket, version) for request in self._requests.values())
 
     def load(self, version: int, directory: Path) -> dict[str, float]:
         pinned = self.pinned(version)
@@ -187,17 +189,10 @@ class VllmEngine:
         return {"load": loaded - still, "pause": time.monotonic() - paused}
 
     def submit(self, ticket: Ticket, prompt: Prompt) -> None:
-        if self._version is None or _forbids(ticket, self._version):
-            raise WrongVersion(
-                f"{ticket.lane} ticket {ticket.gid} needs version {ticket.version}, loaded is {self._version}"
-            )
-        tokens = np.frombuffer(prompt.tokens, "<i4").tolist()
-        longest = self.positions - self._limit
-        if not 1 <= len(tokens) <= longest:
-            raise PromptTooLong(
-                f"prompt {ticket.prompt} has {len(tokens)} tokens; with sampling.max_new_tokens = {self._limit} it "
-                f"must have 1 … {longest} (the engine has {self.positions} positions)"
-            )
+        tokens = admitted(
+            ticket, prompt, loaded=self._version, new=self._limit, positions=self.positions, whose="the engine"
+        )
+        assert self._version is not None  # else it would not have been admitted
         started = []
         for idx in ticket.missing:
             self._count += 1
@@ -345,7 +340,7 @@ class VllmEngine:
             temperature=1.0, top_p=1.0, top_k=0, min_p=0.0, max_tokens=self._limit, stop_token_ids=sorted(self._eos),
             ignore_eos=True,  # the tokenizer's and generation_config's own; the run's are above
             logprobs=0, flat_logprobs=True, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY,
-            seed=_noise(seed, idx), skip_clone=True,
+            seed=request_seed(seed, idx), skip_clone=True,
         )  # fmt: skip
 
     def _watch(self) -> None:
@@ -412,13 +407,3 @@ class _Progress:
                 """The service logs its own start."""
 
         return Logger()
-
-
-def _noise(seed: int, idx: int) -> int:
-    """A completion's own seed, 63 bits: the same on every attempt, whichever others are sampled beside it."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{idx}".encode(), digest_size=8).digest(), "little") >> 1
-
-
-def _forbids(ticket: Ticket, version: int) -> bool:
-    """Whether a token of this ticket may not come from `version`."""
-    return ticket.version != version if ticket.lane == "eval" else ticket.version > version

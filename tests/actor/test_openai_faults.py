@@ -22,7 +22,7 @@ from tiny_llama import prompt, ticket
 from actor import openai_engine
 from actor import openai_wire as wire
 from actor.decoding import open_tokenizer
-from actor.engine import EngineError
+from actor.engine import EngineError, request_seed
 from actor.openai_engine import ATTEMPTS, OpenAIEngine, ServerAway, ServerShared
 from actor.openai_http import ServerRefused, ServerUnavailable
 from actor.openai_settings import OpenAISettings
@@ -241,7 +241,7 @@ def test_trouble_is_waited_out_and_each_completion_comes_once_with_its_own_noise
     done = drain(sampler)
     assert sorted(one.idx for one in done) == [0, 1, 2, 3]
     assert len(peer.requests) == 9
-    assert {one["sampling_params"]["seed"] for one in peer.requests} == {wire.noise(1000, idx) for idx in range(4)}
+    assert {one["sampling_params"]["seed"] for one in peer.requests} == {request_seed(1000, idx) for idx in range(4)}
     assert sampler.tokens == 12
 
 
