@@ -84,12 +84,16 @@ class Engine(Protocol):
     def tokens(self) -> int:
         """Tokens sampled since the start, those of cancelled completions included."""
 
+    def check(self, directory: Path) -> None:
+        """Whether the files in `directory`, which were verified, can be loaded; from one other thread, while sampling
+        goes on. Raises WeightsUnusable naming the tensor."""
+
     def load(self, version: int, directory: Path) -> dict[str, float]:
         """Sample with the files in `directory` from the next token on (pause, load, stamp, resume).
 
         Returns seconds by part: "pause", all the time sampling stood still, and "load", bringing the tensors in.
-        Only verified directories are given here. Raises WrongVersion if `pinned(version)` > 0 and WeightsUnusable if
-        the files do not fit; the weights before stay loaded then."""
+        Only directories that passed `check` are given here. Raises WrongVersion if `pinned(version)` > 0 and
+        WeightsUnusable if the files do not fit after all; the weights before stay loaded then."""
 
     def score(self, sequences: Sequence[tuple[Ids, Ids]]) -> list[NDArray[np.float32]]:
         """log π of each token of the answers (T,) float32, in the order given, under the loaded weights.

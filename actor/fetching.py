@@ -1,4 +1,4 @@
-"""Bringing a version's files here, verified, while sampling goes on. Loads nothing; knows no engine.
+"""Bringing a version's files here, verified and checked, while sampling goes on. Loads nothing; knows no engine.
 
 One version at a time, on one thread. What has begun is finished before another version is fetched: versions published
 faster than they can be fetched still arrive, each a little late, instead of never. A version that cannot be had is
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from broker.errors import WeightsError
+from broker.errors import SieveError
 from broker.weights import Fetched
 
 PAUSE_SECONDS = (0.1, 5.0)
@@ -20,7 +20,7 @@ repaired faster by asking often."""
 
 
 class Fetching:
-    """`bring(version)` returns a verified version or raises WeightsError; it runs on this object's thread."""
+    """`bring(version)` returns a version fit for loading or raises SieveError; it runs on this object's thread."""
 
     def __init__(self, bring: Callable[[int], Fetched]) -> None:
         self._bring = bring
@@ -42,8 +42,7 @@ class Fetching:
     def get(self, version: int) -> Fetched | None:
         """`version`, or the one that was wanted when its fetch began; None while that goes on.
 
-        The same answer again until `taken` or another version is wanted. Raises the WeightsError of each failed try
-        once."""
+        The same answer again until `taken` or another version is wanted. Raises the error of each failed try once."""
         if self._failed not in (None, version):
             self._failed, self._not_before, self._pause = None, 0.0, PAUSE_SECONDS[0]
         if self._begun is None:
@@ -55,7 +54,7 @@ class Fetching:
             return None
         try:
             return future.result()
-        except WeightsError:
+        except SieveError:
             self.reject(begun)
             raise
 

@@ -158,6 +158,10 @@ class OpenAIEngine:
     def pinned(self, version: int) -> int:
         return sum(forbids(flight.ticket, version) for flight in self._flights.values())
 
+    def check(self, directory: Path) -> None:
+        if not self._fixed:
+            self._files.check(directory)
+
     def load(self, version: int, directory: Path) -> dict[str, float]:
         pinned = self.pinned(version)
         if pinned:
@@ -170,7 +174,6 @@ class OpenAIEngine:
                 )
             seconds = {"load": 0.0, "pause": 0.0}
         else:
-            self._files.check(directory)
             seconds = self._bring(version, directory)
         self._version, self._directory = version, directory
         self._send_again()

@@ -80,7 +80,7 @@ class ActorService(Service):
         self._engine = open_engine(self._actor_config, spec, self.id, self.index)
         published, cache = WeightsDirectory(Path(spec.weights)), self._actor_config.weights.cache
         bring = published.bring if cache is None else WeightsCache(published, cache / self._actor_config.run.name).bring
-        self._fetching = Fetching(bring)
+        self._fetching = Fetching(lambda version: self._checked(bring(version)))
         self._canary = CanaryWatch(
             Canaries(self.broker), self._measures, self.log,
             actor=self.id, engine=self._settings.engine, precision=self._actor_config.model.dtype,
@@ -181,8 +181,17 @@ class ActorService(Service):
         except WeightsError as error:
             self._refused(wanted, "corrupt" if isinstance(error, WeightsCorrupt) else "missing", error)
             return
+        except WeightsUnusable as error:
+            self._refused(wanted, "unusable", error)
+            return
         if fetched is not None:
             self._load(fetched, wanted)
+
+    def _checked(self, fetched: Fetched) -> Fetched:
+        """On the fetching thread: a version that cannot be loaded is known before sampling is paused for it."""
+        with self._measures.update.labels("check").time():
+            self._engine.check(fetched.directory)
+        return fetched
 
     def _load(self, fetched: Fetched, wanted: int) -> None:
         """Load what was fetched, unless something newer was loaded since or running completions forbid it."""

@@ -121,6 +121,9 @@ class TorchEngine:
         waiting = sum(len(group.waiting) for group in self._groups if forbids(group.ticket, version))
         return waiting + sum(forbids(row.group.ticket, version) for row in self._rows)
 
+    def check(self, directory: Path) -> None:
+        """Nothing that `load` does not see before it takes any of it: the model is in this process."""
+
     def load(self, version: int, directory: Path) -> dict[str, float]:
         return self._switch(version, lambda: self._policy.load(directory))
 

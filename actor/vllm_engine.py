@@ -151,17 +151,20 @@ class VllmEngine:
     def pinned(self, version: int) -> int:
         return sum(forbids(request.ticket, version) for request in self._requests.values())
 
+    def check(self, directory: Path) -> None:
+        self._files.check(directory)
+
     def load(self, version: int, directory: Path) -> dict[str, float]:
         pinned = self.pinned(version)
         if pinned:
             raise WrongVersion(f"{pinned} completions in flight may not be sampled with version {version}; poll first")
-        begin = time.monotonic()
-        self._files.check(directory)
-        checked = time.monotonic()
-        return {"check": checked - begin, **self.switch(version, self._bring(version, directory))}
+        return self.switch(version, lambda: self._bring(version, directory))
 
     def switch(
-        self, version: int, bring: Coroutine[Any, Any, None], broken: Callable[[Exception], Exception] | None = None
+        self,
+        version: int,
+        bring: Callable[[], Coroutine[Any, Any, None]],
+        broken: Callable[[Exception], Exception] | None = None,
     ) -> dict[str, float]:
         """Pause, `bring` the weights of `version` in and stamp it, resume; seconds of "load" and "pause".
 
@@ -173,7 +176,7 @@ class VllmEngine:
         )
         still = time.monotonic()
         try:
-            self.run(bring, LOAD_SECONDS, f"vLLM to load version {version}")
+            self.run(bring(), LOAD_SECONDS, f"vLLM to load version {version}")
         except Exception as error:
             if broken is not None:
                 self._version = None

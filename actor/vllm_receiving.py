@@ -40,7 +40,7 @@ class VllmReceiver:
         self._files.check_shapes(f"version {version} as it is sent", {one.name: one.shape for one in layout.tensors})
         begin = time.monotonic()
         if self._direct:
-            spent = self._engine.switch(version, self._bring(version, layout, seconds), _broken)
+            spent = self._engine.switch(version, lambda: self._bring(version, layout, seconds), _broken)
             received = 0.0
         else:
             try:
@@ -54,7 +54,7 @@ class VllmReceiver:
             except Exception as error:
                 raise _broken(error) from error
             received = time.monotonic() - begin
-            spent = self._engine.switch(version, self._load(version))
+            spent = self._engine.switch(version, lambda: self._load(version))
         digests = self._engine.run(
             self._engine.llm.collective_rpc("received_digest"), CONTROL_SECONDS, "vLLM's workers to say what arrived"
         )

@@ -183,7 +183,7 @@ def test_evaluations_are_pinned_and_what_does_not_fit_is_refused(engine, publish
     assert all(one.spans == ((1, 0, len(one.ids)),) for one in done) and len(done) == 4
     (tmp_path / "torn").mkdir()
     with pytest.raises(WeightsUnusable, match="not readable as safetensors"):
-        sampler.load(2, tmp_path / "torn")
+        sampler.check(tmp_path / "torn")
     sampler.submit(ticket(2), QUESTIONS[2])
     check(drain(sampler), published)
 

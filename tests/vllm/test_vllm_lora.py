@@ -96,7 +96,7 @@ def test_adapters_change_in_flight_and_the_spans_tell_which(open_vllm, tmp_path)
         [(half, "no half of an adapter"), (nan, "not finite"), (shape, r"is \(4, 65\), its matrix at model.path is")]
     ):
         with pytest.raises(WeightsUnusable, match=message):
-            sampler.load(10**6, publish(tensors, tmp_path / f"wrong{number}"))
+            sampler.check(publish(tensors, tmp_path / f"wrong{number}"))
     sampler.submit(ticket(99, n=4, version=0), prompts[0])
     for one in drain(sampler):
         expected = reference(models[sampler.version % 3], prompts[0], one.ids)

@@ -1,10 +1,11 @@
-"""A whole run with actors of two engines that come and go: nothing lost, nothing trained twice."""
+"""Whole runs whose actors, or the servers they sample on, come and go: nothing lost, nothing trained twice."""
 
 from __future__ import annotations
 
 import json
 import signal
 import subprocess
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,8 @@ import pytest
 
 pytest.importorskip("vllm.v1", reason="make test-vllm installs it")
 
-from run_rig import Started, runs_in
+from run_rig import COUNTDOWN, Started, runs_in, sound
+from vllm_server import VllmServer
 
 VLLM = {
     "engine": "vllm",
@@ -68,10 +70,20 @@ def test_vllm_and_torch_actors_come_and_go_by_sigterm_and_by_kill_nine(started: 
     third = actor(2, "vllm")  # alone, and killed in the middle of its work
     three_more_steps()
     family = psutil.Process(third.pid).children(recursive=True)
-    for process in family:  # so that it has tickets in its hands when it dies
-        process.send_signal(signal.SIGSTOP)
     with run.broker() as connection:
-        run.until(lambda: connection.depths().tickets > 0, "a ticket in the actor's hands")
+
+        def held() -> bool:
+            """Its sampling stands still with a ticket in its hands; else it goes on, to be stopped elsewhere."""
+            for process in family:
+                process.send_signal(signal.SIGSTOP)
+            time.sleep(0.5)  # what it had sampled leaves its hands
+            if connection.depths().tickets > 0:
+                return True
+            for process in family:
+                process.send_signal(signal.SIGCONT)
+            return False
+
+        run.until(held, "a ticket in the actor's hands")
     third.kill()
     run.processes.remove(third)
     third.wait()
@@ -93,3 +105,27 @@ def test_vllm_and_torch_actors_come_and_go_by_sigterm_and_by_kill_nine(started: 
     assert "Traceback" not in run.output()
     broker.send_signal(signal.SIGTERM)
     assert run.wait(broker) == 0, run.output()
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_when_the_server_it_samples_on_is_killed_and_started_again(
+    started: Callable[..., Started], tmp_path: Path
+) -> None:
+    server = VllmServer(COUNTDOWN / "base", tmp_path / "server.txt")
+    try:
+        server.start()
+        run = started(
+            actor={"engine": "openai", "max_batch": 32, "openai": {"urls": [server.url], "outage_seconds": 1200}}
+        )
+        run.patience = 1200.0
+        process = run.start("run", "--no-view")
+        run.until_step(3)
+        server.kill()
+        server.start()
+        assert run.wait(process) == 0, run.output()
+        sound(run)
+        assert "Traceback" not in run.output()
+        # The server was back in time: its actor waited for it and is the one that began.
+        assert "starting again" not in run.output()
+    finally:
+        server.kill()

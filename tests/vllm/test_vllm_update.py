@@ -116,7 +116,7 @@ def test_weights_that_do_not_fit_are_named_and_the_old_ones_go_on(sampler, versi
     sampler.submit(ticket(0, n=30, version=5), question)
     for directory, message in broken(tmp_path):
         with pytest.raises(WeightsUnusable, match=message):
-            sampler.load(6, directory)
+            sampler.check(directory)
         assert sampler.version == 5
     done = drain(sampler)
     sampler.submit(ticket(1, n=4, version=5), question)
