@@ -159,6 +159,7 @@ def open_model(settings: ModelSettings, device: torch.device, pass_tokens: int) 
     """The model and tokenizer in the directory model.path; nothing is fetched from a network.
 
     Raises ModelUnusable if they cannot be read or do not fit each other."""
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
@@ -167,7 +168,7 @@ def open_model(settings: ModelSettings, device: torch.device, pass_tokens: int) 
         model = AutoModelForCausalLM.from_pretrained(
             settings.path, dtype=getattr(torch, settings.dtype), local_files_only=True
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ModelUnusable(f"model.path = {settings.path}: not a Hugging Face model directory ({error})") from error
     policy = Policy(model.to(device), pass_tokens=pass_tokens)
     return policy, open_tokenizer(settings.path, policy.vocabulary)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 from actor.engine import ModelUnusable
 from actor.settings import ActorSettings
+from broker.settings import ModelSettings
+
+BASE = Path(__file__).parents[2] / "examples" / "countdown" / "base"
 
 
 @pytest.mark.parametrize(
@@ -28,6 +33,18 @@ def test_a_cuda_device_that_is_not_there_is_named_with_the_remedy():
         ModelUnusable, match=r"actor.device = cuda:77, but torch sees \d+ CUDA devices: use auto or cpu"
     ):
         device_of("cuda:77")
+
+
+@pytest.mark.parametrize(
+    ("file", "content"), [("model.safetensors", b"half of it"), ("config.json", b"{}"), ("tokenizer.json", b"{")]
+)
+def test_a_model_that_cannot_be_read_is_named(tmp_path, file, content):
+    from actor.torch_model import device_of, open_model
+
+    shutil.copytree(BASE, tmp_path / "model")
+    (tmp_path / "model" / file).write_bytes(content)
+    with pytest.raises(ModelUnusable, match=str(tmp_path / "model")):
+        open_model(ModelSettings(path=tmp_path / "model"), device_of("cpu"), 64)
 
 
 def test_the_service_module_imports_neither_torch_nor_transformers():
