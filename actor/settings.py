@@ -45,7 +45,8 @@ class ActorSettings(Section):
     max_batch: Annotated[int, Field(ge=1, le=65536)] = 128
     """Completions sampled side by side. Their KV cache must fit: layers · 2 · KV heads · head size · length each."""
     prefill_tokens: Annotated[int, Field(ge=1, le=1 << 24)] = 8192
-    """Prompt tokens (padding included) of one prefill pass: bounds its activation memory."""
+    """Prompt tokens (padding included) of one prefill pass: bounds its activation memory. vLLM on a CPU has its own
+    bound (actor.vllm.arguments.max_num_batched_tokens)."""
     offer_seconds: Annotated[float, Field(gt=0, le=60)] = 0.02
     """Finished completions wait at most this long, or one decoding step, for others to share a round trip with."""
     grace_seconds: Annotated[float, Field(ge=0, le=3600)] = 20.0

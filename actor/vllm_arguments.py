@@ -44,6 +44,10 @@ CPU = {"enforce_eager": True, "kv_cache_memory_bytes": 1 << 30, "block_size": 32
 """Defaults on a CPU, which serves tests and trials: start in seconds, share a machine with other services (vLLM's own
 share of its memory is nine tenths), and let short prompts share their keys and values (vLLM's own block is 128)."""
 
+WHOLE = "enable_chunked_prefill"
+"""Off on a CPU. Of a prompt that is computed in parts vLLM's first model runner takes each part's draw back, which a
+CPU's generator cannot do: a completion with a seed of its own would end the engine."""
+
 
 def refuse_owned(arguments: Collection[str]) -> None:
     """Raises ValueError with the reason for the first argument that sieve sets itself."""
@@ -71,6 +75,11 @@ def engine(config: ActorConfig, *, cpu: bool, known: Collection[str]) -> dict[st
     given = actor.vllm.arguments
     refuse_owned(given)
     refuse_unknown(given, known)
+    if cpu and given.get(WHOLE):
+        raise ValueError(
+            f"actor.vllm.arguments.{WHOLE} = true, but on a CPU vLLM cannot compute the prompt of a completion with "
+            f"its own seed in parts; remove it"
+        )
     own: dict[str, Any] = {
         "model": str(model.path),
         "skip_tokenizer_init": True,
@@ -85,9 +94,10 @@ def engine(config: ActorConfig, *, cpu: bool, known: Collection[str]) -> dict[st
         own["weight_transfer_config"] = {"backend": f"sieve-{transport}"}
     else:
         own |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank_slot(model.lora.rank)}
-    defaults: dict[str, Any] = {"max_num_batched_tokens": max(actor.prefill_tokens, actor.max_batch)}
-    if cpu:
-        defaults |= CPU
+    if cpu:  # where vLLM's own default for the tokens of a step fits the longest prompt whole
+        defaults: dict[str, Any] = CPU | {WHOLE: False}
+    else:
+        defaults = {"max_num_batched_tokens": max(actor.prefill_tokens, actor.max_batch)}
     return {**defaults, **given, **own}
 
 

@@ -51,7 +51,10 @@ from broker.wire import Prompt, int32
 
 ROOT = Path(__file__).resolve().parents[1]
 GROUP, PROMPTS, PROMPT_TOKENS, NEW_TOKENS, BATCH, EOS = 8, 256, 48, 96, 64, 2
-ARGUMENTS = {"enforce_eager": True, "kv_cache_memory_bytes": 512 << 20, "block_size": 32, "max_model_len": 256}
+ARGUMENTS = {
+    "enforce_eager": True, "kv_cache_memory_bytes": 512 << 20, "block_size": 32, "max_model_len": 256,
+    "max_num_batched_tokens": 8192,
+}  # fmt: skip
 START_SECONDS, SETTLE_SECONDS = 300.0, 2.0
 
 
@@ -208,7 +211,7 @@ class Bare:
 
         self._llm = LLM(
             str(model), dtype="float32", max_num_seqs=BATCH, seed=0, generation_config="vllm", skip_tokenizer_init=True,
-            disable_log_stats=True, max_num_batched_tokens=8192, **ARGUMENTS,
+            disable_log_stats=True, **ARGUMENTS,
         )  # fmt: skip
         self._prompts, self._next, self._groups = prompts, 0, BATCH // GROUP
         self._groups = max(self._groups * 4, round(self.rate() * seconds / (GROUP * NEW_TOKENS)))

@@ -9,10 +9,10 @@ import pytest
 from pydantic import ValidationError
 
 from actor.settings import ActorSettings
-from actor.vllm_arguments import OWNED, engine, rank_slot, refuse_unknown
+from actor.vllm_arguments import OWNED, WHOLE, engine, rank_slot, refuse_unknown
 from broker.settings import LoraSettings, ModelSettings, WeightsSettings
 
-KNOWN = {*OWNED, "tensor_parallel_size", "max_model_len", "max_num_batched_tokens", "enforce_eager"}
+KNOWN = {*OWNED, "tensor_parallel_size", "max_model_len", "max_num_batched_tokens", "enforce_eager", WHOLE}
 
 
 def config(arguments=None, lora=None, transport="files", **actor):
@@ -35,6 +35,14 @@ def test_arguments_pass_through_and_what_the_run_decides_is_added():
 def test_a_cpu_has_defaults_that_can_be_overridden():
     assert engine(config(), cpu=True, known=KNOWN)["enforce_eager"] is True
     assert engine(config({"enforce_eager": False}), cpu=True, known=KNOWN)["enforce_eager"] is False
+
+
+def test_on_a_cpu_prompts_are_computed_whole():
+    own = engine(config(), cpu=True, known=KNOWN)
+    assert own[WHOLE] is False and "max_num_batched_tokens" not in own
+    with pytest.raises(ValueError, match=f"{WHOLE} = true, but on a CPU .*; remove it"):
+        engine(config({WHOLE: True}), cpu=True, known=KNOWN)
+    assert engine(config({WHOLE: True}), cpu=False, known=KNOWN)[WHOLE] is True
 
 
 def test_nccl_is_refused_where_vllm_runs_on_a_cpu():

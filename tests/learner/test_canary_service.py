@@ -76,6 +76,12 @@ class Job:
         thread = threading.Thread(target=actor.run)
         thread.start()
         self.actors.append((actor, thread))
+        # One after the other: transformers swaps methods of its classes while it opens a model, and two threads at once
+        # would leave them swapped for the tests that follow.
+        until = time.monotonic() + 300
+        while not hasattr(actor, "_engine"):
+            assert thread.is_alive() and time.monotonic() < until, "the actor has not opened its model"
+            time.sleep(0.05)
 
     def judge_until_the_end(self, seconds: float = 300.0) -> list[int]:
         """Even answers pass; returns the learners' exit codes."""

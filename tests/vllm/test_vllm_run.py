@@ -53,7 +53,8 @@ def test_vllm_and_torch_actors_come_and_go_by_sigterm_and_by_kill_nine(started: 
     first = actor(0, "vllm")
     run.until_step(2)
     text = metrics(run, first.pid)
-    assert 'sieve_actor_update_seconds_count{part="pause"}' in text
+    for part in ("fetch", "verify", "check", "pause", "load"):
+        assert f'sieve_actor_update_seconds_count{{part="{part}"}}' in text
     assert 'vllm:generation_tokens_total{engine="0",model_name="policy"}' in text
 
     second = actor(1, "torch")  # joins the running job; then the first leaves it

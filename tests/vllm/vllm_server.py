@@ -31,7 +31,7 @@ class VllmServer:
             sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry", "--model", str(model),
             "--served-model-name", "policy", "--host", "127.0.0.1", "--port", str(self.port), "--dtype", "float32",
             "--enforce-eager", "--kv-cache-memory-bytes", str(64 << 20), "--max-num-seqs", "32",
-            "--enable-scale-out",
+            "--enable-scale-out", "--no-enable-chunked-prefill",
         ]  # fmt: skip
         self._process: subprocess.Popen[bytes] | None = None
 
