@@ -1,6 +1,6 @@
 """Tokens per second of an actor on vLLM against bare `vllm.LLM.generate`: same model, prompts, arguments, in turns.
 
-    python -m benchmarks.actor [--model DIR] [--rounds 5] [--seconds 15] [--publish 3] [--json FILE]
+    python -m benchmarks.actor [--model DIR] [--rounds 5] [--seconds 15] [--publish 5] [--json FILE]
 
 ours     `sieve actor` as a process with its Redis: tickets, sampling, log-probs and version spans recorded,
          every completion decoded and offered; in steady state, over a window of SECONDS
@@ -329,7 +329,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, metavar="DIR", help="a Hugging Face model directory")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=15.0, help="of one measurement")
-    parser.add_argument("--publish", type=float, default=3.0, help="seconds between versions")
+    parser.add_argument("--publish", type=float, default=5.0, help="seconds between versions")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     options = parser.parse_args()
     load = os.getloadavg()[0]
