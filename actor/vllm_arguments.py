@@ -80,6 +80,11 @@ def engine(config: ActorConfig, *, cpu: bool, known: Collection[str]) -> dict[st
             f"actor.vllm.arguments.{WHOLE} = true, but on a CPU vLLM cannot compute the prompt of a completion with "
             f"its own seed in parts; remove it"
         )
+    if cpu and given.get("pipeline_parallel_size", 1) != 1:
+        raise ValueError(
+            "actor.vllm.arguments.pipeline_parallel_size: the installed vLLM runs on a CPU, where it ends at the first "
+            "token of a pipeline; use tensor_parallel_size or data_parallel_size"
+        )
     own: dict[str, Any] = {
         "model": str(model.path),
         "skip_tokenizer_init": True,

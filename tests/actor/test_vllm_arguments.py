@@ -12,7 +12,8 @@ from actor.settings import ActorSettings
 from actor.vllm_arguments import OWNED, WHOLE, engine, rank_slot, refuse_unknown
 from broker.settings import LoraSettings, ModelSettings, WeightsSettings
 
-KNOWN = {*OWNED, "tensor_parallel_size", "max_model_len", "max_num_batched_tokens", "enforce_eager", WHOLE}
+PIPELINE = "pipeline_parallel_size"
+KNOWN = {*OWNED, "tensor_parallel_size", "max_model_len", "max_num_batched_tokens", "enforce_eager", WHOLE, PIPELINE}
 
 
 def config(arguments=None, lora=None, transport="files", **actor):
@@ -43,6 +44,13 @@ def test_on_a_cpu_prompts_are_computed_whole():
     with pytest.raises(ValueError, match=f"{WHOLE} = true, but on a CPU .*; remove it"):
         engine(config({WHOLE: True}), cpu=True, known=KNOWN)
     assert engine(config({WHOLE: True}), cpu=False, known=KNOWN)[WHOLE] is True
+
+
+def test_a_pipeline_is_refused_where_vllm_runs_on_a_cpu():
+    with pytest.raises(ValueError, match=r"ends at the first token of a pipeline; use tensor_parallel_size or"):
+        engine(config({PIPELINE: 2}), cpu=True, known=KNOWN)
+    assert engine(config({PIPELINE: 1}), cpu=True, known=KNOWN)[PIPELINE] == 1
+    assert engine(config({PIPELINE: 2}), cpu=False, known=KNOWN)[PIPELINE] == 2
 
 
 def test_nccl_is_refused_where_vllm_runs_on_a_cpu():

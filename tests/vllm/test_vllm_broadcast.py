@@ -36,9 +36,9 @@ TOLERANCE = 1e-4  # float32, per token
 class Both:
     """A sending side and one vLLM engine on one run, each on its own connection."""
 
-    def __init__(self, url: str, directory, model_path, transport: str) -> None:
+    def __init__(self, url: str, directory, model_path, transport: str, **parallel: int) -> None:
         weights = WeightsSettings(transport=transport, transfer_seconds=120.0)
-        config = tree(directory, model_path, engine="vllm", vllm={"arguments": ARGUMENTS}, max_batch=16)
+        config = tree(directory, model_path, engine="vllm", vllm={"arguments": ARGUMENTS | parallel}, max_batch=16)
         config = config.model_copy(update={"weights": weights})
         settings, run = BrokerSettings(lease_seconds=3600.0), RunSettings(name="test")
         self.learner, self.actor = (Broker.connect(settings, run, url=url) for _ in range(2))
@@ -47,7 +47,7 @@ class Both:
         self.engine = open_engine(config, spec((EOS,), MAX_NEW), ACTOR)
         self.actor.heartbeat(Pulse(id=ACTOR, role="actor", phase="sampling", since=0))
         receiver = open_receiver(config, self.engine)
-        assert receiver is not None and receiver.ranks == 1
+        assert receiver is not None and receiver.ranks == (2 if parallel else 1)
         self.outcomes: list[str] = []
         self.done: list[Completion] = []
         log = logging.getLogger("sieve.test")
@@ -75,11 +75,15 @@ class Both:
         return found[0]
 
 
-@pytest.fixture(scope="module")
-def both(redis_server, tmp_path_factory, model_path):
+@pytest.fixture(
+    scope="module",
+    params=[{}, {"tensor_parallel_size": 2}, {"data_parallel_size": 2}],
+    ids=lambda parallel: next(iter(parallel), "alone"),
+)
+def both(request, redis_server, tmp_path_factory, model_path):
     if torch.cuda.is_available():
         pytest.skip("vLLM runs on a GPU here, gloo is for CPUs")
-    found = Both(redis_server.url, tmp_path_factory.mktemp("broadcast"), model_path, "gloo")
+    found = Both(redis_server.url, tmp_path_factory.mktemp("broadcast"), model_path, "gloo", **request.param)
     yield found
     found.broadcast.close()
     found.engine.close()

@@ -101,6 +101,24 @@ def test_what_does_not_fit_one_step_is_computed_again_over_several(open_vllm, mo
             np.testing.assert_allclose(one.behaviour[start:end], expected[start:end], atol=TOLERANCE)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["tensor_parallel_size", "data_parallel_size"])
+def test_every_worker_of_a_parallel_engine_samples_with_each_version(open_vllm, model_path, versions, parallel):
+    models, directories = versions
+    sampler = open_vllm(model_path, max_batch=16, arguments={parallel: 2})
+    try:
+        prompts = ragged(20, seed=4, vocabulary=VOCABULARY)
+        done, parts = sample_across_updates(sampler, directories, prompts, n=4)
+        sound(done, prompts, 4)
+        assert len(parts) >= 2 and sum(len(one.spans) > 1 for one in done) >= 8
+        for one in done:
+            for used, start, end in one.spans:
+                expected = reference(models[used % 3], prompts[one.prompt], one.ids)
+                np.testing.assert_allclose(one.behaviour[start:end], expected[start:end], atol=TOLERANCE)
+    finally:
+        sampler.close()
+
+
 def broken(tmp_path):
     """Versions that must not be sampled from, and what is said of them."""
     shape, nan, short = served_llama(1), served_llama(1), served_llama(1)
