@@ -3,6 +3,8 @@
 Over gloo a version is received whole and checked, in host memory, before the model is touched. Over NCCL it goes
 straight into the model, layer by layer, as vLLM's own engine does it: a broadcast that ends early leaves a mixture, and
 the actor samples nothing until it has loaded files. Files come in as without broadcasts.
+
+What fails for one worker fails for all of its engine (`_together`), and every one is then as it was before.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from vllm.distributed.parallel_state import get_world_group
 from vllm.distributed.weight_transfer.base import WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
@@ -23,6 +26,8 @@ from actor.vllm_worker import Directory, FileTransfer
 from broker.transfers import Layout, TransferBroken
 
 ABORT_SECONDS = 10.0
+SAID_BYTES = 512
+"""Of an error's text, to the other workers."""
 
 
 class Extension(vllm_worker.Extension):
@@ -78,10 +83,8 @@ class GlooTransfer(FileTransfer):
         self._tensors: dict[str, torch.Tensor] = {}
 
     def init_transfer_engine(self, init_info: Meeting) -> None:
-        self._member.join(
-            init_info.group, init_info.address, init_info.port, _rank(self, init_info), init_info.world,
-            init_info.seconds,
-        )  # fmt: skip
+        seat = init_info.address, init_info.port, _rank(self, init_info), init_info.world, init_info.seconds
+        _together(self, lambda: self._member.join(init_info.group, *seat), self.shutdown)
 
     def start_weight_update(self) -> None:
         """Not before everything is here: it takes the model's tensors apart."""
@@ -89,11 +92,7 @@ class GlooTransfer(FileTransfer):
     def receive_weights(self, update_info: Update) -> None:
         if update_info.layout:
             layout = Layout.model_validate_json(update_info.layout)
-            tensors, digest = self._member.receive(layout, update_info.seconds)
-            for name, tensor in tensors.items():
-                if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                    raise ValueError(f"{name} has values that are not finite")
-            self._tensors, self.digest = tensors, digest
+            _together(self, lambda: self._receive(layout, update_info.seconds), self.shutdown)
             return
         initialize_layerwise_reload(self.model)
         if update_info.received:
@@ -105,6 +104,13 @@ class GlooTransfer(FileTransfer):
     def shutdown(self) -> None:
         self._member.leave()
         self._tensors = {}
+
+    def _receive(self, layout: Layout, seconds: float) -> None:
+        tensors, digest = self._member.receive(layout, seconds)
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise ValueError(f"{name} has values that are not finite")
+        self._tensors, self.digest = tensors, digest
 
 
 class NcclTransfer(FileTransfer):
@@ -128,7 +134,8 @@ class NcclTransfer(FileTransfer):
             rank_offset=init_info.first, world_size=init_info.world, packed=True,
             nccl_unique_id_b64=init_info.nccl_unique_id_b64,
         )  # fmt: skip
-        self._within(init_info.seconds, "the others to meet", lambda: self._nccl.init_transfer_engine(info))
+        meet = lambda: self._nccl.init_transfer_engine(info)  # noqa: E731
+        _together(self, lambda: self._within(init_info.seconds, "the others to meet", meet), self.shutdown)
 
     def start_weight_update(self) -> None:
         """As over gloo: when there is something to load."""
@@ -145,16 +152,16 @@ class NcclTransfer(FileTransfer):
             names=[one.name for one in layout.tensors], dtype_names=[one.dtype for one in layout.tensors],
             shapes=[list(one.shape) for one in layout.tensors],
         )  # fmt: skip
-        try:
-            self._within(update_info.seconds, "the broadcast", lambda: self._nccl.receive_weights(info))
-        except BaseException:
-            self.shutdown()
-            self.finish_weight_update()  # puts the model's tensors back in place, whatever is in them by now
-            raise
+        take = lambda: self._nccl.receive_weights(info)  # noqa: E731
+        _together(self, lambda: self._within(update_info.seconds, "the broadcast", take), self._give_up)
         self.digest = layout.digest  # NCCL itself sees to what is in between
 
     def shutdown(self) -> None:
         self._nccl.shutdown()
+
+    def _give_up(self) -> None:
+        self.shutdown()
+        self.finish_weight_update()  # puts the model's tensors back in place, whatever is in them by now
 
     def _within(self, seconds: float, what: str, work: Callable[[], None]) -> None:
         """`work` on a thread; late, it is aborted on this side. Raises TransferBroken."""
@@ -178,6 +185,31 @@ class NcclTransfer(FileTransfer):
             raise TransferBroken(f"waited {seconds:g} s for {what}")
         if failed:
             raise TransferBroken(f"{what}: {failed[0]}") from failed[0]
+
+
+def _together(engine: Any, work: Callable[[], None], undo: Callable[[], None]) -> None:
+    """`work` in each worker; where one fails, `undo` in all. Raises TransferBroken in the last worker of an engine.
+
+    In the last alone, because vLLM reads its workers' answers in their order and stops at the first error: it would
+    take the answers after that for those to its next call."""
+    said = ""
+    try:
+        work()
+    except Exception as error:
+        said = str(error) or type(error).__name__
+    own = torch.zeros(SAID_BYTES, dtype=torch.uint8)
+    encoded = said.encode()[:SAID_BYTES]
+    own[: len(encoded)] = torch.frombuffer(bytearray(encoded), dtype=torch.uint8) if encoded else 0
+    workers = get_world_group()
+    all_said = [torch.empty_like(own) for _ in range(workers.world_size)]
+    torch.distributed.all_gather(all_said, own, group=workers.cpu_group)
+    first = next((one for one in all_said if one[0]), None)
+    if first is None:
+        return
+    undo()
+    parallel = engine.parallel_config
+    if parallel.rank == parallel.world_size - 1:
+        raise TransferBroken(bytes(first[first != 0].tolist()).decode(errors="replace"))
 
 
 def _rank(engine: Any, meeting: Meeting) -> int:
