@@ -23,6 +23,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
 from actor.service import ActorService
+from actor.weight_files import VersionFiles
 from broker.client import Broker
 from broker.settings import BrokerSettings, RunSettings, WeightsSettings
 from broker.state import Incarnation, Member, RunSpec
@@ -117,9 +118,9 @@ def eventually(condition: Callable[[], object], seconds: float = 30.0) -> None:
 
 
 @contextmanager
-def serving(config: Tree, url: str) -> Iterator[ActorService]:
+def serving(config: Tree, url: str, kind: type[ActorService] = ActorService) -> Iterator[ActorService]:
     """An actor in a thread of this process; it must end with 0."""
-    service = ActorService(config, url=url)
+    service = kind(config, url=url)
     codes: list[int] = []
     thread = threading.Thread(target=lambda: codes.append(service.run()))
     thread.start()
@@ -204,6 +205,34 @@ def test_corrupt_weights_are_named_and_never_sampled_from(redis_url, tmp_path, m
     logs = "".join(file.read_text() for file in (tmp_path / "test" / "logs").iterdir())
     assert "version 1 is corrupt, trying again; version 0 stays loaded" in logs
     assert "model.safetensors: expected sha256" in logs
+
+
+class ChecksFirst(ActorService):
+    """As with the engines whose models live in other processes: what does not fit is known before it is loaded."""
+
+    def setup(self) -> None:
+        super().setup()
+        self._engine.check = VersionFiles(self._actor_config.model.path, adapters=False).check  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("kind", [ActorService, ChecksFirst])
+def test_weights_that_do_not_fit_are_named_and_never_sampled_from(redis_url, tmp_path, model_path, kind):
+    run = Run(redis_url, tmp_path, groups_per_step=2, steps=10**6)
+    with serving(tree(tmp_path, model_path), redis_url, kind) as service:
+        run.publish(0)
+        eventually(run.train)
+        model = llama(2, vocabulary=VOCABULARY)
+        model.model.norm.weight.data[1] = float("nan")
+        model.save_pretrained(run.weights.begin(1))
+        run.weights.publish(1, {})
+        run.point(1)
+        eventually(lambda: value(service, "sieve_actor_weights_failures_total", reason="unusable") >= 2)
+        assert value(service, "sieve_actor_version") == 0
+        run.publish(2)
+        eventually(lambda: run.train() and value(service, "sieve_actor_version") == 2)
+    logs = "".join(file.read_text() for file in (tmp_path / "test" / "logs").iterdir())
+    assert "version 1 is unusable, trying again; version 0 stays loaded" in logs
+    assert "model.norm.weight has values that are not finite" in logs
 
 
 def test_a_stop_finishes_what_runs_and_hands_the_rest_back(redis_url, tmp_path, model_path):

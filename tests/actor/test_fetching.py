@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from actor.engine import WeightsUnusable
 from actor.fetching import Fetching
 from broker.errors import WeightsCorrupt, WeightsMissing
 from broker.weights import Fetched
@@ -74,11 +75,12 @@ def test_versions_published_faster_than_they_are_fetched_still_arrive(fetching, 
     assert source.asked == [1, 3]
 
 
-def test_a_failure_is_reported_once_per_try_and_repeated_after_a_growing_pause(fetching, source):
-    source.broken[1] = WeightsCorrupt("v1/model.safetensors: expected sha256 a, found b")
+@pytest.mark.parametrize("error", [WeightsCorrupt, WeightsUnusable])
+def test_a_failure_is_reported_once_per_try_and_repeated_after_a_growing_pause(fetching, source, error):
+    source.broken[1] = error("v1/model.safetensors: expected sha256 a, found b")
     times = []
     for _ in range(3):
-        with pytest.raises(WeightsCorrupt, match="expected sha256 a, found b"):
+        with pytest.raises(error, match="expected sha256 a, found b"):
             settled(fetching, 1)
         times.append(time.monotonic())
         assert fetching.failing
