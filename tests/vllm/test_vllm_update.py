@@ -47,16 +47,21 @@ def sound(done, prompts, n):
         assert used == sorted(set(used))
 
 
+def truthful(done, prompts, models):
+    """Every log-prob is that of the version its span names; version v is models[v % 3]."""
+    for one in done:
+        for used, start, end in one.spans:
+            expected = reference(models[used % 3], prompts[one.prompt], one.ids)
+            np.testing.assert_allclose(one.behaviour[start:end], expected[start:end], atol=TOLERANCE)
+
+
 def test_each_token_has_the_log_prob_of_the_version_its_span_names(sampler, versions):
     models, directories = versions
     prompts = ragged(20, seed=4, vocabulary=VOCABULARY)
     done, parts = sample_across_updates(sampler, directories, prompts, n=4)
     sound(done, prompts, 4)
     assert len(parts) >= 2 and sum(len(one.spans) > 1 for one in done) >= 8
-    for one in done:
-        for used, start, end in one.spans:
-            expected = reference(models[used % 3], prompts[one.prompt], one.ids)
-            np.testing.assert_allclose(one.behaviour[start:end], expected[start:end], atol=TOLERANCE)
+    truthful(done, prompts, models)
     for part in parts:
         assert set(part) == {"pause", "load"}
         assert 0 < part["load"] < part["pause"]
@@ -95,10 +100,7 @@ def test_what_does_not_fit_one_step_is_computed_again_over_several(open_vllm, mo
     done, parts = sample_across_updates(sampler, directories, prompts, n=4)
     sound(done, prompts, 4)
     assert len(parts) >= 2 and sum(len(one.spans) > 1 for one in done) >= 8
-    for one in done:
-        for used, start, end in one.spans:
-            expected = reference(models[used % 3], prompts[one.prompt], one.ids)
-            np.testing.assert_allclose(one.behaviour[start:end], expected[start:end], atol=TOLERANCE)
+    truthful(done, prompts, models)
 
 
 @pytest.mark.slow
@@ -111,10 +113,7 @@ def test_every_worker_of_a_parallel_engine_samples_with_each_version(open_vllm, 
         done, parts = sample_across_updates(sampler, directories, prompts, n=4)
         sound(done, prompts, 4)
         assert len(parts) >= 2 and sum(len(one.spans) > 1 for one in done) >= 8
-        for one in done:
-            for used, start, end in one.spans:
-                expected = reference(models[used % 3], prompts[one.prompt], one.ids)
-                np.testing.assert_allclose(one.behaviour[start:end], expected[start:end], atol=TOLERANCE)
+        truthful(done, prompts, models)
     finally:
         sampler.close()
 
