@@ -55,6 +55,7 @@ class VllmReceiver:
                 raise _broken(error) from error
             received = time.monotonic() - begin
             spent = self._engine.switch(version, lambda: self._load(version))
+        # With data parallel these are the first engine's alone: each worker has held its own against the learner's.
         digests = self._engine.run(
             self._engine.llm.collective_rpc("received_digest"), CONTROL_SECONDS, "vLLM's workers to say what arrived"
         )
