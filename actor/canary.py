@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
-from actor.engine import Engine
+from actor.engine import Engine, NoAnswer
 from actor.measures import Measures
 from broker.canary import Canaries, Precision, Report
 from broker.wire import WireError, float32
@@ -30,13 +30,17 @@ class CanaryWatch:
         self._canaries, self._measures, self._log = canaries, measures, log
         self._actor, self._engine_name, self._precision = actor, engine, precision
         self._done: int | None = None
+        self._unanswered: int | None = None
         self._not_before = 0.0
 
     def look(self, engine: Engine) -> float | None:
         """Score and report the canary of the loaded version, once per load; the mean difference if it happened now.
 
-        A version can be here before its canary (weights that were broadcast): asked for again later."""
+        A version can be here before its canary (weights that were broadcast), and an engine elsewhere can be away:
+        asked again later. One that lost its weights has to show that it has them again."""
         version, now = engine.version, time.monotonic()
+        if version is None:
+            self._done = None
         if version is None or version == self._done or now < self._not_before:
             return None
         try:
@@ -48,7 +52,13 @@ class CanaryWatch:
         if canary is None:
             self._not_before = now + LOOK_SECONDS
             return None
-        scores = tuple(float32(values) for values in engine.score(canary.sequences))
+        try:
+            scores = tuple(float32(values) for values in engine.score(canary.sequences))
+        except NoAnswer as error:
+            if version != self._unanswered:
+                self._log.warning("the canary of version %d is to be scored again: %s", version, error)
+            self._unanswered, self._not_before = version, now + LOOK_SECONDS
+            return None
         mean, largest = canary.difference(scores)
         self._canaries.report(
             Report(
@@ -58,5 +68,5 @@ class CanaryWatch:
         self._measures.canary.labels("mean").set(mean)
         self._measures.canary.labels("max").set(largest)
         self._measures.canary_seconds.observe(time.monotonic() - now)
-        self._done, self._not_before = version, 0.0
+        self._done, self._unanswered, self._not_before = version, None, 0.0
         return mean

@@ -61,6 +61,10 @@ class WeightsUnusable(EngineError):
     exit_code = EX_DATA
 
 
+class NoAnswer(EngineError):
+    """What computes does not answer now and may later: ask again."""
+
+
 class WrongVersion(EngineError):
     """A ticket may not be sampled with the loaded weights, or running completions forbid loading others."""
 
@@ -100,7 +104,7 @@ class Engine(Protocol):
 
         A sequence is (prompt ids, answer ids), both non-empty and within the model's positions. Computed by the
         sampler's own kernels in its own precision, without disturbing what runs: what `poll` would have reported had
-        it drawn these tokens. Raises WrongVersion before the first `load`, PromptTooLong."""
+        it drawn these tokens. Raises WrongVersion before the first `load`, PromptTooLong, NoAnswer."""
 
     def pinned(self, version: int) -> int:
         """Completions in flight that may not see `version`: eval ones of another version, train ones issued later."""

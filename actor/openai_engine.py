@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from actor import openai_wire as wire
 from actor.decoding import Decode
-from actor.engine import EngineError, Ids, PromptTooLong, WeightsUnusable, WrongVersion, admitted, forbids
+from actor.engine import EngineError, Ids, NoAnswer, PromptTooLong, WeightsUnusable, WrongVersion, admitted, forbids
 from actor.openai_http import Http, ServerRefused, ServerUnavailable, Trouble, key_of
 from actor.openai_settings import OpenAISettings
 from actor.weight_files import VersionFiles
@@ -47,7 +47,7 @@ CONTROL_SECONDS = 60.0
 PAUSED_SECONDS = 60.0
 """A server found paused is in the middle of an update; or whoever began one is dead: a claim assumes so after this."""
 ATTEMPTS = 8
-"""A completion that fails this often fails for a reason of its own."""
+"""What fails this often (a completion, the scoring of given tokens) fails for a reason of its own."""
 _OURS = re.compile(r"sieve-([0-9a-f]{8})-([0-9]{1,12}|claim)")
 
 
@@ -120,15 +120,14 @@ class OpenAIEngine:
         self._answers: queue.SimpleQueue[tuple[_Flight, int, bytes | Exception]] = queue.SimpleQueue()
         self._version: int | None = None
         self._directory: Path | None = None
-        self._sampled = 0
+        self._sampled = self._unscored = 0
         self._sight = _Sight(float("-inf"), None)
         self._failed = float("-inf")  # when a request last failed: what the server says is news only after that
         self._quiet = asyncio.Lock()
         self._http = Http(url, key_of(settings.key_env), max_batch + 2)
         try:
-            served = self._reach()
+            served, self._fixed = self._reach()
             self._model, self.positions = served.id, served.max_model_len
-            self._fixed = self._is_fixed()
         except BaseException:
             self._http.close()
             raise
@@ -228,13 +227,21 @@ class OpenAIEngine:
                     f"sequence {number} has {len(prompt)} prompt and {len(answer)} answer tokens; each needs at least "
                     f"one, both together at most the server's {self.positions} positions"
                 )
-        seconds = self._settings.answer_seconds
+        self._mind_the_server()
+        if self._version is None or self._failed > self._sight.at:
+            raise NoAnswer(f"{self._http.url} has not its weights, or has not answered since a request failed")
+        seconds = self._settings.answer_seconds + CONTROL_SECONDS
         try:
-            return self._http.wait(self._score(sequences), seconds + CONTROL_SECONDS, "log-probs of given tokens")
+            scores = self._http.wait(self._score(self._version, sequences), seconds, "log-probs of given tokens")
         except Trouble as error:
-            raise ServerUnavailable(
-                f"{error}, while it was to score; look at the server, then start the actor again"
-            ) from None
+            self._failed, self._unscored = time.monotonic(), self._unscored + 1
+            if self._unscored >= ATTEMPTS:
+                raise ServerUnavailable(
+                    f"scoring failed {ATTEMPTS} times in a row, last: {error}; look at the server's log"
+                ) from None
+            raise NoAnswer(f"given tokens were not scored: {error}") from None
+        self._unscored = 0
+        return scores
 
     def close(self) -> None:
         self._flights.clear()
@@ -242,12 +249,13 @@ class OpenAIEngine:
 
     # ------------------------------------------------------------------ the server at the start
 
-    def _reach(self) -> wire.ServedModel:
-        """The model to use. Waits for a server that is still starting, up to outage_seconds."""
+    def _reach(self) -> tuple[wire.ServedModel, bool]:
+        """The model to use, and whether its weights are fixed: the server lacks vLLM's endpoints for them."""
         path = "/v1/models"
         while True:
             try:
                 body = self._ask("GET", path, most=1 << 20)
+                fixed = self._is_fixed()
                 break
             except Trouble as error:
                 self._give_up(error)
@@ -260,18 +268,15 @@ class OpenAIEngine:
                 f"{self._http.url} serves {', '.join(model.id[:80] for model in models[:8])}, actor.openai.model is "
                 f"{wanted or 'not set'}; name one of them"
             )
-        return found[0]
+        return found[0], fixed
 
     def _is_fixed(self) -> bool:
-        """Whether the server lacks vLLM's endpoints for weights."""
         try:
             wire.read(wire.Stamp, self._ask("GET", "/weight_info"), "/weight_info")
         except ServerRefused as error:
             if error.status in (404, 405):
                 return True
             raise
-        except Trouble as error:
-            raise ServerUnavailable(f"{error}; look at the server, then start the actor again") from None
         return False
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None = None, **bounds: Any) -> bytes:
@@ -305,6 +310,7 @@ class OpenAIEngine:
                 except Trouble as error:
                     if not error.status:
                         raise
+                    self._ask("GET", "/health")  # Trouble if it was the engine's end, not these weights
                     self._go_back(version, directory, error)
                 loaded = time.monotonic()
                 self._ask("POST", "/update_weight_version", {"new_version": self._stamp(version)})
@@ -520,9 +526,8 @@ class OpenAIEngine:
             actor=self._name,
         )
 
-    async def _score(self, sequences: Sequence[tuple[Ids, Ids]]) -> list[NDArray[np.float32]]:
-        assert self._version is not None
-        return await asyncio.gather(*(self._score_one(self._version, *one) for one in sequences))
+    async def _score(self, version: int, sequences: Sequence[tuple[Ids, Ids]]) -> list[NDArray[np.float32]]:
+        return await asyncio.gather(*(self._score_one(version, *one) for one in sequences))
 
     async def _score_one(self, version: int, prompt: Ids, answer: Ids) -> NDArray[np.float32]:
         tokens = [int(token) for token in (*prompt, *answer)]

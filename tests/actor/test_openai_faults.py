@@ -22,7 +22,7 @@ from tiny_llama import prompt, ticket
 from actor import openai_engine
 from actor import openai_wire as wire
 from actor.decoding import open_tokenizer
-from actor.engine import EngineError, request_seed
+from actor.engine import EngineError, NoAnswer, request_seed
 from actor.openai_engine import ATTEMPTS, OpenAIEngine, ServerAway, ServerShared
 from actor.openai_http import ServerRefused, ServerUnavailable
 from actor.openai_settings import OpenAISettings
@@ -56,11 +56,12 @@ SOUND = (200, json.dumps(answer()).encode())
 
 class Peer:
     """A model whose weights cannot be changed while `stamp` is None; `generate` says what comes back for a completion's
-    request, `loads` what for a load."""
+    request, `loads` what for a load, `health` what for a look at its health."""
 
     def __init__(self) -> None:
         self.stamp: str | None = None
         self.loads: Reply = (200, b"{}")
+        self.health: Reply = (200, b"")
         self.calls: list[str] = []
         self.generate: Callable[[int, dict[str, Any]], Reply] = lambda count, request: SOUND
         self.requests: list[dict[str, Any]] = []
@@ -75,7 +76,7 @@ class Peer:
 
             def do_GET(self) -> None:
                 models = {"data": [{"id": "policy", "max_model_len": 64}]}
-                known = {"/v1/models": (200, json.dumps(models).encode()), "/health": (200, b"")}
+                known = {"/v1/models": (200, json.dumps(models).encode()), "/health": peer.health}
                 if peer.stamp is not None:
                     known["/weight_info"] = (200, json.dumps({"weight_version": peer.stamp}).encode())
                     known["/is_paused"] = (200, b'{"is_paused": false}')
@@ -301,7 +302,10 @@ def test_a_load_that_the_server_fails_brings_back_what_it_had_and_one_cut_off_is
         with pytest.raises(ServerAway, match=r"version 1 was not brought in: .*/collective_rpc"):
             engine.load(1, BASE)
         assert engine.version is None
-        peer.loads = (200, b"{}")
+        peer.loads, peer.health = (500, b"EngineDeadError"), (503, b"")  # it dies in the middle: nothing is said of v1
+        with pytest.raises(ServerAway, match=r"version 1 was not brought in: .*/health: status 503"):
+            engine.load(1, BASE)
+        peer.loads, peer.health = (200, b"{}"), (200, b"")
         engine.load(1, BASE)
         assert engine.version == 1 and peer.stamp is not None and peer.stamp.endswith("-1")
         peer.stamp = "sieve-00000000-5"
@@ -318,6 +322,68 @@ def test_a_completion_that_always_fails_ends_the_actor(peer, sampler):
     with pytest.raises(ServerUnavailable, match=f"failed {ATTEMPTS} times, last: .*this one kills me") as ended:
         drain(sampler)
     assert ended.value.exit_code == 69 and len(peer.requests) == ATTEMPTS
+
+
+GIVEN = [(np.array([7]), np.array([5, 6]))]
+
+
+def scores(peer: Peer) -> Reply:
+    """Of the tokens of GIVEN: -0.25 and -0.5."""
+    choice = answer(
+        [9],
+        finish_reason="length",
+        weight_versions=[{"version": peer.stamp or "default", "start": 0, "end": 1}],
+        logprobs={
+            "content": [
+                {"token_id": 9, "logprob": -1, "rank": 2, "top_logprobs": [{"token_id": 6, "logprob": -0.5, "rank": 1}]}
+            ]
+        },
+    )
+    return 200, json.dumps({**choice, "prompt_logprobs": [None, {"5": {"logprob": -0.25, "rank": 1}}]}).encode()
+
+
+def scored(engine: OpenAIEngine) -> list[float]:
+    """Asks until there is an answer, as an actor does that has a canary."""
+    until = time.monotonic() + 30
+    while time.monotonic() < until:
+        try:
+            return engine.score(GIVEN)[0].tolist()
+        except NoAnswer:
+            time.sleep(0.02)
+    raise AssertionError("never scored")
+
+
+@pytest.mark.parametrize("fault", [None, (500, b"oops"), (429, b"later")])
+def test_scoring_that_meets_trouble_is_asked_for_again_once_the_server_was_seen(peer, sampler, fault):
+    peer.generate = lambda count, request: fault if count <= 3 else scores(peer)
+    with pytest.raises(NoAnswer, match="given tokens were not scored: POST"):
+        sampler.score(GIVEN)
+    assert scored(sampler) == [-0.25, -0.5]
+    assert len(peer.requests) == 4 and sampler.version == 0  # no request while nobody knew whether it is there
+
+
+def test_scoring_that_always_fails_ends_the_actor(peer, sampler):
+    peer.generate = lambda count, request: (500, b"this one kills me")
+    with pytest.raises(ServerUnavailable, match=f"scoring failed {ATTEMPTS} times in a row, last: .*kills me") as ended:
+        scored(sampler)
+    assert ended.value.exit_code == 69 and len(peer.requests) == ATTEMPTS
+
+
+def test_nothing_is_scored_with_the_weights_of_a_server_that_was_started_again(peer, sampler):
+    peer.stamp = "default"
+    engine = opened(peer.url)
+    try:
+        peer.generate = lambda count, request: scores(peer)
+        assert scored(engine) == [-0.25, -0.5]
+        peer.stamp = "default"
+        until = time.monotonic() + 30
+        while engine.version is not None and time.monotonic() < until:
+            with pytest.raises(NoAnswer):
+                engine.score(GIVEN)
+        engine.load(0, BASE)
+        assert scored(engine) == [-0.25, -0.5]
+    finally:
+        engine.close()
 
 
 def test_a_server_that_is_not_there_is_waited_for_and_then_named(peer, monkeypatch):

@@ -17,8 +17,9 @@ from prometheus_client import CollectorRegistry
 from transformers import AutoModelForCausalLM
 
 from actor import torch_weights
+from actor.canary import LOOK_SECONDS
 from actor.canary import CanaryWatch as ActorWatch
-from actor.engine import Engine
+from actor.engine import Engine, NoAnswer
 from actor.measures import Measures
 from actor.torch_engine import TorchEngine
 from actor.torch_model import Policy
@@ -175,6 +176,32 @@ def test_a_healthy_actor_agrees_to_rounding_at_start_and_after_every_update(benc
         run.publish()
     assert registry.get_sample_value("sieve_actor_canary_mismatch_nats", {"statistic": "max"}) < 1e-4  # type: ignore[operator]
     assert registry.get_sample_value("sieve_actor_canary_seconds_count") == 4
+
+
+def test_an_engine_that_is_away_is_asked_again_and_one_that_lost_its_weights_shows_them_again(
+    bench: Callable[..., Bench], caplog: pytest.LogCaptureFixture
+) -> None:
+    run = bench()
+    engine, (actor, registry) = run.engine(), run.actor()
+    answers = engine.score
+
+    def away(sequences: Any) -> Any:
+        raise NoAnswer("the server is gone")
+
+    engine.load(0, run.weights.fetch(0))
+    engine.score = away  # type: ignore[method-assign]
+    until = time.monotonic() + 2 * LOOK_SECONDS
+    while time.monotonic() < until:
+        assert actor.look(engine) is None
+    assert caplog.text.count("canary of version 0 is to be scored again: the server is gone") == 1
+    engine.score = answers  # type: ignore[method-assign]
+    run.broker.heartbeat(Pulse(id="actor-0", role="actor", phase="sampling", since=time.time()))
+    while actor.look(engine) is None:
+        assert time.monotonic() < until + 10
+    engine._version = None
+    assert actor.look(engine) is None
+    assert run.take_over(engine, actor) < 1e-5
+    assert registry.get_sample_value("sieve_actor_canary_seconds_count") == 2
 
 
 @pytest.mark.parametrize(
