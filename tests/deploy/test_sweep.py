@@ -60,7 +60,8 @@ class Project:
 
 
 @pytest.mark.slow
-def test_a_sweep_that_was_cut_goes_on_and_does_nothing_twice(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("cut", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+def test_a_sweep_that_was_cut_goes_on_and_does_nothing_twice(tmp_path: Path, cut: signal.Signals, code: int) -> None:
     project = Project(tmp_path)
     words = ["sweep", str(project.config), "--objectives", "alpha=.5", "rloo", "--seeds", "1"]
     process = project.start(*words)
@@ -70,13 +71,13 @@ def test_a_sweep_that_was_cut_goes_on_and_does_nothing_twice(tmp_path: Path) -> 
         while not second.exists():
             assert process.poll() is None and time.monotonic() < deadline, project.output.read_text()
             time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(PATIENCE) == 130, project.output.read_text()
+        process.send_signal(cut)
+        assert process.wait(PATIENCE) == code, project.output.read_text()
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    assert "the same command goes on" in project.output.read_text()
+    assert ("the same command goes on" in project.output.read_text()) == (cut == signal.SIGINT)
     assert not (project.runs / "trial" / "rloo-s0").exists()
 
     said = project.ask(*words)

@@ -109,6 +109,24 @@ def test_vllm_and_torch_actors_come_and_go_by_sigterm_and_by_kill_nine(started: 
 
 
 @pytest.mark.slow
+def test_without_learning_the_mismatch_stays_flat(started: Callable[..., Started]) -> None:
+    """Every version at learning rate 0 is the same weights: in lock-step each is loaded before its step's samples."""
+    schedule = {"steps": 16, "groups_per_step": 8, "checkpoint_every": 8, "max_staleness": 0}
+    run = started(actor=VLLM, schedule=schedule, learner={"threads": 1, "optimizer": {"lr": 0.0}})
+    run.patience = 1200.0
+    process = run.start("run", "--no-view")
+    assert run.wait(process) == 0, run.output()
+    sound(run, 16)
+    lines = [json.loads(line) for line in (run.run.path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["staleness_max"] for line in lines] == [0] * 16
+    assert max(line["mismatch_max"] for line in lines) < 1e-4
+    means = [line["mismatch_mean"] for line in lines]
+    assert 0 < sum(means[8:]) < 3 * sum(means[:8])
+    canaries = [line["canary_max"] for line in lines if "canary_max" in line]
+    assert canaries and max(canaries) < 1e-4
+
+
+@pytest.mark.slow
 def test_a_run_goes_on_when_the_server_it_samples_on_is_killed_and_started_again(
     started: Callable[..., Started], tmp_path: Path
 ) -> None:
