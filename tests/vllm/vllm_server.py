@@ -64,12 +64,15 @@ class VllmServer:
 
     def running(self) -> float:
         """Requests that the server is sampling or has waiting."""
+        return self._sum("vllm:num_requests_running", "vllm:num_requests_waiting")
+
+    def sampled(self) -> float:
+        """Tokens sampled since its start."""
+        return self._sum("vllm:generation_tokens_total")
+
+    def _sum(self, *names: str) -> float:
         lines = self.ask("/metrics").splitlines()
-        return sum(
-            float(line.rsplit(" ", 1)[1])
-            for line in lines
-            if line.startswith(("vllm:num_requests_running", "vllm:num_requests_waiting"))
-        )
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(names))
 
     def signal(self, number: int) -> None:
         """To the server and the processes of its engine."""
