@@ -22,6 +22,8 @@ import pytest
 
 from tests.verifier.lean_peers import EXCHANGES, Peer, kimina
 from verifier.lean import Lean, LeanSettings, check
+from verifier.sandbox import Limits
+from verifier.sandbox.settings import SandboxSettings
 from verifier.verdicts import Judgement, VerifierError, make
 
 TRUE = {"header": "", "name": "truth", "statement": "theorem truth (a b : Nat) : a + b = b + a := by\n"}
@@ -157,6 +159,10 @@ def test_several_threads_share_the_pool() -> None:
 
 def command(*words: str, **options: Any) -> Lean:
     readable = [str(HERE), sys.prefix, sys.base_prefix]
+    with SandboxSettings.model_validate({"readable": readable}).open() as sandbox:
+        trial = sandbox.run([sys.executable, "-c", ""], {}, b"", Limits(memory_bytes=1 << 30))
+    if trial.code == 126:  # Landlock runs programs as nobody, who may not pass /root
+        pytest.skip(f"{trial.level}: {sys.executable} is out of a confined program's reach; install bubblewrap")
     lean = [sys.executable, str(HERE / "lean_peers.py"), str(EXCHANGES), *words]
     return Lean(**{"backend": "command", "lean": lean, "sandbox": {"readable": readable}, "seconds": 30, **options})
 
