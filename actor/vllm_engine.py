@@ -249,6 +249,8 @@ class VllmEngine:
         if not self._thread.is_alive():
             return
         self._requests.clear()
+        if self._llm.output_handler is not None:  # it would log the end that follows as its processes' death
+            self._loop.call_soon_threadsafe(self._llm.output_handler.cancel)
         # Ends the engine's processes, by force after the deadline.
         closing = threading.Thread(target=self._llm.shutdown, args=(CLOSE_SECONDS / 2,), daemon=True)
         closing.start()
