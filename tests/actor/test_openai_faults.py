@@ -380,6 +380,7 @@ def test_nothing_is_scored_with_the_weights_of_a_server_that_was_started_again(p
         while engine.version is not None and time.monotonic() < until:
             with pytest.raises(NoAnswer):
                 engine.score(GIVEN)
+        assert engine.version is None
         engine.load(0, BASE)
         assert scored(engine) == [-0.25, -0.5]
     finally:
