@@ -7,8 +7,8 @@ import time
 
 from actor.engine import Engine, NoAnswer
 from actor.measures import Measures
-from broker.canary import Canaries, Precision, Report
-from broker.wire import WireError, float32
+from broker.queue.wire import WireError, float32
+from broker.weights.canary import Canaries, Precision, Report
 
 LOOK_SECONDS = 0.5
 """Between two looks for a canary that is not there yet."""

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker.errors import EX_DATA, EX_USAGE, SieveError
-from broker.wire import Completion, Prompt, Ticket
+from broker.queue.wire import Completion, Prompt, Ticket
 
 Ids = NDArray[np.int32]
 """Token ids, (T,) int32."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from actor.engine import ArgumentRefused, Engine, EngineMissing, ModelUnusable
 from actor.receiving import Receiver
 from actor.settings import ActorConfig
-from broker.state import RunSpec
+from broker.queue.state import RunSpec
 
 QUIET = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING", "HF_HUB_OFFLINE": "1"}
 """vLLM's environment unless it is set: nothing is sent anywhere, nothing fetched, and a service's stderr is its log."""

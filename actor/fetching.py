@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from broker.errors import SieveError
-from broker.weights import Fetched
+from broker.weights.store import Fetched
 
 PAUSE_SECONDS = (0.1, 5.0)
 """First and longest pause after a failure: a version that is just being published is there soon; a corrupt one is not

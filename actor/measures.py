@@ -10,8 +10,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from actor.receiving import OUTCOMES
-from broker.weights import Fetched
-from broker.wire import Completion
+from broker.queue.wire import Completion
+from broker.weights.store import Fetched
 
 RATE_SECONDS = 2.0
 """Window of tokens per second: long enough to smooth single polls, short enough to see a stall."""

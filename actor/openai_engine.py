@@ -38,7 +38,7 @@ from actor.openai_http import Http, ServerRefused, ServerUnavailable, Trouble, k
 from actor.openai_settings import OpenAISettings
 from actor.weight_files import VersionFiles
 from broker.errors import EX_USAGE
-from broker.wire import Completion, Prompt, Ticket, float32, int32
+from broker.queue.wire import Completion, Prompt, Ticket, float32, int32
 
 LOOK_SECONDS = 1.0
 """Between two looks at the server's stamp. A claim stands for twice this before it counts."""

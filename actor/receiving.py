@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
-from broker.transfers import JOIN, Group, Layout, Seat, TransferBroken, Transfers
+from broker.weights.broadcast import JOIN, Group, Layout, Seat, TransferBroken, Transfers
 
 LOOK_SECONDS = 0.1
 """How often to look for an invitation; the learner waits for answers a good while longer."""

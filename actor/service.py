@@ -25,15 +25,15 @@ from actor.fetching import Fetching
 from actor.measures import Measures
 from actor.receiving import Receiving
 from actor.settings import ActorConfig
-from broker.cache import WeightsCache
-from broker.canary import Canaries
 from broker.errors import BrokerUnavailable, SieveError, WeightsCorrupt, WeightsError
-from broker.liveness import Role
-from broker.service import Service
-from broker.state import RunSpec
-from broker.transfers import Transfers
-from broker.weights import Fetched, WeightsDirectory
-from broker.wire import Completion, Ticket
+from broker.queue.heartbeat import Role
+from broker.queue.state import RunSpec
+from broker.queue.wire import Completion, Ticket
+from broker.runtime.service import Service
+from broker.weights.broadcast import Transfers
+from broker.weights.cache import WeightsCache
+from broker.weights.canary import Canaries
+from broker.weights.store import Fetched, WeightsDirectory
 
 LOOK_SECONDS = 0.1
 """How often to look for a newer version while the batch is full, and for tickets after a grant came back short."""

@@ -26,7 +26,7 @@ from actor.decoding import Decode
 from actor.engine import Ids, ModelUnusable, PromptTooLong, WeightsUnusable, WrongVersion, admitted, forbids
 from actor.sampling import draw, uniforms
 from actor.torch_model import Policy, Prefill
-from broker.wire import Completion, Prompt, Ticket, float32, int32
+from broker.queue.wire import Completion, Prompt, Ticket, float32, int32
 
 
 @dataclass(eq=False)

@@ -6,7 +6,7 @@ import time
 
 from actor.gloo import GlooMember
 from actor.torch_engine import TorchEngine
-from broker.transfers import Group, Layout, Seat
+from broker.weights.broadcast import Group, Layout, Seat
 
 
 class TorchReceiver:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from actor.engine import WeightsUnusable
-from broker.adapters import TENSORS, is_adapter, module_and_factor, read_config
+from broker.weights.peft_format import TENSORS, is_adapter, module_and_factor, read_config
 
 
 class Weights:

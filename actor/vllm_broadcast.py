@@ -23,7 +23,7 @@ from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 from actor import vllm_worker
 from actor.gloo import GlooMember
 from actor.vllm_worker import Directory, FileTransfer
-from broker.transfers import Layout, TransferBroken
+from broker.weights.broadcast import Layout, TransferBroken
 
 ABORT_SECONDS = 10.0
 SAID_BYTES = 512

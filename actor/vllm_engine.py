@@ -54,7 +54,7 @@ from actor.engine import (
     request_seed,
 )
 from actor.weight_files import VersionFiles
-from broker.wire import Completion, Prompt, Ticket, float32, int32
+from broker.queue.wire import Completion, Prompt, Ticket, float32, int32
 
 START_SECONDS = 3600.0
 """Opening the largest models from a slow disk, and capturing their graphs."""

@@ -13,7 +13,7 @@ from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, Wei
 from actor.engine import EngineError
 from actor.vllm_engine import CONTROL_SECONDS, VllmEngine
 from actor.weight_files import VersionFiles
-from broker.transfers import Group, Layout, Seat, TransferBroken
+from broker.weights.broadcast import Group, Layout, Seat, TransferBroken
 
 
 class VllmReceiver:

@@ -42,12 +42,12 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.measure import Row, alternate, row
-from broker.client import Broker
-from broker.server import Server
+from broker.queue.client import Broker
+from broker.queue.state import RunSpec
+from broker.queue.wire import Prompt, int32
+from broker.runtime.redis_server import Server
 from broker.settings import BrokerSettings, RunSettings
-from broker.state import RunSpec
-from broker.weights import WeightsDirectory
-from broker.wire import Prompt, int32
+from broker.weights.store import WeightsDirectory
 
 ROOT = Path(__file__).resolve().parents[1]
 GROUP, PROMPTS, PROMPT_TOKENS, NEW_TOKENS, BATCH, EOS = 8, 256, 48, 96, 64, 2

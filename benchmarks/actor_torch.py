@@ -25,7 +25,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from actor.torch_engine import TorchEngine
 from actor.torch_model import Policy
-from broker.wire import Prompt, Ticket, int32
+from broker.queue.wire import Prompt, Ticket, int32
 
 EOS, NEW_TOKENS, GROUP, GROUPS = 2, 14, 8, 64
 

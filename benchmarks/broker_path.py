@@ -28,12 +28,12 @@ import numpy as np
 import redis
 
 from benchmarks.measure import Row, alternate, row
-from broker.client import Broker
-from broker.scripts import connect
-from broker.server import Server
+from broker.queue.client import Broker
+from broker.queue.scripts import connect
+from broker.queue.state import RunSpec
+from broker.queue.wire import Completion, Prompt, Ticket, Verdict, float32, int32, pack
+from broker.runtime.redis_server import Server
 from broker.settings import BrokerSettings, RunSettings
-from broker.state import RunSpec
-from broker.wire import Completion, Prompt, Ticket, Verdict, float32, int32, pack
 
 BATCH = 256
 GROUP = 8

@@ -29,9 +29,9 @@ from torch import Tensor, nn
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.measure import Row, alternate, row
+from broker.queue.state import Group, Member
+from broker.queue.wire import Completion, Verdict, float32, int32
 from broker.settings import DataSettings, ModelSettings, RunSettings, SamplingSettings
-from broker.state import Group, Member
-from broker.wire import Completion, Verdict, float32, int32
 from learner.batching import Layout, lay_out, plan
 from learner.model import load
 from learner.ranks import Ranks

@@ -28,12 +28,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from broker.client import Broker
-from broker.liveness import Pulse
-from broker.server import Server
+from broker.queue.client import Broker
+from broker.queue.heartbeat import Pulse
+from broker.queue.state import RunSpec
+from broker.queue.wire import Completion, Prompt, Ticket, float32, int32
+from broker.runtime.redis_server import Server
 from broker.settings import BrokerSettings, DataSettings, ModelSettings, RunSettings
-from broker.state import RunSpec
-from broker.wire import Completion, Prompt, Ticket, float32, int32
 from verifier.service import VerifierConfig
 from verifier.settings import VerifierSettings
 

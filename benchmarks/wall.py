@@ -34,10 +34,10 @@ from transformers.utils.logging import disable_progress_bar
 
 from actor.engines import open_engine
 from benchmarks.measure import Row, row
-from broker.client import Broker
-from broker.server import read_endpoint
-from broker.state import RunSpec
-from broker.wire import Ticket
+from broker.queue.client import Broker
+from broker.queue.state import RunSpec
+from broker.queue.wire import Ticket
+from broker.runtime.redis_server import read_endpoint
 from deploy.config import Config
 from learner.data import end_tokens, load_tokenizer, read_prompts
 

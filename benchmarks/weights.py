@@ -27,8 +27,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.measure import alternate, row
-from broker.cache import WeightsCache
-from broker.weights import Fetched, WeightsDirectory
+from broker.weights.cache import WeightsCache
+from broker.weights.store import Fetched, WeightsDirectory
 
 FILES = 4
 CHANGED = 0.01

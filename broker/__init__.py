@@ -1,4 +1,5 @@
-"""The meeting place: wire types, the state machine on Redis, liveness, and the base every service stands on.
+"""The broker: settings and errors that every package shares, the protocol on Redis, weights on disk, the service base.
 
-Never imports torch, vllm or ray: a verifier pod and `sieve --help` start in well under a second.
+May import redis, msgpack, pydantic and numpy; inside: errors, settings < queue < weights, runtime.
+Never imports torch, vllm, ray or another package of sieve: a verifier starts in well under a second.
 """

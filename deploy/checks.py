@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from broker import admission
+from broker.queue import admission
 from broker.settings import PromptSource
 from learner.rows import DataUnusable, count, pass_rates, rows
 

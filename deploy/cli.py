@@ -66,7 +66,7 @@ def run(
 def broker(config: ConfigPath, set_: Sets = None) -> int:
     """Keep the run's private Redis until Ctrl-C."""
     settings = load_config(config, set_, "settings")
-    from broker.server import Server, serve
+    from broker.runtime.redis_server import Server, serve
     from deploy.monitor import Monitor
 
     monitors: list[Monitor] = []

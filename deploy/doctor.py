@@ -14,7 +14,7 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from broker.errors import SieveError
-from broker.server import find_binary
+from broker.runtime.redis_server import find_binary
 from deploy.checks import problems_of
 from deploy.config import Config
 from verifier.settings import QueueSettings

@@ -17,8 +17,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from broker.adapters import is_adapter
 from broker.errors import EX_OK
+from broker.weights.peft_format import is_adapter
 from deploy import outcomes, records
 from deploy.config import Config, ConfigError
 from deploy.outcomes import Counted

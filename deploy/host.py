@@ -13,7 +13,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from broker.service import Service, explain
+from broker.runtime.service import Service, explain
 from deploy.config import Config
 from deploy.roles import Startable, make
 

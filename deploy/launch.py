@@ -20,10 +20,10 @@ import ray
 from ray.exceptions import RayError
 from rich.console import Console
 
-from broker.client import Broker
 from broker.errors import EX_DATA, EX_OK, EX_UNAVAILABLE, SieveError
-from broker.metrics import close_log, open_log
-from broker.server import Server, answers, read_endpoint
+from broker.queue.client import Broker
+from broker.runtime.metrics import close_log, open_log
+from broker.runtime.redis_server import Server, answers, read_endpoint
 from deploy import records
 from deploy.config import Config, plain
 from deploy.monitor import Monitor

@@ -18,11 +18,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from broker.client import Broker
 from broker.errors import SieveError
-from broker.liveness import Pulse
-from broker.metrics import BaseMetrics, MetricsServer
-from broker.service import UNREACHABLE, explain
+from broker.queue.client import Broker
+from broker.queue.heartbeat import Pulse
+from broker.runtime.metrics import BaseMetrics, MetricsServer
+from broker.runtime.service import UNREACHABLE, explain
 from deploy.config import Config
 from deploy.records import write_json
 from deploy.snapshot import Snapshot, look

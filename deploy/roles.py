@@ -6,7 +6,7 @@ import importlib
 import typing
 from collections.abc import Sequence
 
-from broker.service import Service
+from broker.runtime.service import Service
 from deploy.config import Config
 
 Startable = typing.Literal["actor", "verifier", "learner"]

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 
 from broker.errors import EX_USAGE, SieveError
-from broker.server import answers, read_endpoint
+from broker.runtime.redis_server import answers, read_endpoint
 from broker.settings import RunSettings
 from deploy.config import Config, dump
 

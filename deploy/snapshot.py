@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from broker.client import Broker
 from broker.errors import SieveError
-from broker.liveness import Pulse
-from broker.service import UNREACHABLE, explain
-from broker.state import Depths
+from broker.queue.client import Broker
+from broker.queue.heartbeat import Pulse
+from broker.queue.state import Depths
+from broker.runtime.service import UNREACHABLE, explain
 
 RECENT = 20
 """Steps over which rates are averaged."""

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.live import Live
 
-from broker.client import Broker
 from broker.errors import EX_OK, EX_TEMPORARY, EX_UNAVAILABLE, BrokerUnavailable
-from broker.server import Server, answers, read_endpoint, resolve_url
+from broker.queue.client import Broker
+from broker.runtime.redis_server import Server, answers, read_endpoint, resolve_url
 from broker.settings import BrokerSettings
 from deploy.config import Config
 from deploy.snapshot import Snapshot, Tail, look, stuck

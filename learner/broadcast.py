@@ -15,10 +15,10 @@ from typing import Protocol
 import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from broker import transfers
+from broker.queue.state import Incarnation
 from broker.settings import WeightsSettings
-from broker.state import Incarnation
-from broker.transfers import Entry, Group, Layout, Outcome, TransferBroken, Transfers
+from broker.weights import broadcast as transfers
+from broker.weights.broadcast import Entry, Group, Layout, Outcome, TransferBroken, Transfers
 
 JOIN_SECONDS = 5.0
 """For answers: a loop that is alive looks ten times a second. Who misses it is asked again once it shows itself."""

@@ -3,8 +3,8 @@
     Δ = |log π_θ(learner) − log π_θ(sampler)| per token, mean over tokens of exactly one version
 
 Two looks at it. Canary: after every load each actor scores sequences that the learner scored under the same weights
-(`broker.canary`). Decoding: the samples of a step that are of the weights it starts from, as they were recorded. Either
-beyond its bound ends the run: whatever the objective corrects for, it relies on log μ being the sampler's and log π_θ
+(`broker.weights.canary`). Decoding: the samples of a step that are of the weights it starts from, as they were
+recorded. Either beyond its bound ends the run: whatever the objective corrects for, it relies on log μ being the sampler's and log π_θ
 the published weights'. Nothing of the step is committed; the run resumes from its last checkpoint.
 """
 
@@ -19,7 +19,11 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
-from broker.canary import (
+from broker.errors import EX_MISMATCH, SieveError
+from broker.queue.client import Broker
+from broker.queue.state import Incarnation
+from broker.queue.wire import float32, int32
+from broker.weights.canary import (
     ANSWER_TOKENS,
     PROMPT_TOKENS,
     SEQUENCES,
@@ -29,12 +33,8 @@ from broker.canary import (
     Report,
     difference,
 )
-from broker.client import Broker
-from broker.errors import EX_MISMATCH, SieveError
-from broker.published import place
-from broker.state import Incarnation
-from broker.weights import WeightsDirectory
-from broker.wire import float32, int32
+from broker.weights.reader import place
+from broker.weights.store import WeightsDirectory
 from learner.batching import Row, lay_out
 from learner.model import Scorer, score
 from learner.ranks import Ranks

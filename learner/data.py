@@ -13,8 +13,8 @@ from jinja2 import TemplateError
 from pydantic import ValidationError
 from transformers import AutoTokenizer, GenerationConfig
 
+from broker.queue.wire import Prompt, int32
 from broker.settings import ChatSettings, DataSettings, PromptSource
-from broker.wire import Prompt, int32
 from learner.rows import FIELDS, DataUnusable, Row, rows
 
 __all__ = ["DataUnusable", "end_tokens", "load_tokenizer", "read_prompts"]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch._C import _distributed_c10d as c10d
 
-from broker.transfers import Layout, TransferBroken, length, packs
+from broker.weights.broadcast import Layout, TransferBroken, length, packs
 
 Gloo: Any = c10d.ProcessGroupGloo
 """Typed so because torch's stubs leave out most of it."""

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from broker.client import Broker
-from broker.state import Group, Incarnation
-from broker.weights import WeightsDirectory
+from broker.queue.client import Broker
+from broker.queue.state import Group, Incarnation
+from broker.weights.store import WeightsDirectory
 from learner.evaluation import PromptResult, summarise
 from learner.results import Outputs, write_parquet
 

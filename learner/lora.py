@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from broker.adapters import module_and_factor, tensor_name
 from broker.errors import EX_USAGE, SieveError
 from broker.settings import LoraSettings
+from broker.weights.peft_format import module_and_factor, tensor_name
 
 A, B = "lora_A", "lora_B"
 

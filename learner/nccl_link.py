@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from broker.errors import EX_USAGE, SieveError
-from broker.transfers import Layout, TransferBroken
+from broker.weights.broadcast import Layout, TransferBroken
 
 ABORT_SECONDS = 10.0
 

@@ -23,10 +23,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from broker.adapters import CONFIG, TENSORS, AdapterConfig, read_config
 from broker.errors import EX_DATA, SieveError
 from broker.settings import LoraSettings
-from broker.weights import WeightsDirectory
+from broker.weights.peft_format import CONFIG, TENSORS, AdapterConfig, read_config
+from broker.weights.store import WeightsDirectory
 from learner.checkpoint import load_weights
 from learner.lora import attach, from_peft, is_adapter_name, lora_of, merged, to_peft
 from learner.model import Scorer, full_state, load

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from broker.state import Group
+from broker.queue.state import Group
 from learner.batching import Layout, Shape, balance
 from learner.ranks import Ranks
 

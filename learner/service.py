@@ -19,14 +19,14 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 
-from broker import admission
 from broker.errors import RunBusy, SieveError
-from broker.liveness import Role
-from broker.service import Service
-from broker.state import Incarnation
-from broker.transfers import Transfers
-from broker.weights import WeightsDirectory
-from broker.wire import float32
+from broker.queue import admission
+from broker.queue.heartbeat import Role
+from broker.queue.state import Incarnation
+from broker.queue.wire import float32
+from broker.runtime.service import Service
+from broker.weights.broadcast import Transfers
+from broker.weights.store import WeightsDirectory
 from learner.broadcast import Broadcast, TransferMetrics, link_maker
 from learner.canary import CanaryWatch
 from learner.checkpoint import Checkpoints, Progress

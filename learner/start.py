@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoConfig
 
-from broker.client import Broker
 from broker.errors import EX_USAGE, SieveError
+from broker.queue.client import Broker
+from broker.queue.state import RunSpec
+from broker.queue.wire import Prompt, pack
 from broker.settings import ModelSettings
-from broker.state import RunSpec
-from broker.wire import Prompt, pack
 from learner import identity
 from learner.data import end_tokens, load_tokenizer, read_prompts
 from learner.lora import Unadapted, attach

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from broker.adapters import TENSORS, module_and_factor
+from broker.weights.peft_format import TENSORS, module_and_factor
 from learner.model import Scorer
 
 _LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")

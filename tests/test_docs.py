@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from typer.main import get_command
 
 from actor.measures import Measures
-from broker.metrics import BaseMetrics
+from broker.runtime.metrics import BaseMetrics
 from deploy.cli import app
 from learner.telemetry import LearnerMetrics
 

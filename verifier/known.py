@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from broker.client import Broker
 from broker.errors import BrokerFull
-from broker.state import Work
-from broker.wire import Verdict
+from broker.queue.client import Broker
+from broker.queue.state import Work
+from broker.queue.wire import Verdict
 from verifier.content import Content
 from verifier.settings import QueueSettings
 from verifier.verdicts import COMMON_REASONS, Verifier

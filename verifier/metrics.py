@@ -10,8 +10,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from broker.state import Work
-from broker.wire import Verdict
+from broker.queue.state import Work
+from broker.queue.wire import Verdict
 from verifier.verdicts import Verifier
 
 SECONDS = (1e-5, 2e-5, 5e-5, 1e-4, 1e-3, 1e-2, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600)

@@ -14,8 +14,8 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from broker.state import Work
-from broker.wire import Verdict
+from broker.queue.state import Work
+from broker.queue.wire import Verdict
 from verifier.verdicts import Verifier, verdict
 
 Judged = tuple[Work, Verdict]

@@ -17,12 +17,12 @@ import time
 from collections.abc import Sequence
 from typing import ClassVar
 
-from broker.client import Broker
 from broker.errors import EX_TEMPORARY, BrokerFull, SieveError
-from broker.liveness import Role
-from broker.service import UNREACHABLE, Service
+from broker.queue.client import Broker
+from broker.queue.heartbeat import Role
+from broker.queue.state import Work
+from broker.runtime.service import UNREACHABLE, Service
 from broker.settings import Shared
-from broker.state import Work
 from verifier.known import KnownVerdicts
 from verifier.metrics import VerifierMetrics
 from verifier.pool import Pool, Result, share

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from broker.errors import EX_USAGE, SieveError
-from broker.wire import Completion, Outcome, Prompt, Verdict
+from broker.queue.wire import Completion, Outcome, Prompt, Verdict
 
 ENTRY_POINTS = "sieve.verifiers"
 COMMON_REASONS = frozenset({"truncated", "crashed", "deadline", "invalid_judgement"})

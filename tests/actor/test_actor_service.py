@@ -15,8 +15,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from actor_process import Tree, tree
-from tiny_llama import EOS, llama, ragged, reference
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -24,11 +22,13 @@ from transformers import PreTrainedTokenizerFast
 
 from actor.service import ActorService
 from actor.weight_files import VersionFiles
-from broker.client import Broker
+from broker.queue.client import Broker
+from broker.queue.state import Incarnation, Member, RunSpec
+from broker.queue.wire import Verdict
 from broker.settings import BrokerSettings, RunSettings, WeightsSettings
-from broker.state import Incarnation, Member, RunSpec
-from broker.weights import WeightsDirectory
-from broker.wire import Verdict
+from broker.weights.store import WeightsDirectory
+from tests.actor.actor_process import Tree, tree
+from tests.actor.tiny_llama import EOS, llama, ragged, reference
 
 VOCABULARY = 24
 

@@ -16,17 +16,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from actor_process import serve, tree
 from prometheus_client import CollectorRegistry
 from test_actor_service import VOCABULARY, Run, eventually, model_path, one_thread  # noqa: F401
-from tiny_llama import llama
 
-from broker.client import Broker
+from broker.queue.client import Broker
+from broker.queue.state import Incarnation, Member
+from broker.queue.wire import Completion, Verdict
 from broker.settings import BrokerSettings, RunSettings, WeightsSettings
-from broker.state import Incarnation, Member
-from broker.transfers import Outcome, Transfers
-from broker.wire import Completion, Verdict
+from broker.weights.broadcast import Outcome, Transfers
 from learner.broadcast import Broadcast, TransferMetrics, link_maker
+from tests.actor.actor_process import serve, tree
+from tests.actor.tiny_llama import llama
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ import pytest
 from actor.engine import WeightsUnusable
 from actor.fetching import Fetching
 from broker.errors import WeightsCorrupt, WeightsMissing
-from broker.weights import Fetched
+from broker.weights.store import Fetched
 
 
 class Source:

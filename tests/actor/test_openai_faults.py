@@ -13,11 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from actor_process import tree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from tiny_llama import prompt, ticket
 
 from actor import openai_engine
 from actor import openai_wire as wire
@@ -28,7 +26,9 @@ from actor.openai_http import ServerRefused, ServerUnavailable
 from actor.openai_settings import OpenAISettings
 from actor.openai_wire import AnswerUnusable
 from actor.weight_files import VersionFiles
-from broker.wire import Completion
+from broker.queue.wire import Completion
+from tests.actor.actor_process import tree
+from tests.actor.tiny_llama import prompt, ticket
 
 BASE = Path(__file__).parents[2] / "examples" / "countdown" / "base"
 EOS, LIMIT, VOCABULARY = 1, 4, 72

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny_llama import drain, engine, llama, prompt, published, ragged, reference, ticket
 from transformers import LlamaForCausalLM
 
 from actor.engine import WeightsUnusable
+from tests.actor.tiny_llama import drain, engine, llama, prompt, published, ragged, reference, ticket
 
 TOLERANCE = 1e-4  # float32, per token
 MODULES = ("model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj", "model.layers.1.self_attn.v_proj")

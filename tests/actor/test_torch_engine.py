@@ -9,9 +9,9 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from tiny_llama import EOS, drain, engine, llama, prompt, published, ragged, reference, ticket
 
 from actor.engine import ModelUnusable, PromptTooLong, WeightsUnusable, WrongVersion
+from tests.actor.tiny_llama import EOS, drain, engine, llama, prompt, published, ragged, reference, ticket
 
 TOLERANCE = 1e-4  # float32, per token
 

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from actor.torch_engine import TorchEngine
 from actor.torch_model import Policy
-from broker.wire import Completion, Lane, Prompt, Ticket, int32
+from broker.queue.wire import Completion, Lane, Prompt, Ticket, int32
 
 EOS = 2
 

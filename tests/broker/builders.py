@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from broker.client import Broker
+from broker.queue.client import Broker
+from broker.queue.state import RunSpec, Work
+from broker.queue.wire import Completion, Outcome, Prompt, Ticket, Verdict, float32, int32
 from broker.settings import BrokerSettings, RunSettings
-from broker.state import RunSpec, Work
-from broker.wire import Completion, Outcome, Prompt, Ticket, Verdict, float32, int32
 
 
 def connect(url: str, name: str = "test", **settings: float) -> Broker:

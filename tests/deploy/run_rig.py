@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 import yaml
 
-from broker.client import Broker
-from broker.liveness import Pulse
-from broker.server import read_endpoint
+from broker.queue.client import Broker
+from broker.queue.heartbeat import Pulse
+from broker.runtime.redis_server import read_endpoint
 from broker.settings import BrokerSettings, RunSettings
 
 COUNTDOWN = Path(__file__).parents[2] / "examples" / "countdown"

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from run_rig import Started, runs_in
+
+from tests.deploy.run_rig import Started, runs_in
 
 pytestmark = pytest.mark.slow
 

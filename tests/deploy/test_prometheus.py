@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.liveness import Pulse
+from broker.queue.heartbeat import Pulse
 from deploy.monitor import scrape_targets
 
 REPOSITORY = Path(__file__).parents[2]

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from run_rig import COUNTDOWN, STEPS, Started, runs_in, sound
 
 from broker.errors import SieveError
 from deploy.config import load
 from deploy.rundir import RunDirectory, RunDirectoryError
+from tests.deploy.run_rig import COUNTDOWN, STEPS, Started, runs_in, sound
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from broker.liveness import Pulse
-from broker.state import Depths
+from broker.queue.heartbeat import Pulse
+from broker.queue.state import Depths
 from deploy.snapshot import Snapshot, Tail, stuck
 from deploy.view import View, line, render
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sweep_cases import results
 
 from deploy.collect import is_sweep, load
 from deploy.frontier import Scene
@@ -22,6 +21,7 @@ from deploy.page import main_table, migration_table, summary, write, write_docum
 from deploy.records import RecordError
 from deploy.sweep import MANIFEST, SweepConflict, write_manifest
 from learner.evaluation import pass_at_k
+from tests.deploy.sweep_cases import results
 
 
 def put(path: Path, value: dict[str, Any]) -> Path:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from learner_rig import ROOT, save_model
+
+from tests.learner.learner_rig import ROOT, save_model
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from learner_rig import make_groups
 from torch.distributed.tensor import DTensor
 
 from broker.settings import LoraSettings
@@ -29,6 +28,7 @@ from learner.ranks import Ranks
 from learner.samples import Samples, shape_of
 from learner.settings import LearnerSettings, OptimizerSettings
 from learner.train import Trainer
+from tests.learner.learner_rig import make_groups
 
 
 def models(ranks: Ranks, path: Path, adapters: str) -> tuple[Scorer, Scorer | Unadapted]:

@@ -12,8 +12,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from broker.state import Group, Member
-from broker.wire import Completion, Verdict, float32, int32
+from broker.queue.state import Group, Member
+from broker.queue.wire import Completion, Verdict, float32, int32
 
 VOCABULARY = 24
 EOS = 1

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from learner_rig import VOCABULARY, save_model
 from prometheus_client import CollectorRegistry
 from transformers import AutoModelForCausalLM
 
@@ -23,19 +22,20 @@ from actor.engine import Engine, NoAnswer
 from actor.measures import Measures
 from actor.torch_engine import TorchEngine
 from actor.torch_model import Policy
-from broker.canary import SEQUENCES, Canaries, Canary, Report, difference
-from broker.client import Broker
 from broker.errors import EX_MISMATCH, Fenced
-from broker.liveness import Pulse
-from broker.state import RunSpec
-from broker.weights import WeightsDirectory
-from broker.wire import float32, int32
+from broker.queue.client import Broker
+from broker.queue.heartbeat import Pulse
+from broker.queue.state import RunSpec
+from broker.queue.wire import float32, int32
+from broker.weights.canary import SEQUENCES, Canaries, Canary, Report, difference
+from broker.weights.store import WeightsDirectory
 from learner.canary import BOUNDS, CanaryWatch, WeightsDisagree, halves
 from learner.model import Scorer, load, shard
 from learner.publish import publish_weights
 from learner.ranks import Ranks
 from learner.settings import LearnerConfig
 from learner.tensor_groups import Files, Suspect, best, groups_of, kind_of
+from tests.learner.learner_rig import VOCABULARY, save_model
 
 PROMPTS = [np.array(ids, np.int32) for ids in ([3, 5, 7, 9, 4], [8, 6], [10], [4, 11, 12, 13, 14, 15, 16])]
 

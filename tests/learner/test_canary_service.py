@@ -16,19 +16,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from learner_rig import ROOT, save_model, save_prompts
 from transformers import AutoModelForCausalLM
 
 from actor import torch_weights
 from actor.service import ActorService
 from actor.settings import ActorSettings
 from actor.torch_engine import TorchEngine
-from broker.canary import Canaries
-from broker.client import Broker
 from broker.errors import EX_MISMATCH
+from broker.queue.client import Broker
+from broker.queue.wire import Verdict
 from broker.settings import WeightsSettings
-from broker.wire import Verdict
+from broker.weights.canary import Canaries
 from learner.settings import LearnerConfig
+from tests.learner.learner_rig import ROOT, save_model, save_prompts
 
 RUNNER = Path(__file__).with_name("run_learner.py")
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from learner_rig import EOS, VOCABULARY
 from transformers import AutoConfig
 
 from learner.data import DataUnusable, end_tokens, load_tokenizer, read_prompts
+from tests.learner.learner_rig import EOS, VOCABULARY
 
 GOOD: dict[str, Any] = {"prompt": "w3 w4", "verifier": "even", "record": {"target": 24}}
 

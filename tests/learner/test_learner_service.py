@@ -18,16 +18,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from learner_rig import ROOT, save_model, save_prompts, uniform_completion
 from transformers import AutoModelForCausalLM
 
-from broker.cache import WeightsCache
-from broker.client import Broker
-from broker.liveness import Pulse
-from broker.state import Work
-from broker.weights import WeightsDirectory
-from broker.wire import Verdict
+from broker.queue.client import Broker
+from broker.queue.heartbeat import Pulse
+from broker.queue.state import Work
+from broker.queue.wire import Verdict
+from broker.weights.cache import WeightsCache
+from broker.weights.store import WeightsDirectory
 from learner.settings import LearnerConfig
+from tests.learner.learner_rig import ROOT, save_model, save_prompts, uniform_completion
 
 LONGEST = 4
 RUNNER = Path(__file__).with_name("run_learner.py")

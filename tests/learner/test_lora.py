@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from learner_rig import make_groups, save_model
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -18,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from actor.torch_model import open_model
 from broker.settings import LoraSettings, ModelSettings
-from broker.weights import WeightsDirectory
+from broker.weights.store import WeightsDirectory
 from learner.batching import Layout, lay_out, plan
 from learner.checkpoint import CheckpointCorrupt, Checkpoints, Progress, load_weights
 from learner.lora import Adapted, TargetsUnmatched, Unadapted, attach, from_peft, lora_of, merged, to_peft
@@ -30,6 +29,7 @@ from learner.ranks import Ranks
 from learner.samples import Samples
 from learner.settings import LearnerSettings, OptimizerSettings
 from learner.train import Trainer
+from tests.learner.learner_rig import make_groups, save_model
 
 LORA = LoraSettings(rank=4, alpha=8)
 WORKER = Path(__file__).with_name("gradient_worker.py")

@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from learner_rig import VOCABULARY, make_groups, save_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import learner.model
-from broker.weights import WeightsDirectory
+from broker.weights.store import WeightsDirectory
 from learner.batching import lay_out, plan
 from learner.model import ModelUnusable, Scorer, full_state, load, score, shard, verify_scoring
 from learner.publish import export, publish_weights, write_model
 from learner.ranks import Ranks
 from learner.samples import Samples, table
+from tests.learner.learner_rig import VOCABULARY, make_groups, save_model
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from objective_cases import Case, case, cosine, draw, objective, random_sequences, relative_error
 
 from learner.objective.exact import ExactProblem, OutputSpace
+from tests.learner.objective_cases import Case, case, cosine, draw, objective, random_sequences, relative_error
 
 FLOAT32 = 2e-6
 

@@ -8,10 +8,10 @@ from typing import get_args
 
 import pytest
 import torch
-from objective_cases import case, draw, objective, random_sequences
 
 from learner.objective.diagnostics import alpha_divergence, divergences, effective_share, pass_rates
 from learner.objective.settings import ObjectiveName, ObjectiveSettings
+from tests.learner.objective_cases import case, draw, objective, random_sequences
 
 
 @pytest.mark.parametrize("spread", [0.5, 1.0])

@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from objective_cases import ALPHAS, case
 
 from learner.objective.exact import ExactProblem, OutputSpace
+from tests.learner.objective_cases import ALPHAS, case
 
 
 def test_every_output_is_there_once_and_they_share_all_probability() -> None:

@@ -9,12 +9,12 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from objective_cases import objective, random_sequences
 
 from learner.objective.groups import Groups
 from learner.objective.sequences import Sequences
 from learner.objective.settings import Correction, ObjectiveName
 from learner.partition import PartitionFunction, PartitionSettings, importance_weights
+from tests.learner.objective_cases import objective, random_sequences
 
 NAMES = st.sampled_from(get_args(ObjectiveName))
 CORRECTIONS = st.sampled_from(get_args(Correction))

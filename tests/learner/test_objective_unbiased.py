@@ -12,10 +12,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from objective_cases import ALPHAS, Case, case, cosine, draw, objective, relative_error
 
 from learner.objective.settings import ObjectiveSettings
 from learner.partition import PartitionFunction, PartitionSettings, importance_weights
+from tests.learner.objective_cases import ALPHAS, Case, case, cosine, draw, objective, relative_error
 
 EXACT = {"truncation": None, "clip": None}
 FLOAT32 = 2e-6

@@ -10,9 +10,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from objective_cases import case
 
 from learner.partition import PartitionFunction, PartitionSettings, Statistics, importance_weights
+from tests.learner.objective_cases import case
 
 NO_PRIOR = PartitionSettings(prior_strength=0, largest_weight=None)
 

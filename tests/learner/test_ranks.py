@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from learner_rig import save_model
+
+from tests.learner.learner_rig import save_model
 
 WORKER = Path(__file__).with_name("gradient_worker.py")
 BUDGETS = {"one micro-batch": 4096, "several": 64, "groups that do not fit": 24}

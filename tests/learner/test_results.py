@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from learner_rig import VOCABULARY, save_model
 from transformers import AutoModelForCausalLM
 
 from learner.checkpoint import CheckpointCorrupt, Checkpoints, Progress, is_checkpoint
@@ -17,6 +16,7 @@ from learner.perplexity import base_log_probs
 from learner.publish import convert
 from learner.ranks import Ranks
 from learner.results import Outputs, ResultsUnreadable, read_parquet, write_parquet
+from tests.learner.learner_rig import VOCABULARY, save_model
 
 
 def outputs(prompt: int, seed: int) -> Outputs:

@@ -10,12 +10,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from learner_rig import VOCABULARY
 from pydantic import ValidationError
 
 from broker.settings import DataSettings
 from learner.data import DataUnusable, load_tokenizer, read_prompts
 from learner.rows import Row, count, pass_rates, rows
+from tests.learner.learner_rig import VOCABULARY
 
 PROBLEMS: list[dict[str, Any]] = [
     {"question": "w3", "meta": {"id": 7, "tags": ["a", "b"]}, "solution": '{"final": [1, 2]}', "score": 0.5},

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from learner_rig import make_groups
 
-from broker.state import Group
+from broker.queue.state import Group
 from learner.checkpoint import CheckpointCorrupt, Checkpoints, Progress
 from learner.model import full_state, load, shard
 from learner.objective.registry import build
@@ -23,6 +22,7 @@ from learner.samples import Samples
 from learner.settings import LearnerSettings, OptimizerSettings
 from learner.telemetry import Journal, figures, whole_step
 from learner.train import Report, Trainer
+from tests.learner.learner_rig import make_groups
 
 
 @pytest.fixture(scope="module")

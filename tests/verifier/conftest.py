@@ -3,7 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from verifier_rig import Rig
+
+from tests.verifier.verifier_rig import Rig
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
-from verifier_rig import Obedient, Rig, obedient, ready, serving, until
 
+from tests.verifier.verifier_rig import Obedient, Rig, obedient, ready, serving, until
 from verifier.arithmetic import Arithmetic
 from verifier.content import Content
 from verifier.service import VerifierService

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from verifier_rig import Rig, ready, serving, until
 
+from tests.verifier.verifier_rig import Rig, ready, serving, until
 from verifier.python_code import PythonCode
 from verifier.python_problem import program_of, read_record
 from verifier.python_values import MAX_DEPTH, NotAValue, equal, read, same_text

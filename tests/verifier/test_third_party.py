@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from verifier_rig import Rig, ready, until
+
+from tests.verifier.verifier_rig import Rig, ready, until
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = re.compile(r"<!-- example: (\S+) -->\n```\w+\n(.*?)```", re.DOTALL)

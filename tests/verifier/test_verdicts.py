@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.errors import EX_USAGE
-from broker.wire import Completion, Finish, Prompt, Verdict, float32, int32, pack, unpack
+from broker.queue.wire import Completion, Finish, Prompt, Verdict, float32, int32, pack, unpack
 from verifier import verdicts
 from verifier.arithmetic import Arithmetic
 from verifier.verdicts import Judgement, VerifierError, known, make, register, verdict

@@ -6,10 +6,10 @@ import queue
 import time
 
 import pytest
-from verifier_rig import Obedient
 
-from broker.state import Work
-from broker.wire import Completion, Prompt, float32, int32
+from broker.queue.state import Work
+from broker.queue.wire import Completion, Prompt, float32, int32
+from tests.verifier.verifier_rig import Obedient
 from verifier.pool import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, Pool, Result
 
 

@@ -12,12 +12,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from verifier_rig import Rig, obedient, ready, serving, until
 
-from broker.client import Broker
 from broker.errors import EX_TEMPORARY, EX_USAGE
-from broker.server import Binary, Server
+from broker.queue.client import Broker
+from broker.runtime.redis_server import Binary, Server
 from broker.settings import BrokerSettings, RunSettings
+from tests.verifier.verifier_rig import Rig, obedient, ready, serving, until
 from verifier.service import VerifierService
 from verifier.verdicts import VerifierError
 

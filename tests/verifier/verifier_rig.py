@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from broker.client import Broker
-from broker.liveness import Pulse
+from broker.queue.client import Broker
+from broker.queue.heartbeat import Pulse
+from broker.queue.state import RunSpec
+from broker.queue.wire import Completion, Prompt, float32, int32
 from broker.settings import BrokerSettings, DataSettings, MetricsSettings, ModelSettings, RunSettings
-from broker.state import RunSpec
-from broker.wire import Completion, Prompt, float32, int32
 from verifier.service import VerifierConfig, VerifierService
 from verifier.settings import VerifierSettings
 from verifier.verdicts import Judgement

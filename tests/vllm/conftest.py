@@ -16,11 +16,10 @@ import torch
 for room in ("actor", "deploy"):  # their helpers are these tests' too
     sys.path.append(str(Path(__file__).parents[1] / room))
 
-from actor_process import tree  # noqa: E402
-from served_llama import EOS, LONGEST, MAX_NEW, save, served_llama, spec  # noqa: E402
-
 from actor.engine import Engine  # noqa: E402
 from actor.engines import open_engine  # noqa: E402
+from tests.actor.actor_process import tree  # noqa: E402
+from tests.vllm.served_llama import EOS, LONGEST, MAX_NEW, save, served_llama, spec  # noqa: E402
 
 ARGUMENTS = {
     "enforce_eager": True,

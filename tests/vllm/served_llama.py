@@ -14,8 +14,8 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from actor.engine import Engine
-from broker.state import RunSpec
-from broker.wire import Completion
+from broker.queue.state import RunSpec
+from broker.queue.wire import Completion
 
 EOS = 2
 VOCABULARY = 64

@@ -14,7 +14,6 @@ import pytest
 pytest.importorskip("vllm.v1", reason="make test-vllm installs it")
 
 import torch
-from vllm_server import VllmServer, versions
 
 from actor.decoding import open_tokenizer
 from actor.engine import PromptTooLong, WeightsUnusable, WrongVersion
@@ -22,7 +21,8 @@ from actor.openai_engine import OpenAIEngine, ServerFixed, ServerShared
 from actor.openai_http import ServerRefused, ServerUnavailable
 from actor.openai_settings import OpenAISettings
 from actor.weight_files import VersionFiles
-from broker.wire import Completion, Lane, Prompt, Ticket, int32
+from broker.queue.wire import Completion, Lane, Prompt, Ticket, int32
+from tests.vllm.vllm_server import VllmServer, versions
 
 BASE = Path(__file__).parents[2] / "examples" / "countdown" / "base"
 VOCABULARY, EOS, LIMIT = 72, 1, 40

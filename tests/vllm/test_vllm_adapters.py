@@ -12,15 +12,15 @@ import pytest
 pytest.importorskip("vllm.v1", reason="make test-vllm installs it")
 
 import torch
-from served_llama import MAX_NEW, VOCABULARY, drain
-from tiny_llama import prompt, ticket
 from transformers import AutoModelForCausalLM
 
 from broker.settings import LoraSettings
-from broker.weights import WeightsDirectory
+from broker.weights.store import WeightsDirectory
 from learner.lora import attach
 from learner.model import Scorer, load
 from learner.publish import export, publish_weights
+from tests.actor.tiny_llama import prompt, ticket
+from tests.vllm.served_llama import MAX_NEW, VOCABULARY, drain
 
 TOLERANCE = 1e-4  # float32, per token
 LORA = LoraSettings(rank=4, alpha=8)

@@ -12,22 +12,22 @@ import torch
 
 pytest.importorskip("vllm.v1", reason="make test-vllm installs it")
 
-from actor_process import tree
 from conftest import ARGUMENTS
 from prometheus_client import CollectorRegistry
-from served_llama import EOS, MAX_NEW, VOCABULARY, drain, served_llama, spec
-from tiny_llama import ragged, reference, ticket
 
 from actor.engine import ArgumentRefused
 from actor.engines import open_engine, open_receiver
 from actor.receiving import Receiving
-from broker.client import Broker
-from broker.liveness import Pulse
+from broker.queue.client import Broker
+from broker.queue.heartbeat import Pulse
+from broker.queue.wire import Completion
 from broker.settings import BrokerSettings, RunSettings, WeightsSettings
-from broker.transfers import Outcome, TransferBroken, Transfers
-from broker.wire import Completion
+from broker.weights.broadcast import Outcome, TransferBroken, Transfers
 from learner.broadcast import Broadcast, TransferMetrics, link_maker
 from learner.nccl_link import TransportUnavailable
+from tests.actor.actor_process import tree
+from tests.actor.tiny_llama import ragged, reference, ticket
+from tests.vllm.served_llama import EOS, MAX_NEW, VOCABULARY, drain, served_llama, spec
 
 ACTOR = "actor-0"
 TOLERANCE = 1e-4  # float32, per token

@@ -14,8 +14,8 @@ pytest.importorskip("vllm.v1", reason="make test-vllm installs it")
 
 import torch
 
-from broker.canary import difference
-from broker.wire import float32
+from broker.queue.wire import float32
+from broker.weights.canary import difference
 from learner.canary import BOUNDS, halves, score_sequences
 from learner.model import Scorer, load
 

@@ -11,10 +11,10 @@ import torch
 pytest.importorskip("vllm.v1", reason="make test-vllm installs it")
 
 from prometheus_client import REGISTRY
-from served_llama import EOS, LONGEST, MAX_NEW, VOCABULARY, drain
-from tiny_llama import prompt, ragged, reference, ticket
 
 from actor.engine import ArgumentRefused, ModelUnusable, PromptTooLong, WrongVersion
+from tests.actor.tiny_llama import prompt, ragged, reference, ticket
+from tests.vllm.served_llama import EOS, LONGEST, MAX_NEW, VOCABULARY, drain
 
 TOLERANCE = 1e-4  # float32, per token
 

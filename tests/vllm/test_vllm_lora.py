@@ -13,11 +13,11 @@ import torch
 pytest.importorskip("vllm.v1", reason="make test-vllm installs it")
 
 from safetensors.torch import save_file
-from served_llama import VOCABULARY, drain, save, served_llama
-from tiny_llama import ragged, reference, ticket
 
 from actor.engine import WeightsUnusable
 from broker.settings import LoraSettings
+from tests.actor.tiny_llama import ragged, reference, ticket
+from tests.vllm.served_llama import VOCABULARY, drain, save, served_llama
 
 TOLERANCE = 1e-4  # float32, per token
 LORA = LoraSettings(rank=4, alpha=8.0, targets=("q_proj", "v_proj", "down_proj"))

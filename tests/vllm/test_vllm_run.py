@@ -15,8 +15,8 @@ import pytest
 
 pytest.importorskip("vllm.v1", reason="make test-vllm installs it")
 
-from run_rig import COUNTDOWN, Started, runs_in, sound
-from vllm_server import VllmServer
+from tests.deploy.run_rig import COUNTDOWN, Started, runs_in, sound
+from tests.vllm.vllm_server import VllmServer
 
 VLLM = {
     "engine": "vllm",

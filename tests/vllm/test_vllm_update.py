@@ -16,11 +16,11 @@ import torch
 
 pytest.importorskip("vllm.v1", reason="make test-vllm installs it")
 
-from served_llama import LONGEST, MAX_NEW, VOCABULARY, drain, save, served_llama
-from tiny_llama import prompt, published, ragged, reference, ticket
 from transformers import DynamicCache
 
 from actor.engine import EngineError, WeightsUnusable
+from tests.actor.tiny_llama import prompt, published, ragged, reference, ticket
+from tests.vllm.served_llama import LONGEST, MAX_NEW, VOCABULARY, drain, save, served_llama
 
 TOLERANCE = 1e-4  # float32, per token
 

@@ -19,14 +19,14 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from broker.client import Broker
 from broker.errors import BrokerFull, RunConflict
-from broker.liveness import Pulse
-from broker.server import Server
-from broker.service import Service
+from broker.queue.client import Broker
+from broker.queue.heartbeat import Pulse
+from broker.runtime.redis_server import Server
+from broker.runtime.service import Service
 from broker.settings import BrokerSettings, MetricsSettings, RunSettings
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ PROGRAM = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, str(Path.cwd()))
-from tests.broker.test_service import Config, Counting
+from tests.broker.runtime.test_service import Config, Counting
 from broker.settings import BrokerSettings, RunSettings
 directory, url, connect_seconds, body, drain = sys.argv[1:]
 broker = BrokerSettings(connect_seconds=float(connect_seconds), lease_seconds=1)

@@ -44,7 +44,7 @@ def connect(url: str, *, socket_timeout: float) -> redis.Redis:
 @cache
 def source(name: str) -> str:
     """The text of a script, its shared prelude first."""
-    folder = resources.files("broker") / "lua"
+    folder = resources.files("broker.queue") / "lua"
     return (folder / "prelude.lua").read_text() + (folder / f"{name}.lua").read_text()
 
 

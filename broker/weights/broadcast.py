@@ -24,10 +24,10 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from broker.client import Broker
 from broker.errors import EX_TEMPORARY, SieveError
-from broker.state import Incarnation
-from broker.wire import WireError
+from broker.queue.client import Broker
+from broker.queue.state import Incarnation
+from broker.queue.wire import WireError
 
 LAYOUT_BYTES = 32 << 20
 """Largest description of a model's tensors that is read: hundreds of thousands of them."""

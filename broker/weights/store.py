@@ -22,11 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from broker.delta import DELTA, DeltaUnusable, Fallback, diff, word_size
 from broker.errors import WeightsError
-from broker.manifest import MANIFEST, PLAIN, Delta, File, Manifest
-from broker.passage import Part, Source, Tally, digest, each
-from broker.published import Published, place, versions
+from broker.weights.copying import Part, Source, Tally, digest, each
+from broker.weights.delta import DELTA, DeltaUnusable, Fallback, diff, word_size
+from broker.weights.manifest import MANIFEST, PLAIN, Delta, File, Manifest
+from broker.weights.reader import Published, place, versions
 
 LEFTOVER_SECONDS = 900.0
 """A hidden directory untouched for this long belongs to a writer that died."""

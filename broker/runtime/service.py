@@ -34,7 +34,6 @@ from typing import ClassVar, Protocol, TypeVar
 import redis
 from prometheus_client import CollectorRegistry
 
-from broker.client import Broker
 from broker.errors import (
     EX_INTERNAL,
     EX_OK,
@@ -45,9 +44,10 @@ from broker.errors import (
     Fenced,
     SieveError,
 )
-from broker.liveness import Pulse, Role
-from broker.metrics import BaseMetrics, MetricsServer, build_version, close_log, open_log
-from broker.server import resolve_url
+from broker.queue.client import Broker
+from broker.queue.heartbeat import Pulse, Role
+from broker.runtime.metrics import BaseMetrics, MetricsServer, build_version, close_log, open_log
+from broker.runtime.redis_server import resolve_url
 from broker.settings import BrokerSettings, MetricsSettings, RunSettings
 
 FULL_SECONDS = 600.0

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.errors import WeightsCorrupt, WeightsError, WeightsMissing
-from broker.weights import MANIFEST, WeightsDirectory
+from broker.weights.store import MANIFEST, WeightsDirectory
 
 
 def publish(weights: WeightsDirectory, version: int, content: bytes = b"tensors") -> Path:
@@ -244,7 +244,7 @@ def test_a_writer_killed_at_any_moment_leaves_whole_versions_only(weights: Weigh
     program = """
 import os, sys
 from pathlib import Path
-from broker.weights import WeightsDirectory
+from broker.weights.store import WeightsDirectory
 weights = WeightsDirectory(Path(sys.argv[1]))
 version = (weights.newest() or 0) + 1
 while True:
@@ -256,7 +256,7 @@ while True:
     print(version, flush=True)
     version += 1
 """
-    repository = Path(__file__).parents[2]
+    repository = Path(__file__).parents[3]
     for delay in (0.0, 0.003, 0.007, 0.011, 0.017):
         process = subprocess.Popen(
             [sys.executable, "-c", program, weights.path], stdout=subprocess.PIPE, text=True, cwd=repository

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from broker.client import Broker
-from broker.state import Incarnation
+from broker.queue.client import Broker
+from broker.queue.state import Incarnation
 from tests.broker.builders import complete, connect, judge_all, offer_all, open_run, verdict
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from builders import complete, connect, open_run, verdict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.client import _BATCH, _PORTION, _portions
-from broker.server import connect_once
+from broker.queue.client import _BATCH, _PORTION, _portions
+from broker.runtime.redis_server import connect_once
+from tests.broker.builders import complete, connect, open_run, verdict
 
 
 @given(st.lists(st.integers(0, 2 * _PORTION), max_size=600))

@@ -16,7 +16,7 @@ Keys, all under `{sieve:<run>}:` (one hash tag, one slot):
     open, live               train groups not yet leased (score: absorbed at issue); not yet committed or dropped
     done, dropped            bitmaps over ticket numbers: the tombstones
     dead                     stream of dead letters with their reasons
-    canaries, canary-reports               see broker/canary.py
+    canaries, canary-reports               see broker/weights/canary.py
     z, evals, services, seen, grants       Z statistics; evaluations; liveness; last grant per actor
 
 Shared by the runs of one server, under `{sieve-verdicts}:`: verdicts (content hash → verdict), used (hash by last use),
@@ -35,13 +35,13 @@ from typing import Any, cast
 import numpy as np
 import redis
 
-from broker import scripts
 from broker.errors import BrokerError, BrokerUnavailable, RunConflict, RunUnknown
-from broker.liveness import Pulse
+from broker.queue import scripts
+from broker.queue.heartbeat import Pulse
+from broker.queue.prompt_order import prompt_of, seed_of
+from broker.queue.state import Audit, CommitReply, DeadLetter, Depths, Grant, Group, Incarnation, Member, RunSpec, Work
+from broker.queue.wire import Completion, Prompt, Ticket, Verdict, WireError, pack, unpack
 from broker.settings import BrokerSettings, Lane, RunSettings
-from broker.state import Audit, CommitReply, DeadLetter, Depths, Grant, Group, Incarnation, Member, RunSpec, Work
-from broker.tickets import prompt_of, seed_of
-from broker.wire import Completion, Prompt, Ticket, Verdict, WireError, pack, unpack
 
 _BATCH = 256  # commands per pipeline or script call: large enough to hide round trips, small enough not to stall others
 _PORTION = 1 << 18  # payload bytes per script call: the server works on one portion while the next is on its way
@@ -103,7 +103,7 @@ class Broker:
     # ------------------------------------------------------------------------------------------------ other rooms
 
     def script(self, name: str, *args: str | bytes | int | float) -> Any:
-        """Run one of `lua/` for a part of the state that has its own methods (`broker.canary`, `broker.transfers`)."""
+        """Run one of `lua/` for a part of the state that has methods of its own (canary and broadcast in broker/weights)."""
         return self._scripts(name, *args)
 
     def fields(self, name: str, wanted: Sequence[str]) -> list[bytes | None]:

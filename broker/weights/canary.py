@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from broker.client import Broker
-from broker.state import Incarnation
-from broker.wire import Message, WireError, pack, unpack
+from broker.queue.client import Broker
+from broker.queue.state import Incarnation
+from broker.queue.wire import Message, WireError, pack, unpack
 
 SEQUENCES = 6
 PROMPT_TOKENS = 192

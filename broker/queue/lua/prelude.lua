@@ -1,5 +1,5 @@
 -- Shared by every script. KEYS[1] is the run's prefix "{sieve:<run>}"; its hash tag puts all keys of a run in one slot, so
--- the keys derived from it below live on the same node. State machine and key layout: broker/client.py.
+-- the keys derived from it below live on the same node. State machine and key layout: broker/queue/client.py.
 -- Amounts are subtracted as `0 - x`: Lua's `-x` of 0 prints as "-0", which HINCRBY refuses.
 local P = KEYS[1] .. ':'
 local STATE, OPEN, LIVE, HELD = P .. 'state', P .. 'open', P .. 'live', P .. 'held'

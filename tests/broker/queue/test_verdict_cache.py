@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from broker.client import Broker
+from broker.queue.client import Broker
 from tests.broker.builders import connect, verdict
 
 

@@ -7,11 +7,11 @@ import time
 import pytest
 import redis
 
-from broker.client import Broker
 from broker.errors import BrokerError, BrokerFull, BrokerUnavailable, Fenced, RunBusy, RunConflict, RunUnknown
-from broker.liveness import Pulse
+from broker.queue.client import Broker
+from broker.queue.heartbeat import Pulse
+from broker.queue.wire import WireError, pack
 from broker.settings import BrokerSettings, RunSettings
-from broker.wire import WireError, pack
 from tests.broker.builders import complete, connect, judge_all, offer_all, open_run, prompts, spec, verdict
 
 

@@ -24,12 +24,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
-from broker.delta import DeltaUnusable, Fallback, apply
 from broker.errors import WeightsCorrupt, WeightsError, WeightsMissing
-from broker.manifest import MANIFEST, Delta, Manifest
-from broker.passage import Tally, copy, each, save
-from broker.published import Published, place, versions
-from broker.weights import DELTA_SHARE, HIDDEN, Fetched, WeightsDirectory
+from broker.weights.copying import Tally, copy, each, save
+from broker.weights.delta import DeltaUnusable, Fallback, apply
+from broker.weights.manifest import MANIFEST, Delta, Manifest
+from broker.weights.reader import Published, place, versions
+from broker.weights.store import DELTA_SHARE, HIDDEN, Fetched, WeightsDirectory
 
 WAIT_SECONDS = 1800.0
 """For another process's copy: a model of 100 GB at 60 MB/s."""

@@ -18,7 +18,7 @@ import pytest
 import redis
 
 from broker.errors import BrokerUnavailable, UsageError
-from broker.server import (
+from broker.runtime.redis_server import (
     Binary,
     Server,
     answers,
@@ -34,7 +34,7 @@ from broker.server import (
 from broker.settings import BrokerSettings, RunSettings
 
 SETTINGS = BrokerSettings(connect_seconds=10)
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 
 
 def binaries() -> list[Binary]:
@@ -278,7 +278,7 @@ def test_an_unwritable_run_directory_is_named(tmp_path: Path) -> None:
 OWNER = """
 import sys, threading, time
 from pathlib import Path
-from broker.server import Server
+from broker.runtime.redis_server import Server
 from broker.settings import BrokerSettings, RunSettings
 servers = []
 def start():
@@ -334,7 +334,7 @@ def test_ctrl_c_on_the_terminal_does_not_reach_it(run: RunSettings) -> None:
 SERVE = """
 import sys
 from pathlib import Path
-from broker.server import serve
+from broker.runtime.redis_server import serve
 from broker.settings import BrokerSettings, RunSettings
 run = RunSettings(directory=Path(sys.argv[1]))
 sys.exit(serve(BrokerSettings(), run, lambda server: print(server.pid, flush=True)))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from builders import connect, open_run
 from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.errors import Fenced
-from broker.liveness import Pulse
-from broker.transfers import (
+from broker.queue.heartbeat import Pulse
+from broker.weights.broadcast import (
     ALIGN,
     JOIN,
     Entry,
@@ -24,6 +23,7 @@ from broker.transfers import (
     seats,
     unacknowledged,
 )
+from tests.broker.builders import connect, open_run
 
 ENTRIES = st.lists(
     st.builds(

@@ -15,21 +15,21 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from broker.cache import WeightsCache
-from broker.delta import DELTA
 from broker.errors import WeightsCorrupt, WeightsError, WeightsMissing
-from broker.weights import WeightsDirectory
+from broker.weights.cache import WeightsCache
+from broker.weights.delta import DELTA
+from broker.weights.store import WeightsDirectory
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 READER = """
 import json, sys
 from pathlib import Path
-import broker.passage
-from broker.cache import WeightsCache
-from broker.weights import WeightsDirectory
+import broker.weights.copying
+from broker.weights.cache import WeightsCache
+from broker.weights.store import WeightsDirectory
 
 weights, cache, version, chunk, hold = sys.argv[1:]
-broker.passage.CHUNK = int(chunk)
+broker.weights.copying.CHUNK = int(chunk)
 print("ready", flush=True)
 sys.stdin.readline()
 found = WeightsCache(WeightsDirectory(Path(weights)), Path(cache)).bring(int(version))
@@ -403,7 +403,7 @@ def test_versions_deleted_under_a_reader_are_missing_never_half(weights, path):
     program = """
 import sys
 from pathlib import Path
-from broker.weights import WeightsDirectory
+from broker.weights.store import WeightsDirectory
 weights, data = WeightsDirectory(Path(sys.argv[1])), bytearray(300_000)
 for version in range(1, 60):
     folder = weights.begin(version)

@@ -12,10 +12,10 @@ from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
 
-from broker.delta import DELTA
 from broker.errors import WeightsCorrupt, WeightsMissing
-from broker.manifest import MANIFEST, MANIFEST_BYTES, REMEDY, File, Manifest, parse
-from broker.passage import Tally, digest, each
+from broker.weights.copying import Tally, digest, each
+from broker.weights.delta import DELTA
+from broker.weights.manifest import MANIFEST, MANIFEST_BYTES, REMEDY, File, Manifest, parse
 
 _FINAL = re.compile(r"v([0-9]{8,12})")
 

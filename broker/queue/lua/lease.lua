@@ -5,7 +5,7 @@ if refused then return refused end
 local step, want = ARGV[2], tonumber(ARGV[3])
 local held = redis.call('LRANGE', lease_list(step), 0, -1)
 if #held > 0 then return held end
--- Hard sweep, the last resort: admission already keeps every group inside the window (broker/admission.py has the proof).
+-- Hard sweep, the last resort: admission already keeps every group inside the window (broker/queue/admission.py has the proof).
 local limit, absorbed = (tonumber(ARGV[5]) + 1) * tonumber(ARGV[4]), num('absorbed')
 for _, gid in ipairs(redis.call('ZRANGE', ready('train'), 0, want - 1)) do
   if num('absorbed') - tonumber(redis.call('HGET', group(gid), 'absorbed')) >= limit then

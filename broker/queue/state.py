@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from broker.wire import Completion, Prompt, Ticket, Verdict
+from broker.queue.wire import Completion, Prompt, Ticket, Verdict
 
 
 class RunSpec(BaseModel):

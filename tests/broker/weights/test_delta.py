@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from broker.delta import BLOCK, DeltaUnusable, apply, apply_block, diff, diff_block, word_size
+from broker.weights.delta import BLOCK, DeltaUnusable, apply, apply_block, diff, diff_block, word_size
 
 BITS = st.sampled_from([0x0000, 0x8000, 0x7FC0, 0xFFC1, 0x7F80, 0xFFFF, 0x3F80])
 """bfloat16: both zeros, two NaNs, infinity, all ones, 1."""

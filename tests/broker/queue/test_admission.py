@@ -13,10 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from broker import admission
-from broker.liveness import Pulse
+from broker.queue import admission
+from broker.queue.heartbeat import Pulse
+from broker.queue.wire import Outcome
 from broker.settings import BrokerSettings, SamplingSettings, ScheduleSettings
-from broker.wire import Outcome
 from tests.broker.builders import complete, connect, open_run, verdict
 
 _counter = itertools.count()

@@ -1,0 +1,5 @@
+"""The protocol on Redis: wire types, the Lua scripts of the state machine, admission, and one client per caller.
+
+May import broker.errors and broker.settings.
+Never reads or writes files, and never carries weights.
+"""
