@@ -1,1 +1,5 @@
-"""Actors: take tickets, sample completions from the newest weights, offer them to the verifiers."""
+"""Actors: take tickets, sample completions from the newest weights, offer them to the verifiers.
+
+May import broker; inside: engine, metrics < weights < engines/X (no X from Y) < settings < engines/factory < service.
+Never imports learner or verifier; torch, vllm and aiohttp only inside the engine that needs them.
+"""

@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from actor.canary import CanaryWatch
 from actor.engine import Engine, WeightsUnusable
-from actor.engines import open_engine, open_receiver, prepare
-from actor.fetching import Fetching
-from actor.measures import Measures
-from actor.receiving import Receiving
+from actor.engines.factory import open_engine, open_receiver, prepare
+from actor.metrics import Measures
 from actor.settings import ActorConfig
+from actor.weights.broadcast import Receiving
+from actor.weights.canary import CanaryWatch
+from actor.weights.fetching import Fetching
 from broker.errors import BrokerUnavailable, SieveError, WeightsCorrupt, WeightsError
 from broker.queue.heartbeat import Role
 from broker.queue.state import RunSpec

@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from actor.openai_settings import OpenAISettings
-from actor.vllm_arguments import refuse_owned
+from actor.engines.openai.settings import OpenAISettings
+from actor.engines.vllm.settings import VllmSettings
 from broker.settings import BrokerSettings, MetricsSettings, ModelSettings, RunSettings, Section, WeightsSettings
-
-
-class VllmSettings(Section):
-    """How actors with `engine: vllm` run it."""
-
-    arguments: dict[str, Any] = Field(default_factory=dict)
-    """Arguments of vLLM's engine by its own names, passed through: `tensor_parallel_size: 2`, `max_model_len: 4096`."""
-    clear_cache: bool = True
-    """With new weights, compute keys and values of running completions again. False is faster: what was cached stays
-    that of the weights which made it, later log-probs belong to no single version, and they are still what was
-    recorded: the behaviour's."""
-
-    @field_validator("arguments")
-    @classmethod
-    def _ours(cls, value: dict[str, Any]) -> dict[str, Any]:
-        refuse_owned(value)
-        return value
 
 
 class ActorSettings(Section):

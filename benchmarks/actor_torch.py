@@ -23,8 +23,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
-from actor.torch_engine import TorchEngine
-from actor.torch_model import Policy
+from actor.engines.torch.engine import TorchEngine
+from actor.engines.torch.model import Policy
 from broker.queue.wire import Prompt, Ticket, int32
 
 EOS, NEW_TOKENS, GROUP, GROUPS = 2, 14, 8, 64

@@ -32,7 +32,7 @@ import yaml
 from transformers import AutoConfig
 from transformers.utils.logging import disable_progress_bar
 
-from actor.engines import open_engine
+from actor.engines.factory import open_engine
 from benchmarks.measure import Row, row
 from broker.queue.client import Broker
 from broker.queue.state import RunSpec

@@ -4,8 +4,9 @@
 
 Two looks at it. Canary: after every load each actor scores sequences that the learner scored under the same weights
 (`broker.weights.canary`). Decoding: the samples of a step that are of the weights it starts from, as they were
-recorded. Either beyond its bound ends the run: whatever the objective corrects for, it relies on log μ being the sampler's and log π_θ
-the published weights'. Nothing of the step is committed; the run resumes from its last checkpoint.
+recorded. Either beyond its bound ends the run: whatever the objective corrects for, it relies on log μ being the
+sampler's and log π_θ the published weights'. Nothing of the step is committed; the run resumes from its last
+checkpoint.
 """
 
 from __future__ import annotations

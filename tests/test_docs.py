@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from typer.main import get_command
 
-from actor.measures import Measures
+from actor.metrics import Measures
 from broker.runtime.metrics import BaseMetrics
 from deploy.cli import app
 from learner.telemetry import LearnerMetrics

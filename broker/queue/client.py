@@ -103,7 +103,7 @@ class Broker:
     # ------------------------------------------------------------------------------------------------ other rooms
 
     def script(self, name: str, *args: str | bytes | int | float) -> Any:
-        """Run one of `lua/` for a part of the state that has methods of its own (canary and broadcast in broker/weights)."""
+        """Run one of `lua/` for state whose methods are elsewhere (broker/weights: canary, broadcast)."""
         return self._scripts(name, *args)
 
     def fields(self, name: str, wanted: Sequence[str]) -> list[bytes | None]:

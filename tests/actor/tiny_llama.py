@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from actor.torch_engine import TorchEngine
-from actor.torch_model import Policy
+from actor.engines.torch.engine import TorchEngine
+from actor.engines.torch.model import Policy
 from broker.queue.wire import Completion, Lane, Prompt, Ticket, int32
 
 EOS = 2

@@ -15,13 +15,13 @@ import torch
 from prometheus_client import CollectorRegistry
 from transformers import AutoModelForCausalLM
 
-from actor import torch_weights
-from actor.canary import LOOK_SECONDS
-from actor.canary import CanaryWatch as ActorWatch
 from actor.engine import Engine, NoAnswer
-from actor.measures import Measures
-from actor.torch_engine import TorchEngine
-from actor.torch_model import Policy
+from actor.engines.torch import weights as torch_weights
+from actor.engines.torch.engine import TorchEngine
+from actor.engines.torch.model import Policy
+from actor.metrics import Measures
+from actor.weights.canary import LOOK_SECONDS
+from actor.weights.canary import CanaryWatch as ActorWatch
 from broker.errors import EX_MISMATCH, Fenced
 from broker.queue.client import Broker
 from broker.queue.heartbeat import Pulse

@@ -18,10 +18,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from actor import torch_weights
+from actor.engines.torch import weights as torch_weights
+from actor.engines.torch.engine import TorchEngine
 from actor.service import ActorService
 from actor.settings import ActorSettings
-from actor.torch_engine import TorchEngine
 from broker.errors import EX_MISMATCH
 from broker.queue.client import Broker
 from broker.queue.wire import Verdict

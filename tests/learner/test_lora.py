@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from actor.torch_model import open_model
+from actor.engines.torch.model import open_model
 from broker.settings import LoraSettings, ModelSettings
 from broker.weights.store import WeightsDirectory
 from learner.batching import Layout, lay_out, plan

@@ -5,7 +5,6 @@ Each file asks for `vllm.v1`: where vLLM is not installed, plain `vllm` finds th
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-for room in ("actor", "deploy"):  # their helpers are these tests' too
-    sys.path.append(str(Path(__file__).parents[1] / room))
-
-from actor.engine import Engine  # noqa: E402
-from actor.engines import open_engine  # noqa: E402
-from tests.actor.actor_process import tree  # noqa: E402
-from tests.vllm.served_llama import EOS, LONGEST, MAX_NEW, save, served_llama, spec  # noqa: E402
+from actor.engine import Engine
+from actor.engines.factory import open_engine
+from tests.actor.actor_process import tree
+from tests.vllm.served_llama import EOS, LONGEST, MAX_NEW, save, served_llama, spec
 
 ARGUMENTS = {
     "enforce_eager": True,

@@ -15,12 +15,12 @@ pytest.importorskip("vllm.v1", reason="make test-vllm installs it")
 
 import torch
 
-from actor.decoding import open_tokenizer
 from actor.engine import PromptTooLong, WeightsUnusable, WrongVersion
-from actor.openai_engine import OpenAIEngine, ServerFixed, ServerShared
-from actor.openai_http import ServerRefused, ServerUnavailable
-from actor.openai_settings import OpenAISettings
-from actor.weight_files import VersionFiles
+from actor.engines.openai.engine import OpenAIEngine, ServerFixed, ServerShared
+from actor.engines.openai.http import ServerRefused, ServerUnavailable
+from actor.engines.openai.settings import OpenAISettings
+from actor.engines.tokenizer import open_tokenizer
+from actor.weights.checks import VersionFiles
 from broker.queue.wire import Completion, Lane, Prompt, Ticket, int32
 from tests.vllm.vllm_server import VllmServer, versions
 

@@ -16,8 +16,8 @@ from conftest import ARGUMENTS
 from prometheus_client import CollectorRegistry
 
 from actor.engine import ArgumentRefused
-from actor.engines import open_engine, open_receiver
-from actor.receiving import Receiving
+from actor.engines.factory import open_engine, open_receiver
+from actor.weights.broadcast import Receiving
 from broker.queue.client import Broker
 from broker.queue.heartbeat import Pulse
 from broker.queue.wire import Completion

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from typing import Literal, get_args
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from actor.receiving import OUTCOMES
 from broker.queue.wire import Completion
 from broker.weights.store import Fetched
 
 RATE_SECONDS = 2.0
 """Window of tokens per second: long enough to smooth single polls, short enough to see a stall."""
+
+
+BroadcastOutcome = Literal["received", "declined", "missed", "broken"]
+"""Of an invitation to a broadcast. `missed`: not among the members in time; `broken`: it began and did not end well."""
 
 
 class Foreign(Collector):
@@ -108,7 +112,7 @@ class Measures:
             ["outcome"],
             registry=registry,
         )
-        for outcome in OUTCOMES:
+        for outcome in get_args(BroadcastOutcome):
             self.transfers.labels(outcome)
         for lane in ("train", "eval"):
             for finish in ("stop", "length"):

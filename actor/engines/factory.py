@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 from actor.engine import ArgumentRefused, Engine, EngineMissing, ModelUnusable
-from actor.receiving import Receiver
 from actor.settings import ActorConfig
+from actor.weights.broadcast import Receiver
 from broker.queue.state import RunSpec
 
 QUIET = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING", "HF_HUB_OFFLINE": "1"}
@@ -21,8 +21,8 @@ def prepare(engine: str) -> None:
     Raises EngineMissing if a package is not installed."""
     if engine == "torch":
         try:
-            import actor.torch_engine
-            import actor.torch_model
+            import actor.engines.torch.engine
+            import actor.engines.torch.model
         except ModuleNotFoundError as error:
             raise EngineMissing(
                 f"actor.engine = torch needs the package {error.name}, which is not installed: pip install sieve-rl"
@@ -31,14 +31,14 @@ def prepare(engine: str) -> None:
         for name, value in QUIET.items():
             os.environ.setdefault(name, value)
         try:
-            import actor.vllm_engine
+            import actor.engines.vllm.engine
         except ImportError as error:
             raise EngineMissing(
                 f"actor.engine = vllm needs vLLM, which cannot be imported ({error}): pip install 'sieve-rl[vllm]'"
             ) from error
     if engine == "openai":
         try:
-            import actor.openai_engine  # noqa: F401
+            import actor.engines.openai.engine  # noqa: F401
         except ModuleNotFoundError as error:
             raise EngineMissing(
                 f"actor.engine = openai needs the package {error.name}, which is not installed: "
@@ -62,15 +62,15 @@ def open_receiver(config: ActorConfig, engine: Engine) -> Receiver | None:
     """What `engine` receives broadcasts with; None where weights.transport has none for it, and it reads files."""
     transport = config.weights.transport
     if transport != "files" and config.actor.engine == "vllm":
-        from actor.vllm_engine import VllmEngine
-        from actor.vllm_receiving import VllmReceiver
-        from actor.weight_files import VersionFiles
+        from actor.engines.vllm.broadcast import VllmReceiver
+        from actor.engines.vllm.engine import VllmEngine
+        from actor.weights.checks import VersionFiles
 
         assert isinstance(engine, VllmEngine)
         return VllmReceiver(engine, VersionFiles(config.model.path, adapters=False), direct=transport == "nccl")
     if transport == "gloo" and config.actor.engine == "torch":
-        from actor.torch_engine import TorchEngine
-        from actor.torch_receiving import TorchReceiver
+        from actor.engines.torch.broadcast import TorchReceiver
+        from actor.engines.torch.engine import TorchEngine
 
         assert isinstance(engine, TorchEngine)
         return TorchReceiver(engine)
@@ -81,8 +81,8 @@ def _torch(config: ActorConfig, spec: RunSpec, name: str) -> Engine:
     prepare("torch")
     import torch
 
-    from actor.torch_engine import TorchEngine
-    from actor.torch_model import device_of, open_model
+    from actor.engines.torch.engine import TorchEngine
+    from actor.engines.torch.model import device_of, open_model
 
     settings = config.actor
     if settings.threads:
@@ -103,10 +103,10 @@ def _vllm(config: ActorConfig, spec: RunSpec, name: str) -> Engine:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.platforms import current_platform
 
-    from actor import vllm_arguments
-    from actor.decoding import open_tokenizer
-    from actor.vllm_engine import VllmEngine
-    from actor.weight_files import VersionFiles
+    from actor.engines.tokenizer import open_tokenizer
+    from actor.engines.vllm import arguments as vllm_arguments
+    from actor.engines.vllm.engine import VllmEngine
+    from actor.weights.checks import VersionFiles
 
     settings, path = config.actor, config.model.path
     if settings.device not in ("auto", current_platform.device_type):
@@ -120,7 +120,15 @@ def _vllm(config: ActorConfig, spec: RunSpec, name: str) -> Engine:
         os.environ["OMP_NUM_THREADS"] = str(settings.threads)
     known = {field.name for field in dataclasses.fields(AsyncEngineArgs) if field.init}
     try:
-        arguments = vllm_arguments.engine(config, cpu=cpu, known=known)
+        arguments = vllm_arguments.engine(
+            settings.vllm.arguments,
+            config.model,
+            transport=config.weights.transport,
+            max_batch=settings.max_batch,
+            prefill_tokens=settings.prefill_tokens,
+            cpu=cpu,
+            known=known,
+        )
     except ValueError as error:
         raise ArgumentRefused(str(error)) from None
     size = _vocabulary(path, spec)
@@ -137,9 +145,9 @@ def _vllm(config: ActorConfig, spec: RunSpec, name: str) -> Engine:
 
 def _openai(config: ActorConfig, spec: RunSpec, name: str, index: int) -> Engine:
     prepare("openai")
-    from actor.decoding import open_tokenizer
-    from actor.openai_engine import OpenAIEngine
-    from actor.weight_files import VersionFiles
+    from actor.engines.openai.engine import OpenAIEngine
+    from actor.engines.tokenizer import open_tokenizer
+    from actor.weights.checks import VersionFiles
 
     settings, model = config.actor, config.model
     servers = settings.openai.urls
@@ -163,7 +171,7 @@ def _openai(config: ActorConfig, spec: RunSpec, name: str, index: int) -> Engine
 
 def _vocabulary(path: Path, spec: RunSpec) -> int:
     """How many tokens the model has. Raises ModelUnusable if the run ends answers with others."""
-    from actor.decoding import vocabulary
+    from actor.engines.tokenizer import vocabulary
 
     size = vocabulary(path)
     outside = [token for token in spec.eos_token_ids if not 0 <= token < size]

@@ -11,8 +11,8 @@ import time
 from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
 
 from actor.engine import EngineError
-from actor.vllm_engine import CONTROL_SECONDS, VllmEngine
-from actor.weight_files import VersionFiles
+from actor.engines.vllm.engine import CONTROL_SECONDS, VllmEngine
+from actor.weights.checks import VersionFiles
 from broker.weights.broadcast import Group, Layout, Seat, TransferBroken
 
 

@@ -17,20 +17,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from actor import openai_engine
-from actor import openai_wire as wire
-from actor.decoding import open_tokenizer
 from actor.engine import EngineError, NoAnswer, request_seed
-from actor.openai_engine import ATTEMPTS, OpenAIEngine, ServerAway, ServerShared
-from actor.openai_http import ServerRefused, ServerUnavailable
-from actor.openai_settings import OpenAISettings
-from actor.openai_wire import AnswerUnusable
-from actor.weight_files import VersionFiles
+from actor.engines.openai import engine as openai_engine
+from actor.engines.openai import wire
+from actor.engines.openai.engine import ATTEMPTS, OpenAIEngine, ServerAway, ServerShared
+from actor.engines.openai.http import ServerRefused, ServerUnavailable
+from actor.engines.openai.settings import OpenAISettings
+from actor.engines.openai.wire import AnswerUnusable
+from actor.engines.tokenizer import open_tokenizer
+from actor.weights.checks import VersionFiles
 from broker.queue.wire import Completion
 from tests.actor.actor_process import tree
 from tests.actor.tiny_llama import prompt, ticket
 
-BASE = Path(__file__).parents[2] / "examples" / "countdown" / "base"
+BASE = Path(__file__).parents[4] / "examples" / "countdown" / "base"
 EOS, LIMIT, VOCABULARY = 1, 4, 72
 KEY = "sk-very-secret"
 Reply = tuple[int, bytes] | None

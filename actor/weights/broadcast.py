@@ -10,18 +10,15 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Protocol
 
+from actor.metrics import BroadcastOutcome
 from broker.weights.broadcast import JOIN, Group, Layout, Seat, TransferBroken, Transfers
 
 LOOK_SECONDS = 0.1
 """How often to look for an invitation; the learner waits for answers a good while longer."""
 FIXED_SECONDS = 30.0
 """After joining: a learner that has not fixed the members by then is gone."""
-
-Outcome = Literal["received", "declined", "missed", "broken"]
-"""Of an invitation. `missed`: not among the members in time; `broken`: it began and did not end well."""
-OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
 
 class Receiver(Protocol):
@@ -62,7 +59,7 @@ class Receiving:
         actor: str,
         receiver: Receiver,
         log: logging.Logger,
-        count: Callable[[Outcome], None],
+        count: Callable[[BroadcastOutcome], None],
     ) -> None:
         self._broker, self._actor, self._receiver, self._log, self._count = broker, actor, receiver, log, count
         self._looked = float("-inf")

@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from actor.decoding import Decode
 from actor.engine import Ids, ModelUnusable, PromptTooLong, WeightsUnusable, WrongVersion, admitted, forbids
-from actor.sampling import draw, uniforms
-from actor.torch_model import Policy, Prefill
+from actor.engines.tokenizer import Decode
+from actor.engines.torch.model import Policy, Prefill
+from actor.engines.torch.sampling import draw, uniforms
 from broker.queue.wire import Completion, Prompt, Ticket, float32, int32
 
 

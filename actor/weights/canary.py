@@ -6,7 +6,7 @@ import logging
 import time
 
 from actor.engine import Engine, NoAnswer
-from actor.measures import Measures
+from actor.metrics import Measures
 from broker.queue.wire import WireError, float32
 from broker.weights.canary import Canaries, Precision, Report
 

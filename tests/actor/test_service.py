@@ -21,7 +21,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
 from actor.service import ActorService
-from actor.weight_files import VersionFiles
+from actor.weights.checks import VersionFiles
 from broker.queue.client import Broker
 from broker.queue.state import Incarnation, Member, RunSpec
 from broker.queue.wire import Verdict

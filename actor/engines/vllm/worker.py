@@ -30,10 +30,10 @@ from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmb
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.platforms import current_platform
 
-from actor.weight_files import files
+from actor.weights.checks import files
 
 BACKEND = "sieve-files"
-EXTENSION = "actor.vllm_worker.Extension"
+EXTENSION = "actor.engines.vllm.worker.Extension"
 ACTOR = "SIEVE_ACTOR_PROCESS"
 """Environment: `<host>/<pid>` of the process that must be alive for those it started on its machine to be."""
 

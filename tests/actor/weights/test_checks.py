@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from actor.engine import WeightsUnusable
-from actor.weight_files import VersionFiles, shapes
+from actor.weights.checks import VersionFiles, shapes
 
 
 def tensors(**change):

@@ -6,11 +6,10 @@ Pure: vLLM's names are given, not imported.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Mapping
+from typing import Any
 
-if TYPE_CHECKING:
-    from actor.settings import ActorConfig
+from broker.settings import ModelSettings
 
 OWNED = {
     "model": "it is model.path",
@@ -37,7 +36,7 @@ OWNED = {
 }
 """Arguments that are not the user's to give, and why."""
 
-EXTENSIONS = ("actor.vllm_worker.Extension", "actor.vllm_broadcast.Extension")
+EXTENSIONS = ("actor.engines.vllm.worker.Extension", "actor.engines.vllm.worker_broadcast.Extension")
 """What every worker imports: without broadcasts, and with them."""
 
 CPU = {"enforce_eager": True, "kv_cache_memory_bytes": 1 << 30, "block_size": 32}
@@ -65,14 +64,31 @@ def refuse_unknown(arguments: Collection[str], known: Collection[str]) -> None:
             raise ValueError(f"actor.vllm.arguments.{name} is no engine argument of the installed vLLM; {hint}")
 
 
-def engine(config: ActorConfig, *, cpu: bool, known: Collection[str]) -> dict[str, Any]:
-    """Everything the engine is opened with. `cpu`: vLLM runs on one; `known`: the names of its arguments.
+def engine(
+    given: Mapping[str, Any],
+    model: ModelSettings,
+    *,
+    transport: str,
+    max_batch: int,
+    prefill_tokens: int,
+    cpu: bool,
+    known: Collection[str],
+) -> dict[str, Any]:
+    """Everything the engine is opened with.
 
-    Raises ValueError as `refuse_owned` and `refuse_unknown` do."""
-    actor, model, transport = config.actor, config.model, config.weights.transport
+    Args:
+        given: actor.vllm.arguments.
+        transport: weights.transport.
+        max_batch: actor.max_batch.
+        prefill_tokens: actor.prefill_tokens.
+        cpu: whether the installed vLLM runs on a CPU.
+        known: the names of its engine's arguments.
+
+    Raises:
+        ValueError: as `refuse_owned` and `refuse_unknown`, or for what a CPU cannot do.
+    """
     if transport == "nccl" and cpu:
         raise ValueError("weights.transport = nccl, but the installed vLLM runs on a CPU: use files, or gloo")
-    given = actor.vllm.arguments
     refuse_owned(given)
     refuse_unknown(given, known)
     if cpu and given.get(WHOLE):
@@ -90,7 +106,7 @@ def engine(config: ActorConfig, *, cpu: bool, known: Collection[str]) -> dict[st
         "skip_tokenizer_init": True,
         "served_model_name": "policy",
         "dtype": model.dtype,
-        "max_num_seqs": actor.max_batch,
+        "max_num_seqs": max_batch,
         "generation_config": "vllm",
         "logprobs_mode": "raw_logprobs",
         "worker_extension_cls": EXTENSIONS[transport != "files"],
@@ -102,7 +118,7 @@ def engine(config: ActorConfig, *, cpu: bool, known: Collection[str]) -> dict[st
     if cpu:  # where vLLM's own default for the tokens of a step fits the longest prompt whole
         defaults: dict[str, Any] = CPU | {WHOLE: False}
     else:
-        defaults = {"max_num_batched_tokens": max(actor.prefill_tokens, actor.max_batch)}
+        defaults = {"max_num_batched_tokens": max(prefill_tokens, max_batch)}
     return {**defaults, **given, **own}
 
 

@@ -20,9 +20,9 @@ from vllm.distributed.weight_transfer.base import WeightTransferInitInfo, Weight
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
-from actor import vllm_worker
-from actor.gloo import GlooMember
-from actor.vllm_worker import Directory, FileTransfer
+from actor.engines.vllm import worker as vllm_worker
+from actor.engines.vllm.worker import Directory, FileTransfer
+from actor.weights.gloo import GlooMember
 from broker.weights.broadcast import Layout, TransferBroken
 
 ABORT_SECONDS = 10.0

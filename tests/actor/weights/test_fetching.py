@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from actor.engine import WeightsUnusable
-from actor.fetching import Fetching
+from actor.weights.fetching import Fetching
 from broker.errors import WeightsCorrupt, WeightsMissing
 from broker.weights.store import Fetched
 

@@ -31,12 +31,12 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from actor import openai_wire as wire
-from actor.decoding import Decode
 from actor.engine import EngineError, Ids, NoAnswer, PromptTooLong, WeightsUnusable, WrongVersion, admitted, forbids
-from actor.openai_http import Http, ServerRefused, ServerUnavailable, Trouble, key_of
-from actor.openai_settings import OpenAISettings
-from actor.weight_files import VersionFiles
+from actor.engines.openai import wire
+from actor.engines.openai.http import Http, ServerRefused, ServerUnavailable, Trouble, key_of
+from actor.engines.openai.settings import OpenAISettings
+from actor.engines.tokenizer import Decode
+from actor.weights.checks import VersionFiles
 from broker.errors import EX_USAGE
 from broker.queue.wire import Completion, Prompt, Ticket, float32, int32
 

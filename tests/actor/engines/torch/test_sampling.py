@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actor.sampling import draw, uniforms
+from actor.engines.torch.sampling import draw, uniforms
 
 
 @given(st.integers(0, 2**63 - 1), st.integers(0, 4094))

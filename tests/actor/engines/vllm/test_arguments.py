@@ -3,64 +3,71 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from pydantic import ValidationError
 
+from actor.engines.vllm.arguments import OWNED, WHOLE, engine, rank_slot, refuse_unknown
 from actor.settings import ActorSettings
-from actor.vllm_arguments import OWNED, WHOLE, engine, rank_slot, refuse_unknown
-from broker.settings import LoraSettings, ModelSettings, WeightsSettings
+from broker.settings import LoraSettings, ModelSettings
 
 PIPELINE = "pipeline_parallel_size"
 KNOWN = {*OWNED, "tensor_parallel_size", "max_model_len", "max_num_batched_tokens", "enforce_eager", WHOLE, PIPELINE}
 
 
-def config(arguments=None, lora=None, transport="files", **actor):
+def opened(arguments=None, lora=None, transport="files", *, cpu=False, **actor):
+    """What the engine is opened with under these settings."""
     settings = ActorSettings.model_validate({"engine": "vllm", "vllm": {"arguments": arguments or {}}, **actor})
-    model = ModelSettings(path=Path("/m"), dtype="bfloat16", lora=lora)
-    return SimpleNamespace(actor=settings, model=model, weights=WeightsSettings(transport=transport))
+    return engine(
+        settings.vllm.arguments,
+        ModelSettings(path=Path("/m"), dtype="bfloat16", lora=lora),
+        transport=transport,
+        max_batch=settings.max_batch,
+        prefill_tokens=settings.prefill_tokens,
+        cpu=cpu,
+        known=KNOWN,
+    )
 
 
 def test_arguments_pass_through_and_what_the_run_decides_is_added():
     given = {"tensor_parallel_size": 2, "max_model_len": 4096}
-    arguments = engine(config(given, max_batch=64), cpu=False, known=KNOWN)
+    arguments = opened(given, max_batch=64, cpu=False)
     assert arguments.items() >= given.items()
     assert (arguments["model"], arguments["dtype"], arguments["max_num_seqs"]) == ("/m", "bfloat16", 64)
     assert arguments["generation_config"] == "vllm" and arguments["logprobs_mode"] == "raw_logprobs"
     assert "enable_lora" not in arguments and "enforce_eager" not in arguments
     assert arguments["max_num_batched_tokens"] == 8192
-    assert engine(config({"max_num_batched_tokens": 100}), cpu=False, known=KNOWN)["max_num_batched_tokens"] == 100
+    assert opened({"max_num_batched_tokens": 100}, cpu=False)["max_num_batched_tokens"] == 100
 
 
 def test_a_cpu_has_defaults_that_can_be_overridden():
-    assert engine(config(), cpu=True, known=KNOWN)["enforce_eager"] is True
-    assert engine(config({"enforce_eager": False}), cpu=True, known=KNOWN)["enforce_eager"] is False
+    assert opened(cpu=True)["enforce_eager"] is True
+    assert opened({"enforce_eager": False}, cpu=True)["enforce_eager"] is False
 
 
 def test_on_a_cpu_prompts_are_computed_whole():
-    own = engine(config(), cpu=True, known=KNOWN)
+    own = opened(cpu=True)
     assert own[WHOLE] is False and "max_num_batched_tokens" not in own
     with pytest.raises(ValueError, match=f"{WHOLE} = true, but on a CPU .*; remove it"):
-        engine(config({WHOLE: True}), cpu=True, known=KNOWN)
-    assert engine(config({WHOLE: True}), cpu=False, known=KNOWN)[WHOLE] is True
+        opened({WHOLE: True}, cpu=True)
+    assert opened({WHOLE: True}, cpu=False)[WHOLE] is True
 
 
 def test_a_pipeline_is_refused_where_vllm_runs_on_a_cpu():
     with pytest.raises(ValueError, match=r"ends at the first token of a pipeline; use tensor_parallel_size or"):
-        engine(config({PIPELINE: 2}), cpu=True, known=KNOWN)
-    assert engine(config({PIPELINE: 1}), cpu=True, known=KNOWN)[PIPELINE] == 1
-    assert engine(config({PIPELINE: 2}), cpu=False, known=KNOWN)[PIPELINE] == 2
+        opened({PIPELINE: 2}, cpu=True)
+    assert opened({PIPELINE: 1}, cpu=True)[PIPELINE] == 1
+    assert opened({PIPELINE: 2}, cpu=False)[PIPELINE] == 2
 
 
 def test_nccl_is_refused_where_vllm_runs_on_a_cpu():
     with pytest.raises(ValueError, match=r"weights\.transport = nccl, but the installed vLLM runs on a CPU"):
-        engine(config(transport="nccl"), cpu=True, known=KNOWN)
-    assert engine(config(transport="nccl"), cpu=False, known=KNOWN)["weight_transfer_config"]["backend"]
+        opened(transport="nccl", cpu=True)
+    assert opened(transport="nccl", cpu=False)["weight_transfer_config"]["backend"]
 
 
 def test_adapters_get_the_smallest_slot_that_fits_and_no_weight_transfer():
-    arguments = engine(config(lora=LoraSettings(rank=20)), cpu=False, known=KNOWN)
+    arguments = opened(lora=LoraSettings(rank=20), cpu=False)
     assert (arguments["enable_lora"], arguments["max_lora_rank"]) == (True, 32)
     assert "weight_transfer_config" not in arguments
     assert [rank_slot(rank) for rank in (1, 8, 9, 512)] == [1, 8, 16, 512]

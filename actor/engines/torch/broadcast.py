@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
-from actor.gloo import GlooMember
-from actor.torch_engine import TorchEngine
+from actor.engines.torch.engine import TorchEngine
+from actor.weights.gloo import GlooMember
 from broker.weights.broadcast import Group, Layout, Seat
 
 

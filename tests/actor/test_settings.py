@@ -26,7 +26,7 @@ def test_settings_that_cannot_work_are_refused(change):
 
 
 def test_a_cuda_device_that_is_not_there_is_named_with_the_remedy():
-    from actor.torch_model import device_of
+    from actor.engines.torch.model import device_of
 
     assert device_of("cpu").type == "cpu"
     with pytest.raises(
@@ -39,7 +39,7 @@ def test_a_cuda_device_that_is_not_there_is_named_with_the_remedy():
     ("file", "content"), [("model.safetensors", b"half of it"), ("config.json", b"{}"), ("tokenizer.json", b"{")]
 )
 def test_a_model_that_cannot_be_read_is_named(tmp_path, file, content):
-    from actor.torch_model import device_of, open_model
+    from actor.engines.torch.model import device_of, open_model
 
     shutil.copytree(BASE, tmp_path / "model")
     (tmp_path / "model" / file).write_bytes(content)

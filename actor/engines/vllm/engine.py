@@ -40,8 +40,6 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.metrics.loggers import StatLoggerBase
 
-from actor import vllm_worker
-from actor.decoding import Decode
 from actor.engine import (
     EngineError,
     Ids,
@@ -53,7 +51,9 @@ from actor.engine import (
     forbids,
     request_seed,
 )
-from actor.weight_files import VersionFiles
+from actor.engines.tokenizer import Decode
+from actor.engines.vllm import worker as vllm_worker
+from actor.weights.checks import VersionFiles
 from broker.queue.wire import Completion, Prompt, Ticket, float32, int32
 
 START_SECONDS = 3600.0

@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 import torch
 from prometheus_client import CollectorRegistry
-from test_actor_service import VOCABULARY, Run, eventually, model_path, one_thread  # noqa: F401
 
 from broker.queue.client import Broker
 from broker.queue.state import Incarnation, Member
@@ -26,6 +25,7 @@ from broker.settings import BrokerSettings, RunSettings, WeightsSettings
 from broker.weights.broadcast import Outcome, Transfers
 from learner.broadcast import Broadcast, TransferMetrics, link_maker
 from tests.actor.actor_process import serve, tree
+from tests.actor.test_service import VOCABULARY, Run, eventually, model_path, one_thread  # noqa: F401
 from tests.actor.tiny_llama import llama
 
 pytestmark = pytest.mark.slow
@@ -36,7 +36,7 @@ BROKER = BrokerSettings(lease_seconds=10.0, connect_seconds=30.0)
 LAST = "model.layers.1.mlp.down_proj.weight"
 FIRST = "model.embed_tokens.weight"
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["actor_process", "actor.torch_engine", "actor.torch_model", "transformers"])
+PROCESSES.set_forkserver_preload(["actor.engines.torch.engine", "actor.engines.torch.model", "transformers"])
 """Actors start from a process that has imported everything, which takes many times longer than anything else here."""
 
 

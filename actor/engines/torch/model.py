@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from actor.decoding import Decode, open_tokenizer
 from actor.engine import Ids, ModelUnusable
-from actor.kv_slots import Slots
-from actor.torch_weights import Weights
+from actor.engines.tokenizer import Decode, open_tokenizer
+from actor.engines.torch.kv_slots import Slots
+from actor.engines.torch.weights import Weights
 from broker.settings import ModelSettings
 
 
