@@ -19,8 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.measure import alternate
-from verifier.python_code import PythonCode
-from verifier.sandbox import LADDER, SandboxUnavailable
+from verifier.builtin.python.verifier import PythonCode
+from verifier.sandbox.limits import LADDER, SandboxUnavailable
 
 RECORD = {"entry": "add", "tests": [{"call": [1, 2], "expected": 3}, {"call": [5, 6], "expected": 11}]}
 ANSWER = "```python\ndef add(a, b):\n    return a + b\n```"

@@ -6,8 +6,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from verifier.arithmetic import Arithmetic
-from verifier.verdicts import Judgement
+from verifier.builtin.arithmetic import Arithmetic
+from verifier.protocol import Judgement
 
 
 class SlowArithmetic(Arithmetic):

@@ -17,8 +17,8 @@ from broker.errors import SieveError
 from broker.runtime.redis_server import find_binary
 from deploy.checks import problems_of
 from deploy.config import Config
+from verifier.protocol import make
 from verifier.settings import QueueSettings
-from verifier.verdicts import make
 
 ENGINES = {"torch": ("torch", "transformers"), "openai": ("aiohttp", "transformers")}
 """Packages an engine imports."""
@@ -57,8 +57,8 @@ def _broker(config: Config) -> Finding:
 def _verifier(name: str, queue: QueueSettings) -> Iterator[Finding]:
     subject = f"verifier {name}"
     if name == "lean" and queue.factory is None:
-        from verifier.lean.doctor import check
-        from verifier.lean.settings import LeanSettings
+        from verifier.builtin.lean.doctor import check
+        from verifier.builtin.lean.settings import LeanSettings
 
         try:
             missing = check(LeanSettings.model_validate(queue.options))

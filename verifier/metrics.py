@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 from broker.queue.state import Work
 from broker.queue.wire import Verdict
-from verifier.verdicts import Verifier
+from verifier.protocol import Verifier
 
 SECONDS = (1e-5, 2e-5, 5e-5, 1e-4, 1e-3, 1e-2, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600)
 WAITS = (1e-3, 5e-3, 1e-2, 5e-2, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800)

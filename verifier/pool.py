@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from broker.queue.state import Work
 from broker.queue.wire import Verdict
-from verifier.verdicts import Verifier, verdict
+from verifier.protocol import Verifier, verdict
 
 Judged = tuple[Work, Verdict]
 SMOOTHING = 0.1

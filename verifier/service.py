@@ -23,11 +23,11 @@ from broker.queue.heartbeat import Role
 from broker.queue.state import Work
 from broker.runtime.service import UNREACHABLE, Service
 from broker.settings import Shared
-from verifier.known import KnownVerdicts
 from verifier.metrics import VerifierMetrics
 from verifier.pool import Pool, Result, share
+from verifier.protocol import VerifierError, make
 from verifier.settings import QueueSettings, VerifierSettings
-from verifier.verdicts import VerifierError, make
+from verifier.verdict_cache import KnownVerdicts
 
 IDLE_SECONDS = 0.4
 """A receive with nothing in hand blocks this long, shared among the queues served: bounds the answer to a stop."""

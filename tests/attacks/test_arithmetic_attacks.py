@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from verifier.arithmetic import MAX_DEPTH, MAX_LENGTH, Arithmetic
+from verifier.builtin.arithmetic import MAX_DEPTH, MAX_LENGTH, Arithmetic
 
 ARITHMETIC = Arithmetic()
 RECORD = {"numbers": (2, 3, 7), "target": 20}

@@ -1,7 +1,7 @@
 """Attacks on the Lean verifier, each of which must come out `fail` or `error`, beside honest proofs that must pass.
 
 With a real Lean (SIEVE_TEST_LEAN, or `lean` on PATH) everything that reaches Lean is asked of it, in one start; without
-one, of the exchanges in tests/verifier/lean_exchanges/. Which of the two ran is printed.
+one, of the exchanges in tests/verifier/builtin/lean/exchanges/. Which of the two ran is printed.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Iterator
 import pytest
 
 from tests.attacks.lean_cases import ATTACKS, FALSE, HONEST, PAST_SCREENING, Case
-from tests.verifier.lean_rig import ask, canary, checks, judge, source, unscreened
-from verifier.lean import Lean
-from verifier.lean.assembly import Finding
-from verifier.lean.canaries import CANARIES
-from verifier.lean.canaries import HONEST as CANARY_HONEST
+from tests.verifier.builtin.lean.lean_rig import ask, canary, checks, judge, source, unscreened
+from verifier.builtin.lean.assembly import Finding
+from verifier.builtin.lean.canaries import CANARIES
+from verifier.builtin.lean.canaries import HONEST as CANARY_HONEST
+from verifier.builtin.lean.verifier import Lean
 
 ALLOWED = {"propext", "Classical.choice", "Quot.sound"}
 REFUSED_EARLY = [case for case in ATTACKS if not case.asks_lean]

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from verifier.math_answer import MathAnswer
+from verifier.builtin.math.verifier import MathAnswer
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from typing import Any
 
 import pytest
 
-from verifier.python_code import PythonCode
-from verifier.sandbox import SandboxUnavailable
+from verifier.builtin.python.verifier import PythonCode
+from verifier.sandbox.limits import SandboxUnavailable
 
 SECRET = secrets.token_hex(12)
 PASSWORD = "broker-" + secrets.token_hex(8)

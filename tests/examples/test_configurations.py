@@ -15,9 +15,9 @@ import pytest
 
 from deploy.config import Config, load
 from learner.rows import Row, rows
-from verifier.lean.extraction import read_record as lean_record
-from verifier.math_answer import MathAnswer
-from verifier.python_problem import read_record as python_record
+from verifier.builtin.lean.extraction import read_record as lean_record
+from verifier.builtin.math.verifier import MathAnswer
+from verifier.builtin.python.problem import read_record as python_record
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"

@@ -46,7 +46,7 @@ def test_the_example_is_about_twenty_lines() -> None:
 
 def test_it_is_found_by_name_and_told_apart_from_nothing(installed: Path) -> None:
     code = (
-        "from verifier.verdicts import known, make\n"
+        "from verifier.protocol import known, make\n"
         "v = make('reverse', {'ignore_case': True})\n"
         "asked = (({'text': 'abc'}, 'CBA'), ({'text': 'abc'}, 'abc'), ({}, 'x'))\n"
         "said = [v.judge(*each).outcome for each in asked]\n"

@@ -21,9 +21,9 @@ from broker.queue.heartbeat import Pulse
 from broker.queue.state import RunSpec
 from broker.queue.wire import Completion, Prompt, float32, int32
 from broker.settings import BrokerSettings, DataSettings, MetricsSettings, ModelSettings, RunSettings
+from verifier.protocol import Judgement
 from verifier.service import VerifierConfig, VerifierService
 from verifier.settings import VerifierSettings
-from verifier.verdicts import Judgement
 
 HERE = Path(__file__).parent
 
@@ -131,14 +131,14 @@ class Rig:
         )
         return subprocess.Popen(
             [sys.executable, "-c", code, config.model_dump_json(), self.url, str(index)],
-            env={**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parents[1]}"},
+            env={**os.environ, "PYTHONPATH": str(HERE.parents[1])},
             stderr=subprocess.DEVNULL,
         )
 
 
 def obedient(**settings: Any) -> dict[str, Any]:
     """`verifier.serve` with one queue, `obedient`."""
-    return {"obedient": {"factory": "verifier_rig:Obedient", **settings}}
+    return {"obedient": {"factory": "tests.verifier.verifier_rig:Obedient", **settings}}
 
 
 @contextmanager

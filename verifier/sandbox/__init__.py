@@ -1,17 +1,5 @@
-"""Confined execution of untrusted programs. Stdlib only: the spawner starts from here, without site-packages."""
+"""Confined execution of untrusted programs, at the strongest level that works on this machine.
 
-from verifier.sandbox.limits import LADDER, Level, Limits, Outcome, SandboxTrouble, SandboxUnavailable, Starved
-from verifier.sandbox.running import Running
-from verifier.sandbox.sandbox import Sandbox
-
-__all__ = [
-    "LADDER",
-    "Level",
-    "Limits",
-    "Outcome",
-    "Running",
-    "Sandbox",
-    "SandboxTrouble",
-    "SandboxUnavailable",
-    "Starved",
-]
+May import the standard library only, and nothing else of sieve: the spawner starts here without site-packages.
+Never trusts what a program says about itself: everything in an Outcome but its output was measured outside.
+"""

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from broker.errors import EX_TEMPORARY, EX_USAGE, SieveError
-
 Level = Literal["bubblewrap", "landlock", "unsafe"]
 LADDER: tuple[Level, ...] = ("bubblewrap", "landlock")
 """From the strongest down; `unsafe` is never reached by itself."""
@@ -22,16 +20,12 @@ MESSAGE_BYTES = 1 << 17
 """The largest command with its environment that can be started."""
 
 
-class SandboxUnavailable(SieveError):
+class SandboxUnavailable(RuntimeError):
     """No level of the ladder works here, or not the one asked for; the message holds what was tried and the remedy."""
 
-    exit_code = EX_USAGE
 
-
-class SandboxTrouble(SieveError):
+class SandboxTrouble(RuntimeError):
     """A run said nothing about the program: the sandbox itself failed, or the machine had no time or memory for it."""
-
-    exit_code = EX_TEMPORARY
 
 
 class Starved(SandboxTrouble):

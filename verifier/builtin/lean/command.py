@@ -1,0 +1,67 @@
+"""Back end `command`: one confined `lean --json FILE` per check. Simple, and pays the import every time."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+from verifier.builtin.lean.assembly import Check, Message
+from verifier.builtin.lean.backends import MAX_OUTPUT, BackendTrouble, messages
+from verifier.builtin.lean.settings import LeanSettings
+from verifier.sandbox.limits import Limits, SandboxTrouble
+
+FILE = "check.lean"
+
+
+class CommandBackend:
+    """Runs `settings.lean` in a sandbox. Raises ConfinementUnavailable where programs cannot be confined."""
+
+    def __init__(self, settings: LeanSettings) -> None:
+        self._settings = settings
+        self._room = threading.Semaphore(settings.processes)
+        self._sandbox = settings.sandbox.open((settings.project,) if settings.project else ())
+
+    def run(self, check: Check, seconds: float) -> list[Message]:
+        """See Backend.run."""
+        settings = self._settings
+        argv = ["sh", "-c", 'file=$PWD/$1; shift; cd "$1"; shift; exec "$@" --json "$file"', "sh"]
+        argv += [FILE, str(settings.project or "."), *settings.lean]
+        limits = Limits(
+            wall_seconds=seconds,
+            cpu_seconds=seconds * 4,
+            memory_bytes=settings.memory_bytes,
+            address_space=False,  # Lean maps its library
+            processes=8,  # lake, lean
+            threads=256,
+            output_bytes=MAX_OUTPUT,
+            open_files=4096,
+        )
+        try:
+            with self._room:
+                outcome = self._sandbox.run(argv, {FILE: check.file}, b"", limits, environment=settings.environment)
+        except SandboxTrouble as trouble:
+            raise BackendTrouble("lean_died", str(trouble)) from trouble
+        if outcome.ended in ("wall", "cpu"):
+            raise BackendTrouble("deadline", f"no answer within {seconds:g} s")
+        if outcome.ended != "exit":
+            raise BackendTrouble("lean_died", f"ended by {outcome.ended}: {_tail(outcome.stderr)}")
+        said = []
+        for line in outcome.stdout.decode("utf-8", "replace").splitlines():
+            if not line.startswith("{"):  # what lake or a runtime prints beside
+                continue
+            try:
+                said.append(json.loads(line))
+            except ValueError as error:
+                raise BackendTrouble("lean_output", f"unreadable: {line[:200]}") from error
+        if not said:
+            reason = "lean_missing" if outcome.code in (126, 127) else "lean_died"
+            raise BackendTrouble(reason, f"exit code {outcome.code} without a message: {_tail(outcome.stderr)}")
+        return messages(said)
+
+    def close(self) -> None:
+        """See Backend.close."""
+        self._sandbox.close()
+
+
+def _tail(text: bytes) -> str:
+    return text[-300:].decode("utf-8", "replace").strip()

@@ -1,0 +1,213 @@
+"""The verifier `lean`: extract, screen, assemble, ask Lean, read its finding, watch the canaries.
+
+Record: see extraction.Record (`header`, `statement`, `name`). A pass means: Lean's kernel accepted exactly one theorem
+of the record's name and the record's type, resting on nothing but the allowed axioms. Everything that is wrong with the
+answer is `fail`; everything that is wrong with the record, the installation or the machine is `error`. After a canary
+was proved every verdict is `error`/`quarantined` until the process is replaced by a person.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from verifier.builtin.lean import extraction, screening
+from verifier.builtin.lean.assembly import Check, Finding, NoFinding, assemble, checker, finding
+from verifier.builtin.lean.backends import TROUBLES, Backend, BackendTrouble
+from verifier.builtin.lean.canaries import CANARIES, HONEST
+from verifier.builtin.lean.extraction import Record, read_record, tactics
+from verifier.builtin.lean.screening import Refused, screen
+from verifier.builtin.lean.settings import LeanSettings
+from verifier.protocol import Judgement
+
+log = logging.getLogger("sieve.lean")
+
+_FAILS = {
+    "syntax": "not_lean",
+    "declaration": "not_one_theorem",
+    "token": "forbidden_token",
+    "proof": "not_proved",
+    "absent": "not_declared",
+    "kind": "not_a_theorem",
+    "type": "type_changed",
+    "constant": "foreign_constant",
+    "thrown": "not_proved",
+}
+"""The checker's statuses that are the answer's fault, and the reason each becomes."""
+
+_HEARTBEATS = ("maximum number of heartbeats", "deterministic) timeout", "deep recursion", "maximum recursion depth")
+_REPLAYED = 100_000
+"""Statements remembered as replayed; beyond it, remembering starts again."""
+
+
+class Lean:
+    """Options: see LeanSettings. Safe to call from several threads."""
+
+    name = "lean"
+    version = "1"
+    reasons = frozenset(
+        {"proved", "malformed_record", "quarantined", "no_finding", "axioms", "heartbeats", "replay_disagrees"}
+        | {"replay_trouble"}
+        | set(_FAILS.values())
+        | screening.REASONS
+        | extraction.REASONS
+        | TROUBLES
+    )
+
+    def __init__(self, **options: Any) -> None:
+        self.settings = LeanSettings.model_validate(options)
+        self.version = f"1-{_fingerprint(self.settings)}"
+        self._backend = _backend(self.settings)
+        self._canaries = threading.Lock()
+        self._next_canaries = 0.0
+        self._quarantine = ""
+        self._replayed: set[str] = set()
+
+    @property
+    def quarantined(self) -> str:
+        """Which canary was proved; empty while none was."""
+        return self._quarantine
+
+    def close(self) -> None:
+        """End what the back end started."""
+        self._backend.close()
+
+    def judge(self, record: Mapping[str, Any], answer: str) -> Judgement:
+        """See the module's docstring. Never raises for what an answer or a record holds."""
+        try:
+            trusted = read_record(record)
+        except ValueError as error:
+            return Judgement("error", "malformed_record", str(error)[:500])
+        if self._quarantine:
+            return self._refuse_all()
+        try:
+            proof = screen(tactics(answer, trusted))
+        except Refused as refused:
+            return Judgement("fail", refused.reason, refused.detail)
+        try:
+            self.try_canaries()
+            if self._quarantine:
+                return self._refuse_all()
+            check = self._assemble(trusted, proof)
+            said = finding(check, self._backend.run(check, self.settings.seconds))
+        except BackendTrouble as trouble:
+            return Judgement("error", trouble.reason, trouble.detail)
+        except NoFinding as nothing:
+            return Judgement("error", "no_finding", str(nothing))
+        return self._judge(trusted, proof, said)
+
+    def try_canaries(self, *, now: bool = False) -> None:
+        """Try the known-false statements if it is time (or `now`). Raises BackendTrouble, NoFinding."""
+        with self._canaries:
+            if self._quarantine or (time.monotonic() < self._next_canaries and not now):
+                return
+            header = self.settings.canary_header
+            for canary in CANARIES:
+                check = self._assemble_plain(header, canary.statement, canary.proof)
+                said = finding(check, self._backend.run(check, self.settings.seconds))
+                if said.status == "ok" and set(said.axioms) <= self.settings.axioms:
+                    self._quarantine = canary.name
+                    log.critical("QUARANTINED: the canary %r, a false statement, was proved: %s", canary.name, said)
+                    return
+            check = self._assemble_plain(header, *HONEST)
+            said = finding(check, self._backend.run(check, self.settings.seconds))
+            if said.status != "ok" or not set(said.axioms) <= self.settings.axioms:
+                raise NoFinding(f"a true statement is not proved here: {said}")
+            self._next_canaries = time.monotonic() + self.settings.canary_seconds
+
+    def _judge(self, record: Record, proof: str, said: Finding) -> Judgement:
+        if said.status.startswith("record_"):
+            return Judgement("error", "malformed_record", f"{said.status}: {said.detail}")
+        if said.status != "ok":
+            if said.status not in _FAILS:
+                return Judgement("error", "no_finding", f"unknown status {said.status!r:.60}")
+            reason = "heartbeats" if any(sign in said.detail for sign in _HEARTBEATS) else _FAILS[said.status]
+            return Judgement("fail", reason, said.detail)
+        if foreign := sorted(set(said.axioms) - self.settings.axioms):
+            return Judgement("fail", "axioms", ", ".join(foreign))
+        if trouble := self._replay(record, proof):
+            return trouble
+        return Judgement("pass", "proved", ", ".join(said.axioms), " ".join(proof.split()))
+
+    def _replay(self, record: Record, proof: str) -> Judgement | None:
+        """Ask the external checker about the first proof of a statement; None if it agrees or is not to be asked."""
+        if not self.settings.replay:
+            return None
+        key = hashlib.sha256("\0".join((record.header, record.statement)).encode()).hexdigest()
+        if key in self._replayed:
+            return None
+        with tempfile.TemporaryDirectory(prefix="sieve-replay-") as directory:
+            path = Path(directory) / "Proof.lean"
+            path.write_text(f"{record.header}\n{record.head} by{proof}\n", encoding="utf-8")
+            try:
+                done = subprocess.run(
+                    [*self.settings.replay, str(path)],
+                    cwd=self.settings.project,
+                    capture_output=True,
+                    timeout=self.settings.replay_seconds,
+                    check=False,
+                )
+            except (OSError, subprocess.TimeoutExpired) as error:
+                return Judgement("error", "replay_trouble", str(error)[:500])
+        said = (done.stdout + done.stderr)[-500:].decode("utf-8", "replace")
+        if done.returncode == 1:
+            log.critical("the external checker refuses a proof of %s that Lean accepted: %s", record.name, said)
+            return Judgement("error", "replay_disagrees", said)
+        if done.returncode != 0:
+            return Judgement("error", "replay_trouble", f"exit code {done.returncode}: {said}")
+        if len(self._replayed) >= _REPLAYED:
+            self._replayed.clear()
+        self._replayed.add(key)
+        return None
+
+    def _assemble(self, record: Record, proof: str) -> Check:
+        settings = self.settings
+        return assemble(
+            record.header, record.name, record.head, proof, library=settings.library, heartbeats=settings.heartbeats
+        )
+
+    def _assemble_plain(self, header: str, statement: str, proof: str) -> Check:
+        settings = self.settings
+        head = f"theorem SieveCanary : {statement} :="
+        return assemble(header, "SieveCanary", head, proof, library=settings.library, heartbeats=settings.heartbeats)
+
+    def _refuse_all(self) -> Judgement:
+        return Judgement(
+            "error", "quarantined", f"the canary {self._quarantine!r} was proved; see the log, repair, start again"
+        )
+
+
+def _fingerprint(settings: LeanSettings) -> str:
+    """What a verdict depends on besides record and answer: part of the label, so that caches tell them apart."""
+    depends = {"backend", "project", "lean", "repl", "url", "environment", "heartbeats", "library"}
+    said: dict[str, Any] = settings.model_dump(mode="json", include=depends)
+    said["axioms"] = sorted(settings.axioms)
+    toolchain = settings.project / "lean-toolchain" if settings.project is not None else None
+    if toolchain is not None and toolchain.is_file():
+        said["toolchain"] = toolchain.read_text(encoding="utf-8", errors="replace").strip()
+    return hashlib.sha256((json.dumps(said, sort_keys=True) + checker()).encode()).hexdigest()[:12]
+
+
+def _backend(settings: LeanSettings) -> Backend:
+    # Only the chosen back end is imported: each needs other things of the machine.
+    match settings.backend:
+        case "repl":
+            from verifier.builtin.lean.repl import ReplBackend
+
+            return ReplBackend(settings)
+        case "kimina":
+            from verifier.builtin.lean.kimina import KiminaBackend
+
+            return KiminaBackend(settings)
+        case "command":
+            from verifier.builtin.lean.command import CommandBackend
+
+            return CommandBackend(settings)

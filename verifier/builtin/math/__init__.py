@@ -1,0 +1,5 @@
+"""`math`: final answers, compared by meaning.
+
+May import what every built-in may; math-verify and sympy only in the helper process.
+Never parses an answer in the service's own process.
+"""

@@ -1,0 +1,138 @@
+"""What a Python problem's record says, and which part of an answer is its program. Pure; runs nothing.
+
+    record: {"entry": "add",                     function the tests call; "Solution.add" for a method of a class
+             "tests": [{"call": [1, 2], "expected": 3},                 arguments and the value that must come back
+                       {"call": [], "kwargs": {"a": 1}, "expected": 1},
+                       {"check": "assert candidate(0, 0) == 0"},        trusted source; `candidate` is the entry
+                       {"input": "1 2\\n", "expected": "3\\n"}],         stdin and stdout of the whole program
+             "tolerance": 1e-6}                                          for floats; default 0
+
+The program of an answer is its last closed fence of ``` or ~~~ marked python, py, python3 or nothing (`first` by
+option); an answer without any fence is a program as a whole.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from verifier.builtin.python.values import NotAValue, check_depth
+
+MAX_TESTS = 10_000
+_LANGUAGES = {"", "python", "py", "python3"}
+# Possessive throughout: a line of a model's choosing must not make the match try every way to divide it.
+_FENCE = re.compile(r" {0,3}+(`{3,}+|~{3,}+)[ \t]*+([^`\s]*+)[^`]*+")
+_ENTRY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Call the entry; `arguments` is {"args", "kwargs"} as JSON text."""
+
+    arguments: str
+    expected: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Trusted source that calls `candidate` and raises where the answer is wrong."""
+
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """Run the whole program on `stdin`."""
+
+    stdin: bytes
+    expected: str
+
+
+Test = Call | Check | Script
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A record that makes sense."""
+
+    entry: str
+    tests: tuple[Test, ...]
+    tolerance: float
+
+
+def read_record(record: Mapping[str, Any]) -> Problem:
+    """Raises ValueError that names what is wrong in a record."""
+    unknown = sorted(str(key) for key in record.keys() - {"entry", "tests", "tolerance"})
+    if unknown:
+        raise ValueError(f"record.{unknown[0]} means nothing here; there are entry, tests and tolerance")
+    tolerance = record.get("tolerance", 0)
+    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0 <= tolerance < math.inf:
+        raise ValueError(f"record.tolerance is {tolerance!r:.40}: give a number of at least 0")
+    entry = record.get("entry", "")
+    if not isinstance(entry, str) or (entry and not _ENTRY.fullmatch(entry)):
+        raise ValueError(f"record.entry is {entry!r:.60}: give a function's name or Class.method")
+    tests = record.get("tests")
+    if not isinstance(tests, list | tuple) or not 1 <= len(tests) <= MAX_TESTS:
+        raise ValueError(f"record.tests must be a list of 1 to {MAX_TESTS} tests")
+    found = tuple(_test(f"record.tests[{index}]", test) for index, test in enumerate(tests))
+    if not entry and any(not isinstance(test, Script) for test in found):
+        raise ValueError("record.entry is missing: a test with call or check needs the name of what it calls")
+    return Problem(entry, found, float(tolerance))
+
+
+def _test(where: str, test: Any) -> Test:
+    keys = set(test) if isinstance(test, Mapping) else set()
+    if keys == {"check"} and isinstance(test["check"], str):
+        try:
+            compile(test["check"], where, "exec", dont_inherit=True)
+        except (SyntaxError, ValueError) as error:
+            raise ValueError(f"{where}.check is not Python: {error}") from None
+        return Check(test["check"])
+    if keys == {"input", "expected"} and isinstance(test["input"], str) and isinstance(test["expected"], str):
+        return Script(test["input"].encode(), test["expected"])
+    if {"call", "expected"} <= keys <= {"call", "kwargs", "expected"}:
+        args, kwargs = test["call"], test.get("kwargs", {})
+        if isinstance(args, list | tuple) and isinstance(kwargs, Mapping):
+            try:
+                check_depth(test["expected"])
+                json.dumps(test["expected"], allow_nan=False)
+                return Call(json.dumps({"args": args, "kwargs": kwargs}, allow_nan=False), test["expected"])
+            except (NotAValue, TypeError, ValueError, RecursionError) as error:
+                raise ValueError(f"{where} holds something that is not JSON: {error}") from None
+    raise ValueError(
+        f"{where} has {sorted(map(str, keys))}: give call (a list), expected and perhaps kwargs (an object), or input "
+        f"and expected (texts), or check (a text)"
+    )
+
+
+def program_of(answer: str, fence: Literal["last", "first"]) -> str | None:
+    """The program of an answer by the rule above; None if its fences hold none."""
+    blocks: list[str] = []
+    fenced = False
+    lines = answer.splitlines(keepends=True)
+    at = 0
+    while at < len(lines):
+        opening = _FENCE.fullmatch(lines[at].rstrip("\r\n"))
+        at += 1
+        if opening is None:
+            continue
+        fenced = True
+        mark, language = opening.groups()
+        closing = re.compile(rf" {{0,3}}+{re.escape(mark[0])}{{{len(mark)},}}[ \t]*+")
+        for end in range(at, len(lines)):
+            if closing.fullmatch(lines[end].rstrip("\r\n")):
+                if language.lower() in _LANGUAGES:
+                    blocks.append("".join(lines[at:end]))
+                at = end + 1
+                break
+        else:  # never closed: not a block, and what follows is inside it
+            break
+    if not fenced:
+        return answer
+    if not blocks:
+        return None
+    return blocks[-1 if fence == "last" else 0]

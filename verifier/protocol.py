@@ -1,0 +1,240 @@
+"""What a verifier is, where verifiers are found, and how one judgement becomes a verdict.
+
+A verifier is an object with a name, a version, a fixed list of reason codes and `judge`. It is found by name: built in,
+registered by code with `register`, or installed by another distribution as an entry point of the group
+`sieve.verifiers`. `verdict` is the one place where "finished within the length limit" is part of v, where an exception
+becomes `error` (unknown, never wrong), and where what a verifier says is bounded. No I/O, no threads, no broker calls.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import importlib.metadata
+import re
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from broker.errors import EX_USAGE, SieveError
+from broker.queue.wire import Completion, Outcome, Prompt, Verdict
+
+ENTRY_POINTS = "sieve.verifiers"
+COMMON_REASONS = frozenset({"truncated", "crashed", "deadline", "invalid_judgement"})
+"""Codes given by this tier itself, whichever verifier was asked."""
+
+_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+_REASON = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_MAX_TEXT = 2000
+_BUILT_IN = {
+    "arithmetic": "verifier.builtin.arithmetic:Arithmetic",
+    "math": "verifier.builtin.math.verifier:MathAnswer",
+    "python": "verifier.builtin.python.verifier:PythonCode",
+    "lean": "verifier.builtin.lean.verifier:Lean",
+}
+
+
+class VerifierError(SieveError):
+    """A verifier that cannot be found or set up; the message names the value and the remedy."""
+
+    exit_code = EX_USAGE
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What `judge` returns.
+
+    `reason` must be one of the verifier's `reasons`. `detail` is for people. `answer`, of a pass, is the answer in
+    canonical form: two right answers are the same answer iff these are equal; empty means the text as it stands, up to
+    white space. `error` is for trouble that is not the answer's fault: a malformed record, a tool that is not there.
+    """
+
+    outcome: Outcome
+    reason: str
+    detail: str = ""
+    answer: str = ""
+
+
+class Verifier(Protocol):
+    """Decides about one answer. One instance is called from several threads at once when its concurrency is above 1."""
+
+    @property
+    def name(self) -> str:
+        """The name prompts and queues use: lower-case letters, digits, `_`, `-`; at most 32 characters."""
+
+    @property
+    def version(self) -> str:
+        """Changes whenever the same answer could get another verdict."""
+
+    @property
+    def reasons(self) -> frozenset[str]:
+        """Every reason code `judge` can give: a small fixed set, since it is a metric label."""
+
+    def judge(self, record: Mapping[str, Any], answer: str) -> Judgement:
+        """Judge `answer` (untrusted text) against the prompt's trusted `record` (sequences arrive as tuples).
+
+        Any exception counts as `error`, so a wrong answer must be a `fail` judgement, never an exception.
+        """
+
+
+Factory = Callable[..., Verifier]
+"""A class or function that makes the verifier; called with the configured `options` as keyword arguments."""
+
+_registered: dict[str, Factory] = {}
+
+
+def register(name: str, factory: Factory) -> None:
+    """Make a verifier known in this process. Registering the same factory again is harmless.
+
+    Raises VerifierError if the name is unusable or means something else already: replacing a verifier silently would
+    change what every run calls right.
+    """
+    if not _NAME.fullmatch(name):
+        raise VerifierError(f"verifier name {name!r}: use a lower-case letter, then at most 31 of a-z 0-9 _ -")
+    if name in _BUILT_IN or _registered.get(name, factory) is not factory:
+        raise VerifierError(f"verifier {name!r} exists already; register yours under another name")
+    _registered[name] = factory
+
+
+def known() -> list[str]:
+    """The names that `make` understands, sorted."""
+    return sorted({*_BUILT_IN, *_registered, *_installed()})
+
+
+def make(name: str, options: Mapping[str, Any] | None = None, *, factory: str | None = None) -> Verifier:
+    """The verifier called `name`, made with `options`; `factory` (`package.module:attribute`) overrules the look-up.
+
+    Raises VerifierError for an unknown or ambiguous name, a factory that cannot be imported or refuses its options, and
+    for an object that is not a verifier of that name.
+    """
+    build = _import(name, factory) if factory is not None else _find(name)
+    try:
+        verifier = build(**(options or {}))
+    except (TypeError, ValueError, OSError) as error:
+        raise VerifierError(
+            f"verifier {name!r} could not be made with options {dict(options or {})}: {error}"
+        ) from error
+    _check(name, verifier)
+    return verifier
+
+
+def verdict(verifier: Verifier, completion: Completion, prompt: Prompt) -> Verdict:
+    """The verdict on one completion; never raises for anything a verifier's own code does.
+
+    Truncated (`finish == "length"`): `fail` without asking the verifier, because v includes "finished within the length
+    limit". An exception, or a judgement outside the verifier's own list: `error`, which the broker retries elsewhere.
+    """
+    label = f"{verifier.name}/{verifier.version}"
+    if completion.finish == "length":
+        return Verdict(outcome="fail", reason="truncated", seconds=0.0, verifier=label)
+    start = time.perf_counter()
+    try:
+        judgement = _bounded(verifier, verifier.judge(prompt.record, completion.text), completion.text)
+    except (Exception, SystemExit) as error:  # foreign code: whatever it does is `error` for this completion only
+        judgement = Judgement("error", "crashed", _describe(error))
+    return Verdict(
+        outcome=judgement.outcome,
+        reason=judgement.reason,
+        seconds=time.perf_counter() - start,
+        verifier=label,
+        detail=_printable(judgement.detail)[:_MAX_TEXT],
+        answer=judgement.answer,
+    )
+
+
+def _bounded(verifier: Verifier, judgement: object, text: str) -> Judgement:
+    if not isinstance(judgement, Judgement):
+        return Judgement("error", "invalid_judgement", f"judge returned {type(judgement).__name__}, not Judgement")
+    outcome, reason, detail, answer = judgement.outcome, judgement.reason, judgement.detail, judgement.answer
+    if not all(isinstance(part, str) for part in (outcome, reason, detail, answer)):
+        return Judgement("error", "invalid_judgement", "outcome, reason, detail and answer must be str")
+    if outcome not in ("pass", "fail", "error") or reason not in verifier.reasons:
+        said = f"{outcome}/{reason}"[:200]
+        return Judgement("error", "invalid_judgement", f"{said} is not an outcome and one of the verifier's reasons")
+    if outcome != "pass":
+        return Judgement(outcome, reason, detail)
+    answer = _printable(answer or " ".join(text.split()))
+    if len(answer) > _MAX_TEXT:  # cutting would make different answers equal
+        answer = f"sha256:{hashlib.sha256(answer.encode()).hexdigest()}"
+    return Judgement("pass", reason, detail, answer)
+
+
+def _describe(error: BaseException) -> str:
+    """Type, message and place of an exception; survives exceptions whose own `__str__` raises."""
+    said = "".join(traceback.format_exception_only(error)).strip()
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{said[:1800]} ({Path(frames[-1].filename).name}:{frames[-1].lineno})"
+
+
+def _printable(text: str) -> str:
+    """Lone surrogates cannot travel as UTF-8."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
+def _installed() -> dict[str, list[importlib.metadata.EntryPoint]]:
+    found: dict[str, list[importlib.metadata.EntryPoint]] = {}
+    for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        found.setdefault(point.name, []).append(point)
+    return found
+
+
+def _find(name: str) -> Factory:
+    if name in _BUILT_IN:
+        return _import(name, _BUILT_IN[name])
+    points = _installed().get(name, [])
+    where = sorted({point.value for point in points} | ({"register()"} if name in _registered else set()))
+    if len(where) > 1:
+        raise VerifierError(
+            f"verifier {name!r} is defined {len(where)} times ({', '.join(where)}); uninstall all but one"
+        )
+    if name in _registered:
+        return _registered[name]
+    if points:
+        return _import(name, points[0].value)
+    near = difflib.get_close_matches(name, known(), 1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known())}"
+    raise VerifierError(
+        f"no verifier is called {name!r}; {hint} (a distribution adds one with an entry point in {ENTRY_POINTS!r})"
+    )
+
+
+def _import(name: str, where: str) -> Factory:
+    module, _, attribute = where.partition(":")
+    if not module or not attribute:
+        raise VerifierError(f"verifier {name!r}: factory {where!r} is not of the form package.module:attribute")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise VerifierError(
+            f"verifier {name!r}: cannot import {where!r}: {error}; install it or correct the name"
+        ) from error
+    if not callable(found):
+        raise VerifierError(f"verifier {name!r}: {where!r} is {type(found).__name__}, not a class or function")
+    factory: Factory = found
+    return factory
+
+
+def _check(name: str, verifier: Verifier) -> None:
+    for attribute, kind in (("name", str), ("version", str), ("reasons", frozenset)):
+        if not isinstance(getattr(verifier, attribute, None), kind):
+            raise VerifierError(f"verifier {name!r}: {type(verifier).__name__}.{attribute} must be a {kind.__name__}")
+    if not callable(getattr(verifier, "judge", None)):
+        raise VerifierError(f"verifier {name!r}: {type(verifier).__name__} has no method judge(record, answer)")
+    if verifier.name != name:
+        raise VerifierError(
+            f"verifier {name!r}: {type(verifier).__name__} calls itself {verifier.name!r}; the names must match"
+        )
+    if not verifier.version or len(f"{verifier.name}/{verifier.version}") > 64:
+        raise VerifierError(f"verifier {name!r}: version {verifier.version!r} must be 1 to {63 - len(name)} characters")
+    bad = sorted(str(reason) for reason in verifier.reasons if not _REASON.fullmatch(str(reason)))
+    if bad or len(verifier.reasons) > 64:
+        raise VerifierError(
+            f"verifier {name!r}: reasons must be at most 64 codes of a-z 0-9 _; "
+            f"it has {len(verifier.reasons)}, of which badly written: {bad[:3]}"
+        )
