@@ -1,4 +1,4 @@
-"""The learner's optimiser step (learner/train.py under FSDP2, one rank) against a bare torch loop on the same batch.
+"""The learner's optimiser step (learner/train/step.py, FSDP2, one rank) against a bare torch loop on the same batch.
 
 The batch is the demo's: 64 groups of 8 completions of the demo's base model, with its micro-batches. Ours is
 `Trainer.step` from groups as the broker gives them: laying out, base scores, pooled leave-one-out Z, staleness,
@@ -32,10 +32,10 @@ from benchmarks.measure import Row, alternate, row
 from broker.queue.state import Group, Member
 from broker.queue.wire import Completion, Verdict, float32, int32
 from broker.settings import DataSettings, ModelSettings, RunSettings, SamplingSettings
-from learner.batching import Layout, lay_out, plan
-from learner.model import load
+from learner.batch.packing import Layout, lay_out, plan
+from learner.batch.samples import Floats, Samples
+from learner.model.model import load
 from learner.ranks import Ranks
-from learner.samples import Floats, Samples
 from learner.settings import LearnerConfig, LearnerSettings, OptimizerSettings
 from learner.start import build_trainer
 

@@ -38,8 +38,8 @@ from broker.queue.client import Broker
 from broker.queue.state import RunSpec
 from broker.queue.wire import Ticket
 from broker.runtime.redis_server import read_endpoint
-from deploy.config import Config
-from learner.data import end_tokens, load_tokenizer, read_prompts
+from deploy.config.tree import Config
+from learner.data.prompts import end_tokens, load_tokenizer, read_prompts
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "examples" / "countdown" / "countdown.yaml"

@@ -1,6 +1,6 @@
 """Settings that more than one room reads: the run, the broker, the prompts, sampling and the schedule.
 
-Each is one section of the configuration tree (deploy/config.py). A setting that would break the method's validity
+Each is one section of the configuration tree (deploy/config/tree.py). A setting that would break the method's validity
 rules or deadlock the pipeline is refused here, with the value, the limit and the remedy.
 """
 
@@ -315,7 +315,7 @@ class MetricsSettings(Section):
 
 
 class Shared(Section):
-    """The sections every room reads; deploy/config.py adds each room's own."""
+    """The sections every room reads; deploy/config/tree.py adds each room's own."""
 
     run: RunSettings = RunSettings()
     broker: BrokerSettings = BrokerSettings()

@@ -1,1 +1,5 @@
-"""The learner: the α-DPG objective, the model under FSDP2, checkpoints, published weights, evaluation."""
+"""The learner: objectives, the model under FSDP2, checkpoints, published weights, evaluation.
+
+May import broker; inside: ranks, data < batch < model; objective, model < train; then weights, evaluation < service.
+Never imports actor or verifier.
+"""

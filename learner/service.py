@@ -27,17 +27,17 @@ from broker.queue.wire import float32
 from broker.runtime.service import Service
 from broker.weights.broadcast import Transfers
 from broker.weights.store import WeightsDirectory
-from learner.broadcast import Broadcast, TransferMetrics, link_maker
-from learner.canary import CanaryWatch
-from learner.checkpoint import Checkpoints, Progress
-from learner.held_out import HeldOut
+from learner.batch.samples import fetch
+from learner.evaluation.held_out import HeldOut
+from learner.metrics import Journal, LearnerMetrics, PartitionSummary, figures, whole_step
+from learner.model.checkpoint import Checkpoints, Progress
 from learner.objective.sequences import Sequences
-from learner.publish import export, export_adapters, publish_weights
 from learner.ranks import Ranks
-from learner.samples import fetch
 from learner.settings import LearnerConfig
 from learner.start import Run, build_trainer, compute_dtype, open_run
-from learner.telemetry import Journal, LearnerMetrics, PartitionSummary, figures, whole_step
+from learner.weights.broadcast import Broadcast, TransferMetrics, link_maker
+from learner.weights.canary import CanaryWatch
+from learner.weights.publish import export, export_adapters, publish_weights
 
 Order = Literal["train", "publish", "checkpoint", "finish", "stop", "idle"]
 POLL_SECONDS = 0.02

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from broker.settings import Section, Shared
 from learner.objective.settings import ObjectiveSettings
-from learner.partition import PartitionSettings
+from learner.train.partition import PartitionSettings
 
 
 class OptimizerSettings(Section):

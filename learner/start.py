@@ -17,16 +17,16 @@ from broker.queue.client import Broker
 from broker.queue.state import RunSpec
 from broker.queue.wire import Prompt, pack
 from broker.settings import ModelSettings
-from learner import identity
-from learner.data import end_tokens, load_tokenizer, read_prompts
-from learner.lora import Unadapted, attach
-from learner.model import ModelUnusable, Scorer, load, shard, verify_scoring
+from learner.data import fingerprint
+from learner.data.prompts import end_tokens, load_tokenizer, read_prompts
+from learner.data.rows import pass_rates
+from learner.model.lora import Unadapted, attach
+from learner.model.model import ModelUnusable, Scorer, load, shard, verify_scoring
 from learner.objective.registry import build
-from learner.partition import PartitionFunction
 from learner.ranks import Ranks
-from learner.rows import pass_rates
 from learner.settings import LearnerConfig
-from learner.train import Trainer
+from learner.train.partition import PartitionFunction
+from learner.train.step import Trainer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FLOAT16_LOSS_SCALE = 2.0**14
@@ -116,7 +116,7 @@ def fingerprint_of(config: LearnerConfig, train: Sequence[Prompt], held_out: Seq
     """Hash of what must not change within a run: base model, adapters, prompts, seed and sampling."""
     digest = hashlib.sha256()
     digest.update(config.model.dtype.encode())
-    digest.update(identity.of_model(config.model.path))
+    digest.update(fingerprint.of_model(config.model.path))
     if config.model.lora is not None:
         digest.update(config.model.lora.model_dump_json().encode())
     for lane in (train, held_out):

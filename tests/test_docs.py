@@ -11,8 +11,8 @@ from typer.main import get_command
 
 from actor.metrics import Measures
 from broker.runtime.metrics import BaseMetrics
-from deploy.cli import app
-from learner.telemetry import LearnerMetrics
+from deploy.cli.main import app
+from learner.metrics import LearnerMetrics
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("examples/*/README.md"))]

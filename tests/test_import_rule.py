@@ -122,7 +122,7 @@ def test_a_fresh_process_loads_the_whole_room_without_anything_heavy(room: str) 
 
 def test_the_service_base_loads_without_anything_heavy() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", "import sys, broker.service; print(*sys.modules)"],
+        [sys.executable, "-c", "import sys, broker.runtime.service; print(*sys.modules)"],
         capture_output=True, text=True, cwd=REPOSITORY, timeout=120, check=True,
     )  # fmt: skip
     assert {name.split(".")[0] for name in done.stdout.split()} & HEAVY == set()

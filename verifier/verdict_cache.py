@@ -2,8 +2,8 @@
 
 Two judgements have the same key exactly when the same verifier is asked the same question about the same text: the key
 covers the verifier's name, version, options, factory and fingerprint (of the tools it calls), the record and the
-answer. The verdicts themselves are in Redis. A cache that is full, away or emptied costs time and changes no verdict. `error`
-says nothing about an answer and `truncated` nothing about its text, so neither is kept.
+answer. The verdicts themselves are in Redis. A cache that is full, away or emptied costs time and changes no
+verdict. `error` says nothing about an answer and `truncated` nothing about its text, so neither is kept.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The learner puts one in the broker before it moves the version pointer; each actor scores it right after loading the
 version and reports its log-probs. A few KB each: they go through the broker, not with the weights, so that they are
 there whatever way the weights take, and no loader ever meets a file that is not weights. Canaries and reports of
-versions that are deleted go with them. Judging is the learner's (`learner.canary`).
+versions that are deleted go with them. Judging is the learner's (`learner.weights.canary`).
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from deploy.config import Config, load
-from learner.rows import Row, rows
+from deploy.config.tree import Config, load
+from learner.data.rows import Row, rows
 from verifier.builtin.lean.extraction import read_record as lean_record
 from verifier.builtin.math.verifier import MathAnswer
 from verifier.builtin.python.problem import read_record as python_record
@@ -77,7 +77,7 @@ def test_sieve_config_accepts_it(name: str, settings: dict[str, list[str]]) -> N
 
 @pytest.mark.parametrize("name", ["math", "code", "lean"])
 def test_without_a_model_it_asks_for_exactly_what_is_missing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from deploy.config import ConfigError
+    from deploy.config.tree import ConfigError
 
     monkeypatch.chdir(ROOT)
     with pytest.raises(ConfigError) as caught:

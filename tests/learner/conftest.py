@@ -32,7 +32,7 @@ def torchrun(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Any
         for rank, output in enumerate(outputs):
             environment = os.environ | {
                 "RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}",
+                "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
             }  # fmt: skip
             command = [sys.executable, str(script), str(output), *arguments]
             processes.append(

@@ -12,7 +12,7 @@ import pytest
 
 from tests.learner.learner_rig import save_model
 
-WORKER = Path(__file__).with_name("gradient_worker.py")
+WORKER = Path(__file__).parent / "train" / "gradient_worker.py"
 BUDGETS = {"one micro-batch": 4096, "several": 64, "groups that do not fit": 24}
 Answer = dict[str, Any]
 

@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM
 
 from broker.settings import LoraSettings
 from broker.weights.store import WeightsDirectory
-from learner.lora import attach
-from learner.model import Scorer, load
-from learner.publish import export, publish_weights
+from learner.model.lora import attach
+from learner.model.model import Scorer, load
+from learner.weights.publish import export, publish_weights
 from tests.actor.tiny_llama import prompt, ticket
 from tests.vllm.served_llama import MAX_NEW, VOCABULARY, drain
 

@@ -23,8 +23,8 @@ from broker.queue.heartbeat import Pulse
 from broker.queue.wire import Completion
 from broker.settings import BrokerSettings, RunSettings, WeightsSettings
 from broker.weights.broadcast import Outcome, TransferBroken, Transfers
-from learner.broadcast import Broadcast, TransferMetrics, link_maker
-from learner.nccl_link import TransportUnavailable
+from learner.weights.broadcast import Broadcast, TransferMetrics, link_maker
+from learner.weights.nccl_link import TransportUnavailable
 from tests.actor.actor_process import tree
 from tests.actor.tiny_llama import ragged, reference, ticket
 from tests.vllm.served_llama import EOS, MAX_NEW, VOCABULARY, drain, served_llama, spec

@@ -23,7 +23,7 @@ from broker.queue.state import Incarnation, Member
 from broker.queue.wire import Completion, Verdict
 from broker.settings import BrokerSettings, RunSettings, WeightsSettings
 from broker.weights.broadcast import Outcome, Transfers
-from learner.broadcast import Broadcast, TransferMetrics, link_maker
+from learner.weights.broadcast import Broadcast, TransferMetrics, link_maker
 from tests.actor.actor_process import serve, tree
 from tests.actor.test_service import VOCABULARY, Run, eventually, model_path, one_thread  # noqa: F401
 from tests.actor.tiny_llama import llama

@@ -1,0 +1,78 @@
+"""`sieve deadletter`: list, show and retry the completions that no verifier could judge."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from broker.errors import EX_DATA, EX_OK
+from deploy.cli.options import ConfigPath, Sets, load_config
+from deploy.config.tree import ConfigError
+
+deadletter = typer.Typer(help="Completions that no verifier could judge.", rich_markup_mode=None)
+
+
+@deadletter.command("list")
+def list_dead(
+    config: ConfigPath,
+    set_: Sets = None,
+    count: Annotated[int, typer.Option(min=1, max=10_000, help="Newest first.")] = 20,
+) -> int:
+    """One line per completion that was given up on."""
+    from deploy.observe.status import open_broker
+
+    with open_broker(load_config(config, set_, "none")) as connection:
+        letters = connection.dead_letters(count)
+        if not letters:
+            typer.echo("no dead letters", err=True)
+        for letter in letters:
+            typer.echo(f"{letter.entry}  {letter.gid}/{letter.idx}  {letter.verifier}  {letter.reason}")
+    return EX_OK
+
+
+@deadletter.command("show")
+def show_dead(
+    config: ConfigPath,
+    entry: Annotated[str, typer.Argument(help="As printed by `deadletter list`.")],
+    set_: Sets = None,
+) -> int:
+    """Everything known about one of them."""
+    from deploy.observe.status import open_broker
+
+    with open_broker(load_config(config, set_, "none")) as connection:
+        letters = {letter.entry: letter for letter in connection.dead_letters(10_000)}
+    if entry not in letters:
+        raise ConfigError([f"{entry}: no dead letter of that name; `sieve deadletter list CONFIG` prints the names"])
+    letter = letters[entry]
+    typer.echo(f"group       {letter.gid}, completion {letter.idx}, {letter.payload_bytes} bytes")
+    typer.echo(f"verifier    {letter.verifier}\nreason      {letter.reason}")
+    if letter.verdict is not None:
+        v = letter.verdict
+        typer.echo(f"last verdict {v.outcome} ({v.reason}) by {v.verifier} after {v.seconds:.3f} s\n{v.detail}")
+    return EX_OK
+
+
+@deadletter.command("retry")
+def retry_dead(
+    config: ConfigPath,
+    entries: Annotated[list[str] | None, typer.Argument(help="As printed by `deadletter list`.")] = None,
+    set_: Sets = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every dead letter there is.")] = False,
+) -> int:
+    """Let verifiers try them again.
+
+    Possible while the group is not trained or read yet; safe to repeat. Exit code 65 if any could not be retried.
+    """
+    settings = load_config(config, set_, "none")
+    if bool(entries) == everything:
+        raise ConfigError(["deadletter retry: name dead letters as `deadletter list` prints them, or give --all"])
+    from deploy.observe.status import open_broker
+
+    with open_broker(settings) as connection:
+        names = [letter.entry for letter in connection.dead_letters(10_000)] if everything else entries or []
+        answers = []
+        for name in names:
+            answers.append(connection.retry_dead(name))
+            typer.echo(f"{name}  {answers[-1]}")
+    return EX_OK if all(answer == "retried" for answer in answers) else EX_DATA

@@ -1,0 +1,42 @@
+"""What every command takes, CONFIG and `--set`, and what it does with them first. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import os
+import typing
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deploy.config.tree import Checks, Config, load
+
+if typing.TYPE_CHECKING:
+    from rich.console import Console
+
+ConfigPath = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="YAML file, or a run directory.", show_default=False)
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override one setting; repeatable.", show_default=False),
+]
+
+
+def console() -> Console:
+    """The terminal, which takes text as it stands: messages of libraries may hold what rich would read as markup."""
+    from rich.console import Console
+
+    return Console(markup=False, emoji=False)
+
+
+def load_config(path: Path, sets: list[str] | None, check: Checks) -> Config:
+    return load(path / "config.yaml" if path.is_dir() else path, sets or (), check=check)
+
+
+def quiet_ray() -> None:
+    """What Ray reads when it is imported: no usage statistics, no new default announced on every start, and services
+    at normal priority (Ray would run them at 15, behind everything else on the machine)."""
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

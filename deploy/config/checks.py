@@ -1,0 +1,184 @@
+"""What settings mean together: combinations that must deadlock, break the method, or fail a minute after the start.
+
+Each rule yields one line per problem naming the keys, the values, the limit and the remedy. Reads the files that the
+settings name (prompt files up to their first lines), writes and starts nothing, imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from broker.queue import admission
+from broker.settings import PromptSource
+from learner.data.rows import DataUnusable, count, pass_rates, rows
+
+if typing.TYPE_CHECKING:
+    from deploy.config.tree import Config
+
+READ_LINES = 2000
+"""Lines of each prompt file read here; the learner reads and checks all of them before the run opens."""
+GROUP_BASELINES = frozenset({"grpo", "dr_grpo", "rloo", "gpg", "pass_at_k", "unlikeliness"})
+"""Objectives whose baseline is made of the group's other samples."""
+
+
+def problems_of(config: Config, *, files: bool = True) -> Iterator[str]:
+    """Every problem, in the order of the configuration's sections; `files`: also look into the files it names."""
+    if files:
+        yield from _files(config)
+    yield from _admission(config)
+    yield from _objective(config)
+    yield from _evaluation(config, files)
+
+
+def _files(config: Config) -> Iterator[str]:
+    model = config.model.path
+    if not model.is_dir():
+        yield (
+            f"model.path = {model}: {'is a file' if model.exists() else 'no such directory'}; give a Hugging Face "
+            f"model "
+            f"directory (config.json, *.safetensors, tokenizer files); relative paths start at {Path.cwd()}"
+        )
+    elif not (model / "config.json").is_file():
+        yield f"model.path = {model}: has no config.json, so it is no Hugging Face model directory; name one that has"
+    elif not list(model.glob("*.safetensors")):
+        yield f"model.path = {model}: has no *.safetensors file; save the model with safe_serialization"
+    yield from _prompts(config, "data.train", config.data.train)
+    yield from _pass_rates(config)
+    if config.data.held_out is not None:
+        yield from _prompts(config, "data.held_out", config.data.held_out)
+        if config.data.held_out == config.data.train:
+            yield (
+                f"data.held_out = {config.data.held_out}: is the training file, so evaluation would measure memory; "
+                f"split the prompts into two files"
+            )
+
+
+def _prompts(config: Config, key: str, source: PromptSource) -> Iterator[str]:
+    """Shape of the first rows, and whether every verifier they name is served."""
+    served = sorted(config.verifier.serve)
+    unserved: dict[str, str] = {}
+    if isinstance(source, str):
+        # Loaded by name, perhaps over the network: the learner does that. The one thing known here is the verifier.
+        if config.data.verifier is not None and config.data.verifier not in served:
+            unserved[config.data.verifier] = f"data.verifier = {config.data.verifier}"
+    elif not source.is_file():
+        what = "is not a file" if source.exists() else "no such file"
+        yield f"{key} = {source}: {what}; give a file of prompts; relative paths start at {Path.cwd()}"
+        return
+    else:
+        found = 0
+        try:
+            for row in islice(rows(source, config.data), READ_LINES):
+                found += 1
+                if row.verifier not in served:
+                    unserved.setdefault(row.verifier, row.where)
+        except DataUnusable as error:
+            yield f"{key} = {error}"
+            return
+        if not found:
+            yield f"{key} = {source}: is empty; it needs at least one prompt"
+    for name, where in unserved.items():
+        yield (
+            f"{key} = {where} names the verifier {name!r}, which nobody serves (verifier.serve has "
+            f"{', '.join(served)}), so its completions would wait for ever; add verifier.serve.{name} or correct it"
+        )
+
+
+def _pass_rates(config: Config) -> Iterator[str]:
+    """Whether the first rows have the base pass rates that a fixed Z is made of."""
+    train = config.data.train
+    if config.learner.partition.mode != "fixed" or isinstance(train, str) or not train.is_file():
+        return
+    try:
+        for _ in islice(pass_rates(train, config.data), READ_LINES):
+            pass
+    except DataUnusable as error:
+        yield (
+            f"learner.partition.mode = fixed: {error}; add the rates, name their column in data.columns.pass_rate, or "
+            f"use mode pooled"
+        )
+
+
+def _admission(config: Config) -> Iterator[str]:
+    schedule, sampling, broker = config.schedule, config.sampling, config.broker
+    try:
+        admission.check(schedule, sampling, broker)
+    except ValueError as error:
+        yield str(error)
+        return
+    window = admission.window(schedule)
+    needed = window * admission.largest_group_bytes(sampling)
+    if broker.max_queued_bytes < needed:
+        yield (
+            f"broker.max_queued_bytes = {broker.max_queued_bytes}: one window of {window} groups "
+            f"((schedule.max_staleness + 1) · "
+            f"groups_per_step · publish_every) at full length takes {needed} bytes, so memory and not "
+            f"schedule.max_staleness "
+            f"would pace the run; raise it to at least {needed}, or lower schedule.max_staleness"
+        )
+    group = admission.largest_group_bytes(sampling) // sampling.group_size
+    if group > broker.max_item_bytes:
+        yield (
+            f"broker.max_item_bytes = {broker.max_item_bytes}: one completion of sampling.max_new_tokens = "
+            f"{sampling.max_new_tokens} takes up to {group} bytes and would be dead-lettered; raise it to at least "
+            f"{group}"
+        )
+
+
+def _objective(config: Config) -> Iterator[str]:
+    objective, n = config.learner.objective, config.sampling.group_size
+    if n == 1 and objective.name in GROUP_BASELINES:
+        yield (
+            f"sampling.group_size = 1: the baseline of learner.objective.name = {objective.name} is made of the "
+            f"group's other "
+            f"samples, and there are none; raise sampling.group_size to at least 2"
+        )
+    if n == 1 and objective.name == "alpha_dpg" and objective.control_variate != "none":
+        yield (
+            f"sampling.group_size = 1: learner.objective.control_variate = {objective.control_variate} is "
+            f"leave-one-out and has "
+            f"no other sample; raise sampling.group_size to at least 2, or set learner.objective.control_variate = none"
+        )
+    if objective.name == "pass_at_k" and objective.pass_k > n:
+        yield (
+            f"learner.objective.pass_k = {objective.pass_k}: more than sampling.group_size = {n}, so no group can "
+            f"estimate it; "
+            f"lower pass_k to {n} or raise sampling.group_size"
+        )
+    steps, warmup = config.schedule.steps, config.learner.optimizer.warmup_steps
+    if steps and warmup > steps:
+        yield (
+            f"learner.optimizer.warmup_steps = {warmup}: longer than the run (schedule.steps = {steps}), so the "
+            f"learning rate would never "
+            f"be reached; set it to at most {steps} (5 % is {max(1, steps // 20)})"
+        )
+
+
+def _evaluation(config: Config, files: bool) -> Iterator[str]:
+    evaluation, held_out = config.evaluation, config.data.held_out
+    if config.schedule.forced_staleness and evaluation.every:
+        yield (
+            f"evaluation.every = {evaluation.every} with schedule.forced_staleness = "
+            f"{config.schedule.forced_staleness}: an evaluation loads newer weights into the actors, and training "
+            f"groups sampled meanwhile would be fresher than forced; set evaluation.every = 0"
+        )
+    if held_out is None:
+        if evaluation.every:
+            yield (
+                f"evaluation.every = {evaluation.every}: there is nothing to evaluate on; set data.held_out, or "
+                f"evaluation.every = 0"
+            )
+        return
+    if files and (isinstance(held_out, str) or held_out.is_file()):
+        try:
+            found = count(held_out, evaluation.prompts)
+        except DataUnusable:
+            return  # said above
+        if found is not None and found < evaluation.prompts:
+            yield (
+                f"evaluation.prompts = {evaluation.prompts}: data.held_out = {held_out} has only {found} rows; set "
+                f"evaluation.prompts = {found} or add prompts"
+            )

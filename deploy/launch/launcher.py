@@ -1,0 +1,274 @@
+"""`sieve run`: everything on Ray, kept alive, drained on Ctrl-C, accounted for at the end.
+
+    take the run directory → Redis → Ray → units → supervise until the learner is done → let the others end → audit →
+    stop
+
+The first Ctrl-C (or SIGTERM) drains: actors hand back, the learner checkpoints and commits, Redis closes consistent,
+and `--resume` goes on from there. The second one kills. Redis outlives every service here and is the last to go.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, NoReturn
+
+import ray
+from ray.exceptions import RayError
+from rich.console import Console
+
+from broker.errors import EX_DATA, EX_OK, EX_UNAVAILABLE, SieveError
+from broker.queue.client import Broker
+from broker.runtime.metrics import close_log, open_log
+from broker.runtime.redis_server import Server, answers, read_endpoint
+from deploy.config.tree import Config, plain
+from deploy.launch.ray_units import Unit, Unplaceable, connect, make_units
+from deploy.launch.restarts import KILLED
+from deploy.observe.exporter import Monitor
+from deploy.observe.snapshot import Tail
+from deploy.observe.view import View
+from deploy.rundir import run_files
+from deploy.rundir.lock import RunDirectory
+
+TICK_SECONDS = 0.1
+SETTING_UP = ("starting", "connecting", "setting up")
+"""Phases before a service works; past them it has started well."""
+EX_INTERRUPTED = {signal.SIGINT: 130, signal.SIGTERM: 143}
+log = logging.getLogger("sieve.launcher")
+
+
+class LaunchError(SieveError):
+    """The run cannot be kept up; the message ends with the failing service's own line, the code is that service's."""
+
+    exit_code = EX_UNAVAILABLE
+
+    def __init__(self, message: str, code: int = EX_UNAVAILABLE) -> None:
+        super().__init__(message)
+        self.exit_code = code  # type: ignore[misc]
+
+
+def launch(config: Config, console: Console, *, resume: bool, fresh: bool, live: bool) -> int:
+    """Run to the end. Returns the exit code; raises SieveError when it cannot start or be kept up."""
+    begin = time.time()
+    with RunDirectory(config, resume=resume, fresh=fresh) as directory:
+        handlers = open_log(log, "launcher", directory.path / "logs")
+        log.removeHandler(handlers[1])  # the terminal is the view's
+        try:
+            if directory.moved is not None:
+                console.print(f"the run that was here is now {directory.moved}", highlight=False, soft_wrap=True)
+            return _launch(config, console, live, begin)
+        finally:
+            close_log(log, handlers)
+
+
+def _launch(config: Config, console: Console, live: bool, begin: float) -> int:
+    server, url = _server(config)
+    outcome, code = "failed", EX_UNAVAILABLE
+    try:
+        monitor = Monitor(config, url, "launcher")
+        try:
+            tail = Tail(config.run.path)
+            with View(console, config.run.name, config.schedule.steps, tail, live=live) as view:
+                supervisor = Supervisor(config, url, server, monitor, view)
+                code = supervisor.run()
+                outcome = "finished" if code == EX_OK else "stopped"
+        finally:
+            monitor.close()
+        audit = _audit(config, url)
+        if audit["lost"] or audit["duplicates"]:
+            raise LaunchError(
+                f"the broker's account does not add up: {audit['lost']} lost, {audit['duplicates']} trained twice "
+                f"(limit 0); "
+                f"keep {config.run.path} and report it",
+                EX_DATA,
+            )
+    finally:
+        if server is not None:
+            server.stop()
+        seconds = round(time.time() - begin, 3)
+        run_files.append_session(
+            config.run.path, {"started": begin, "seconds": seconds, "outcome": outcome, "code": code}
+        )
+    took = f"{time.time() - begin:.0f} s"
+    if outcome == "finished":
+        console.print(
+            f"finished after {took}: {config.run.path}; `sieve report CONFIG` shows what came out", soft_wrap=True
+        )
+    else:
+        console.print(f"stopped after {took}: nothing committed is lost, --resume goes on", soft_wrap=True)
+    return code
+
+
+def _server(config: Config) -> tuple[Server | None, str]:
+    """The Redis of the run: broker.url, or one that `sieve broker` keeps, or our own (which we then own)."""
+    if config.broker.url is not None:
+        return None, config.broker.url.get_secret_value()
+    endpoint = read_endpoint(config.run)
+    if endpoint is not None and answers(endpoint.url):
+        return None, endpoint.url
+    server = Server.start(config.broker, config.run)
+    return server, server.url
+
+
+def _audit(config: Config, url: str) -> dict[str, Any]:
+    """The broker's count, saved beside the run because a private Redis ends with it."""
+    broker = Broker.connect(config.broker, config.run, url=url)
+    try:
+        if broker.run_spec() is None:
+            return {"lost": 0, "duplicates": 0}
+        audit = broker.audit()
+    finally:
+        broker.close()
+    counted = {**audit.model_dump(), "lost": audit.lost}
+    run_files.write_json(config.run.path / "audit.json", counted)
+    return counted
+
+
+class Supervisor:
+    """Starts the units and keeps them going until the learner is done or a person stops the run."""
+
+    def __init__(self, config: Config, url: str, server: Server | None, monitor: Monitor, view: View) -> None:
+        self._config, self._url, self._server, self._monitor, self._view = config, url, server, monitor, view
+        self._units: list[Unit] = []
+        self._signals: list[signal.Signals] = []
+        self._wait_until: float | None = None
+        """When those who are still draining are killed; None before the drain."""
+
+    def run(self) -> int:
+        """The exit code: 0 finished, 130/143 stopped by signal. Raises LaunchError."""
+        # A sweep starts Ray once for all of its runs; what is found running is left running.
+        ours = not ray.is_initialized()
+        if ours:
+            connect(self._config)
+        previous = {number: signal.signal(number, self._on_signal) for number in EX_INTERRUPTED}
+        try:
+            self._units = make_units(self._config, plain(self._config, secrets=True), self._url)
+            while not self._step():
+                self._view.update(self._monitor.snapshot)
+            self._view.update(self._monitor.snapshot)
+        except Unplaceable as error:
+            raise LaunchError(str(error)) from None
+        finally:
+            for unit in self._units:
+                unit.kill()
+            if ours:
+                ray.shutdown()
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        return EX_INTERRUPTED[self._signals[0]] if self._signals else EX_OK
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._signals.append(signal.Signals(number))
+
+    def _step(self) -> bool:
+        """One turn; True when all is over."""
+        if self._server is not None and self._server.ensure():
+            self._say("Redis died and was started again on its own data")
+        self._see_work()
+        for unit in self._units:
+            if not unit.done:
+                self._attend(unit)
+        over = all(unit.done for unit in self._units)
+        if not over:
+            self._drain()
+            time.sleep(TICK_SECONDS)
+        return over or self._forced()
+
+    def _see_work(self) -> None:
+        """Note which units got past their set-up: a death after that is not a failed start."""
+        working = {p.pid for p in self._monitor.snapshot.services if p.phase not in SETTING_UP}
+        for unit in self._units:
+            unit.worked = unit.worked or all(process in working for process in unit.processes)
+
+    def _attend(self, unit: Unit) -> None:
+        if unit.due is not None:
+            if self._wait_until is not None:
+                unit.done = True  # between two starts when the drain began: nothing to drain
+            elif time.monotonic() >= unit.due:
+                self._try(unit, unit.start)
+            return
+        end = unit.ended()
+        if end is None:
+            return
+        log.info("%s ended: %d %s", unit.label, end.code, end.line)
+        if self._wait_until is not None or (end.code == EX_OK and self._finished()):
+            unit.done = True
+            if unit.role == "learner":
+                self._begin_drain("the run is finished" if not self._signals else "stopped")
+            return
+        lived = time.monotonic() - unit.started
+        pause = unit.restarts.ended(end.code, lived, unit.worked)
+        reason = end.line or f"exit {end.code}"
+        self._monitor.restarted.labels(unit.role, "killed" if end.code == KILLED else f"exit_{end.code}").inc()
+        if pause is None:
+            self._give_up(unit, reason, end.code)
+        self._say(f"{unit.label}: {reason}; starting again in {pause:g} s (failure {unit.restarts.row} in a row)")
+        self._try(unit, unit.refresh)
+        unit.due = time.monotonic() + pause
+
+    def _try(self, unit: Unit, action: Callable[[], None]) -> None:
+        """Do something with a unit's processes; a death in the middle of it is one more failure of the unit."""
+        try:
+            action()
+        except RayError as error:
+            unit.running.clear()
+            pause = unit.restarts.ended(KILLED, 0.0, False)
+            if pause is None:
+                self._give_up(unit, " ".join(str(error).split())[:300], KILLED)
+            unit.due = time.monotonic() + pause
+
+    def _give_up(self, unit: Unit, reason: str, code: int) -> NoReturn:
+        row = unit.restarts.row
+        often = f"{row} failures in a row" if row > 1 else "no restart would help"
+        self._begin_drain(f"{unit.label} failed")
+        self._await_others(unit)
+        raise LaunchError(f"{unit.label} does not stay up ({often}): {reason}", code if code > 0 else EX_UNAVAILABLE)
+
+    def _await_others(self, failed: Unit) -> None:
+        """Let the healthy ones drain before the run ends with an error: nothing they hold is lost."""
+        failed.done = True
+        while not all(unit.done for unit in self._units) and not self._forced():
+            for unit in self._units:
+                if not unit.done and (unit.due is not None or unit.ended() is not None):
+                    unit.done = True
+            self._view.update(self._monitor.snapshot)
+            time.sleep(TICK_SECONDS)
+
+    def _finished(self) -> bool:
+        """Whether the learner has declared the run over: the monitor's look may be older than the learner's exit."""
+        broker = Broker.connect(self._config.broker, self._config.run, url=self._url)
+        try:
+            return broker.finished()
+        finally:
+            broker.close()
+
+    def _drain(self) -> None:
+        if self._signals and self._wait_until is None:
+            self._begin_drain(f"{self._signals[0].name}: draining, once more to force")
+
+    def _begin_drain(self, why: str) -> None:
+        if self._wait_until is not None:
+            return
+        self._wait_until = time.monotonic() + self._config.launch.drain_seconds
+        self._say(why)
+        for unit in self._units:
+            unit.stop(why)
+
+    def _forced(self) -> bool:
+        """Whether to stop waiting for those who drain."""
+        late = self._wait_until is not None and time.monotonic() > self._wait_until
+        if len(self._signals) < 2 and not late:
+            return False
+        left = [unit.label for unit in self._units if not unit.done]
+        why = (
+            "second signal" if len(self._signals) > 1 else f"not drained within {self._config.launch.drain_seconds:g} s"
+        )
+        self._say(f"{why}: killing {', '.join(left)}; what they held returns by lease when the run is resumed")
+        return True
+
+    def _say(self, text: str) -> None:
+        log.info("%s", text)
+        self._view.event(text)

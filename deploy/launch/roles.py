@@ -1,0 +1,26 @@
+"""Which class is which role, imported only when it is asked for: a verifier pod never loads torch."""
+
+from __future__ import annotations
+
+import importlib
+import typing
+from collections.abc import Sequence
+
+from broker.runtime.service import Service
+from deploy.config.tree import Config
+
+Startable = typing.Literal["actor", "verifier", "learner"]
+SERVICES: dict[Startable, tuple[str, str]] = {
+    "actor": ("actor.service", "ActorService"),
+    "verifier": ("verifier.service", "VerifierService"),
+    "learner": ("learner.service", "LearnerService"),
+}
+
+
+def make(role: Startable, config: Config, *, index: int, url: str | None, names: Sequence[str] = ()) -> Service:
+    """A service of this role, ready to `run()`. `names`: the queues a verifier serves (default: all of
+    verifier.serve)."""
+    module, name = SERVICES[role]
+    kind = getattr(importlib.import_module(module), name)
+    more = {"names": tuple(names)} if role == "verifier" else {}
+    return typing.cast("Service", kind(config, index=index, url=url, **more))

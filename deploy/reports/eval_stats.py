@@ -1,0 +1,131 @@
+"""Evaluations as figures with their uncertainty: pass@k, distinct answers, diversity, difficulty migration.
+
+Several seeds of one setting are one estimate: error bars are over problems and seeds together. Reads raw samples,
+writes nothing; the mathematics is learner/evaluation/stats.py's.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deploy.rundir import run_files
+from deploy.rundir.run_files import RecordError
+from learner.evaluation.stats import (
+    KS,
+    LEVELS,
+    Estimate,
+    PromptResult,
+    bootstrap,
+    bootstrap_difference,
+    gini_simpson,
+    migration,
+    pass_at_k,
+    per_prompt,
+    shannon,
+)
+
+DIVERSITY: dict[str, Callable[[Sequence[str]], float]] = {"shannon": shannon, "gini_simpson": gini_simpson}
+
+
+@dataclass(frozen=True)
+class Counted:
+    """One prompt's evaluation without its texts: samples, and how often each different right answer came up."""
+
+    prompt: int
+    n: int
+    answers: tuple[int, ...]
+    """Counts of the different right answers, largest first: all that any figure here needs."""
+
+    @classmethod
+    def of(cls, n: int, right: Sequence[str], prompt: int) -> Counted:
+        return cls(prompt, n, tuple(sorted(Counter(right).values(), reverse=True)))
+
+    def result(self) -> PromptResult:
+        """The same with made-up names for the answers."""
+        names = tuple(str(place) for place, times in enumerate(self.answers) for _ in range(times))
+        return PromptResult(self.prompt, self.n, names)
+
+
+def read(run: Path, version: int) -> list[Counted]:
+    """The evaluation of `version` in a run directory, by prompt. Raises RecordError where it is missing or empty."""
+    path = run / "eval" / f"v{version:08d}.jsonl"
+    if not path.exists():
+        raise RecordError(f"{path}: no raw samples of this evaluation; run it again")
+    found = []
+    for record in run_files.lines(path):
+        drawn = [(outcome, answer) for outcome, answer in record["samples"] if outcome != "error"]
+        if drawn:
+            right = [answer for outcome, answer in drawn if outcome == "pass"]
+            found.append(Counted.of(len(drawn), right, int(record["prompt"])))
+    if not found:
+        raise RecordError(f"{path}: holds no judged sample; evaluate again")
+    return found
+
+
+def last_version(run: Path) -> int:
+    """The newest evaluated version of a run. Raises RecordError without one."""
+    evaluated = run_files.evaluations(run)
+    if not evaluated:
+        raise RecordError(f"{run / 'eval.jsonl'}: no evaluation is finished; `sieve run --resume` goes on")
+    return int(evaluated[-1]["version"])
+
+
+def estimates(seeds: Sequence[Sequence[Counted]]) -> dict[str, Estimate]:
+    """Every figure of one setting's evaluations (one list a seed, the same prompts), with 95 % intervals.
+
+    `pass@k` for every k that all prompts have samples for, `distinct_correct`, `shannon` and `gini_simpson` over right
+    answers (of prompts with two or more), the share of prompts at each level. Raises RecordError when seeds differ in
+    their prompts.
+    """
+    table = [[counted.result() for counted in given] for given in seeds]
+    if len({tuple(result.prompt for result in given) for given in table}) != 1:
+        raise RecordError("evaluations of different prompts cannot be put together; evaluate all of them on the same")
+    n = np.array([[result.samples for result in given] for given in table])
+    c = np.array([[result.correct for result in given] for given in table])
+    found = {f"pass@{k}": bootstrap(pass_at_k(n, c, k)) for k in KS if k <= n.min()}
+    found["distinct_correct"] = bootstrap([[len(counted.answers) for counted in given] for given in seeds])
+    for name, measure in DIVERSITY.items():
+        values = [
+            per_prompt(given, lambda r, measure=measure: measure(r.answers) if r.correct > 1 else np.nan)  # type: ignore[misc]
+            for given in table
+        ]
+        known = np.isfinite(values).any(0)
+        # Which prompts have two right answers differs by seed: the seeds of a prompt are averaged first.
+        found[name] = bootstrap(np.nanmean(np.array(values)[:, known], 0)) if known.any() else Estimate(0.0, 0.0, 0.0)
+    rate = c / n
+    within = {"easy": rate >= 0.9, "medium": (rate >= 0.3) & (rate < 0.9), "hard": (c > 0) & (rate < 0.3)}
+    within["unsolved"] = c == 0
+    return found | {f"share_{name}": bootstrap(within[name].astype(float)) for name in LEVELS}
+
+
+def difference(after: Sequence[Sequence[Counted]], before: Sequence[Sequence[Counted]], k: int) -> Estimate:
+    """Difference of pass@k, paired by prompt and seed."""
+
+    def rates(seeds: Sequence[Sequence[Counted]]) -> Any:
+        n = [[counted.n for counted in given] for given in seeds]
+        return pass_at_k(n, [[sum(counted.answers) for counted in given] for given in seeds], k)
+
+    return bootstrap_difference(rates(after), rates(before))
+
+
+def migrations(before: Sequence[Sequence[Counted]], after: Sequence[Sequence[Counted]]) -> dict[str, dict[str, float]]:
+    """Mean number of prompts that went from each level to each level, over seeds paired in order."""
+    total = {origin: dict.fromkeys(LEVELS, 0.0) for origin in LEVELS}
+    pairs = list(zip(before, after, strict=True))
+    for first, second in pairs:
+        moved = migration([counted.result() for counted in first], [counted.result() for counted in second])
+        for origin, row in moved.items():
+            for end, count in row.items():
+                total[origin][end] += count / len(pairs)
+    return total
+
+
+def plain(found: dict[str, Estimate]) -> dict[str, Any]:
+    """Estimates as JSON: name → [mean, low, high]."""
+    return {name: [round(e.mean, 6), round(e.low, 6), round(e.high, 6)] for name, e in found.items()}

@@ -1,0 +1,237 @@
+"""`sieve eval`: any checkpoint or exported model of a run, through the same actors and verifiers as the run's own.
+
+An evaluation is a run of no steps with a directory and a broker of its own under `<run>/evaluations/`; the base model
+is evaluated there once, unless the run has done so on the same prompts. Holds the decisions of what to evaluate where,
+and the figures; never touches the run that it looks at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from broker.errors import EX_OK
+from broker.weights.peft_format import is_adapter
+from deploy.config.tree import Config, ConfigError
+from deploy.reports import eval_stats
+from deploy.reports.eval_stats import Counted
+from deploy.rundir import run_files
+from learner.data import fingerprint
+from learner.evaluation.stats import LEVELS, perplexity
+
+SHOWN = ("pass@1", "pass@4", "pass@16", "pass@64", "pass@128", "pass@256", "distinct_correct", "shannon",
+         "gini_simpson")  # fmt: skip
+LONGEST_NAME = 64
+MEASURED = "measured.json"
+
+
+def evaluate(config: Config, checkpoint: Path, console: Console, *, fresh: bool, view: bool) -> int:
+    """Evaluate `checkpoint` and the base, write evaluation.json, show the table. The exit code."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # of loading a model: the terminal is the view's
+    checkpoint = checkpoint.resolve()
+    model = _model(config, checkpoint)
+    after, code = _through_the_lane(config, model, _label(config, checkpoint), console, fresh=fresh, view=view)
+    if code != EX_OK:
+        return code
+    if checkpoint == config.model.path.resolve():
+        before = after
+    else:
+        own = config.run.path
+        before = own if _same_measure(config, own) else None  # type: ignore[assignment]
+        if before is None:
+            before, code = _through_the_lane(config, config.model.path, "base", console, fresh=False, view=view)
+            if code != EX_OK:
+                return code
+    found = figures(before, after) | {"checkpoint": str(checkpoint), "base": str(config.model.path)}
+    found["base_perplexity"] = {
+        "base": base_perplexity(config, before, own=True),
+        "checkpoint": base_perplexity(config, after, own=before == after),
+    }
+    run_files.write_json(after / "report" / "evaluation.json", found)
+    show(found, console)
+    for path in (after / "report" / "evaluation.json", after / "eval" / "v00000000.parquet"):
+        console.print(str(path), highlight=False, soft_wrap=True)
+    return EX_OK
+
+
+def figures(before: Path, after: Path) -> dict[str, Any]:
+    """Both evaluations (version 0 of each directory) with intervals, their paired difference, and the migration."""
+    base, tuned = eval_stats.read(before, 0), eval_stats.read(after, 0)
+    shared = sorted({counted.prompt for counted in base} & {counted.prompt for counted in tuned})
+    base, tuned = [_at(base, index) for index in shared], [_at(tuned, index) for index in shared]
+    left, right = eval_stats.estimates([base]), eval_stats.estimates([tuned])
+    names = [name for name in left if name.startswith("pass@") and name in right]
+    change = {name: eval_stats.difference([tuned], [base], int(name[5:])) for name in names}
+    return {
+        "prompts": len(shared),
+        "figures": {"base": eval_stats.plain(left), "checkpoint": eval_stats.plain(right)},
+        "change": eval_stats.plain(change),
+        "migration": eval_stats.migrations([base], [tuned]),
+    }
+
+
+def _at(given: list[Counted], prompt: int) -> Counted:
+    return next(counted for counted in given if counted.prompt == prompt)
+
+
+def base_perplexity(config: Config, run: Path, *, own: bool) -> dict[str, float | None]:
+    """exp(−Σ log π_b / tokens) of what was sampled in `run`: of all outputs and of the right ones.
+
+    `own`: the base sampled them, so the sampler's log-probabilities are the base's.
+    """
+    from learner.evaluation.results import read_parquet
+
+    rows = list(read_parquet(run / "eval" / "v00000000.parquet"))
+    if own:
+        sums = [np.array(row.log_probs, float) for row in rows]
+    else:
+        from learner.data.prompts import load_tokenizer, read_prompts
+        from learner.model.perplexity import base_log_probs
+        from learner.start import compute_dtype
+
+        assert config.data.held_out is not None  # _through_the_lane refuses a configuration without
+        tokenizer = load_tokenizer(config.model.path)
+        held_out = read_prompts(config.data.held_out, tokenizer, vocabulary=1 << 31, longest=1 << 31, data=config.data)
+        prompts = [np.frombuffer(held_out[row.prompt].tokens, "<i4") for row in rows]
+        sums = base_log_probs(
+            config.model.path, prompts, [row.tokens for row in rows], dtype=compute_dtype(config.model),
+            budget=config.learner.micro_batch_tokens,
+        )  # fmt: skip
+    total = {"all": [0.0, 0], "right": [0.0, 0]}
+    for row, logs in zip(rows, sums, strict=True):
+        for outcome, ids, log_prob in zip(row.outcomes, row.tokens, logs, strict=True):
+            for name in ("all", "right") if outcome == "pass" else ("all",):
+                total[name][0] += float(log_prob)
+                total[name][1] += len(ids)
+    return {name: perplexity(logs, int(tokens)) if tokens else None for name, (logs, tokens) in total.items()}
+
+
+def _model(config: Config, checkpoint: Path) -> Path:
+    """The Hugging Face directory of what is to be evaluated; a training checkpoint or an adapter becomes one."""
+    if (checkpoint / "config.json").is_file() and list(checkpoint.glob("*.safetensors")):
+        return checkpoint
+    from learner.model.checkpoint import is_checkpoint
+
+    if not is_checkpoint(checkpoint) and not is_adapter(checkpoint):
+        raise ConfigError(
+            [
+                f"--checkpoint {checkpoint}: neither a checkpoint of a run (…/checkpoints/step-…) nor a Hugging Face "
+                f"model directory (config.json, *.safetensors) nor an adapter of model.path (adapter_config.json); "
+                f"{config.run.path}/model, /weights and /checkpoints hold such"
+            ]
+        )
+    from learner.start import compute_dtype
+    from learner.weights.publish import convert, convert_adapters
+
+    out, base = config.run.path / "evaluations" / "models" / _label(config, checkpoint), config.model.path
+    if is_adapter(checkpoint):
+        convert_adapters(checkpoint, out, base, compute_dtype(config.model))
+    else:
+        convert(checkpoint, out, base, compute_dtype(config.model), config.model.lora)
+    return out
+
+
+def _label(config: Config, checkpoint: Path) -> str:
+    """A name for the evaluation's directory: the checkpoint's own inside the run, with its path's hash elsewhere."""
+    if checkpoint == config.model.path.resolve():
+        return "base"
+    if checkpoint.is_relative_to(config.run.path.resolve()):
+        return checkpoint.name
+    return f"{checkpoint.name[:40]}-{hashlib.sha256(str(checkpoint).encode()).hexdigest()[:8]}"
+
+
+def _through_the_lane(
+    config: Config, model: Path, label: str, console: Console, *, fresh: bool, view: bool
+) -> tuple[Path, int]:
+    """(directory, exit code) of the evaluation run of `model`; one that is finished is not done again."""
+    if config.data.held_out is None:
+        raise ConfigError(["data.held_out is not set, so there is nothing to evaluate on; name a file of prompts"])
+    name = f"{config.run.name}.{label}"
+    if len(name) > LONGEST_NAME:
+        name = f"{name[: LONGEST_NAME - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    run = config.run.model_copy(update={"name": name, "directory": config.run.path / "evaluations"})
+    own = config.model_copy(
+        update={
+            "run": run,
+            "model": config.model.model_copy(update={"path": model, "lora": None}),
+            "schedule": config.schedule.model_copy(update={"steps": 0}),
+        }
+    )
+    measured, wanted = run.path / MEASURED, _measure(own)
+    if not fresh and _same_measure(own, run.path) and _text(measured) == wanted:
+        return run.path, EX_OK
+    from deploy.launch.launcher import launch
+    from deploy.rundir.lock import TRACES
+
+    there = any((run.path / trace).exists() for trace in TRACES)
+    # One that was cut off goes on; one of another model, prompts or samples, or one to be done again, is put aside.
+    cut_off = there and not fresh and not run_files.evaluations(run.path)
+    code = launch(own, console, resume=cut_off, fresh=there and not cut_off, live=view)
+    if code == EX_OK:
+        measured.write_text(wanted, encoding="utf-8")
+    return run.path, code
+
+
+def _measure(config: Config) -> str:
+    """What an evaluation is of: the model by its content, since a directory's may change, the prompts, the sampling."""
+    assert config.data.held_out is not None
+    return json.dumps({
+        "model": hashlib.sha256(fingerprint.of_model(config.model.path)).hexdigest(), "dtype": config.model.dtype,
+        "held_out": fingerprint.of_prompts(config.data.held_out).hex(),
+        "columns": config.data.columns.model_dump(mode="json"),
+        "seed": config.run.seed, "sampling": config.sampling.model_dump(mode="json"),
+    }, sort_keys=True)  # fmt: skip
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.exists() else None
+
+
+def _same_measure(config: Config, run: Path) -> bool:
+    """Whether `run` has evaluated its version 0 with the prompts and samples that `config` asks for."""
+    first = next((record for record in run_files.evaluations(run) if record["version"] == 0), None)
+    wanted = (config.evaluation.prompts, config.evaluation.samples)
+    return (
+        first is not None
+        and (int(first["prompts"]), int(first["samples"])) == wanted
+        and (run / "eval" / "v00000000.parquet").exists()
+    )
+
+
+def show(found: dict[str, Any], console: Console) -> None:
+    """The table base → checkpoint, and where the prompts went."""
+    title = f"{found['prompts']} held-out prompts, 95 % over problems"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)  # fits into 80 columns
+    for name in ("", "base", "checkpoint", "change"):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    for name in SHOWN:
+        if name not in found["figures"]["base"] or name not in found["figures"]["checkpoint"]:
+            continue
+        cells = [_interval(found["figures"][which][name]) for which in ("base", "checkpoint")]
+        change = found["change"].get(name)
+        table.add_row(name, *cells, "" if change is None else _interval(change, sign="+"))
+    for which, name in (("all", "base perplexity"), ("right", "  of right ones")):
+        pair = [found["base_perplexity"][of][which] for of in ("base", "checkpoint")]
+        table.add_row(name, *("–" if value is None else f"{value:.3f}" for value in pair), "")
+    console.print(table)
+    moved = Table(title="prompts: before ↓ after →", title_justify="left")
+    for name in ("", *LEVELS):
+        moved.add_column(name, justify="right" if name else "left")
+    for origin in LEVELS:
+        moved.add_row(origin, *(f"{found['migration'][origin][end]:.0f}" for end in LEVELS))
+    console.print(moved)
+
+
+def _interval(value: list[float], sign: str = "") -> str:
+    mean, low, high = value
+    ends = " ".join(f"{end:{sign}.2f}".replace("0.", ".", 1) for end in (low, high))
+    return f"{mean:{sign}.3f} [{ends}]"

@@ -1,0 +1,152 @@
+"""A sweep's outcome as one file, results.json: everything its tables and pictures are made of, and nothing else.
+
+Per run and prompt: samples drawn, and how often each different right answer came up. From these, all figures are
+computed anew; so the file can be committed, and anybody can check or redraw what is said about it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deploy.reports import eval_stats
+from deploy.reports.eval_stats import Counted
+from deploy.rundir import run_files
+from deploy.rundir.run_files import RecordError
+from deploy.sweeps.plan import BASE
+from deploy.sweeps.runner import MANIFEST, read_manifest
+
+SCHEMA = 1
+CURVES = (
+    "pass_rate", "entropy", "response_length", "ess_rho", "ess_rho_alpha", "ess_weight", "mean_r", "staleness_mean",
+    "grad_norm", "clipped_share", "truncated_share",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The runs of one point, by seed; `point` None is the base model."""
+
+    key: str
+    point: dict[str, Any] | None
+    seeds: list[int]
+    evaluations: list[list[Counted]]
+    """One a seed, of the same prompts."""
+    curves: list[dict[str, list[float | None]]]
+    """Columns of metrics.jsonl over the step, one a seed."""
+    seconds: list[float]
+
+
+@dataclass(frozen=True)
+class Results:
+    """A sweep, read back: the base, and the points in the order they were asked for."""
+
+    raw: dict[str, Any]
+    base: Outcome
+    points: list[Outcome]
+
+    @property
+    def title(self) -> str:
+        return str(self.raw["name"])
+
+    @property
+    def is_study(self) -> bool:
+        """Whether staleness was forced."""
+        return any(outcome.point is not None and outcome.point["staleness"] is not None for outcome in self.points)
+
+    def base_of(self, outcome: Outcome) -> list[list[Counted]]:
+        """The base's evaluations with the seeds of `outcome`."""
+        by_seed = dict(zip(self.base.seeds, self.base.evaluations, strict=True))
+        missing = [seed for seed in outcome.seeds if seed not in by_seed]
+        if missing:
+            raise RecordError(f"{self.title}: the base was not evaluated with seed {missing[0]}; run the sweep again")
+        return [by_seed[seed] for seed in outcome.seeds]
+
+
+def is_sweep(path: Path) -> bool:
+    """Whether `path` is a sweep's directory or a results.json."""
+    return (path / MANIFEST).is_file() or (path.is_file() and path.name.endswith("results.json"))
+
+
+def collect(directory: Path) -> dict[str, Any]:
+    """Read the runs of a sweep that are done. Raises RecordError when none is, or the base is not."""
+    manifest = read_manifest(directory)
+    steps = int(manifest["settings"]["schedule"]["steps"])
+    runs = []
+    for planned in manifest["runs"]:
+        path = directory / planned["name"]
+        wanted = steps if planned["point"] else 0
+        evaluated = run_files.evaluations(path)
+        if not evaluated or int(evaluated[-1]["step"]) != wanted:
+            continue
+        version = int(evaluated[-1]["version"])
+        trained = run_files.steps(path)
+        runs.append(
+            planned
+            | {
+                "seconds": round(run_files.wall_seconds(path) or 0.0, 1),
+                "version": version,
+                "prompts": [[c.prompt, c.n, list(c.answers)] for c in eval_stats.read(path, version)],
+                "curves": {name: [_round(step.get(name)) for step in trained] for name in CURVES} if trained else {},
+            }
+        )
+    return {
+        "schema": SCHEMA,
+        "name": manifest["name"],
+        "commands": manifest["commands"],
+        "machine": manifest["machine"],
+        "settings": _told(manifest["settings"]),
+        "unfinished": [run["name"] for run in manifest["runs"] if run["name"] not in {done["name"] for done in runs}],
+        "runs": runs,
+    }
+
+
+def load(source: Path) -> Results:
+    """A sweep's directory or a results.json. Raises RecordError."""
+    if source.is_dir():
+        raw = collect(source)
+    else:
+        try:
+            raw = json.loads(source.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise RecordError(f"{source}: cannot be read as JSON; `sieve report SWEEP_DIR` writes it") from None
+        if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
+            raise RecordError(f"{source}: not of schema {SCHEMA}; make it again with `sieve report SWEEP_DIR`")
+    grouped: dict[str, list[dict[str, Any]]] = {}
+    for run in raw["runs"]:
+        grouped.setdefault(run["point"]["key"] if run["point"] else BASE, []).append(run)
+    if BASE not in grouped or len(grouped) < 2:
+        raise RecordError(f"{source}: no run is done yet beside the base; `sieve sweep` goes on with it")
+    found = [_outcome(key, runs) for key, runs in grouped.items()]
+    base = next(outcome for outcome in found if outcome.point is None)
+    return Results(raw, base, [outcome for outcome in found if outcome.point is not None])
+
+
+def _outcome(key: str, runs: Sequence[dict[str, Any]]) -> Outcome:
+    return Outcome(
+        key=key,
+        point=runs[0]["point"],
+        seeds=[int(run["seed"]) for run in runs],
+        evaluations=[[Counted(prompt, n, tuple(answers)) for prompt, n, answers in run["prompts"]] for run in runs],
+        curves=[run["curves"] for run in runs],
+        seconds=[float(run["seconds"]) for run in runs],
+    )
+
+
+def _round(value: Any) -> float | None:
+    """Four significant digits: what a curve shows, at a quarter of the bytes."""
+    return None if value is None or not math.isfinite(value) else float(f"{value:.4g}")
+
+
+def _told(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that say what was done, without where on this machine it was done."""
+    kept = {name: settings[name] for name in ("sampling", "schedule", "evaluation", "learner")}
+    kept["model"] = {"path": Path(settings["model"]["path"]).name, "dtype": settings["model"]["dtype"]}
+    kept["data"] = {
+        name: Path(str(settings["data"][name])).name for name in ("train", "held_out") if settings["data"].get(name)
+    }
+    return kept

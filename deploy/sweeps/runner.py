@@ -1,0 +1,197 @@
+"""`sieve sweep`: the runs of a plan one after the other, as ordinary runs under `<run.directory>/<name>/`.
+
+A run that is done is not done again, one that was cut off goes on where it was, and one that fails does not keep the
+others from running. `sweep.json` says what belongs together; adding objectives or seeds later extends it, changing
+anything else is refused. Model and prompts are compared by what is in them, so a checkout may move, and keys that a
+newer release has added by their defaults. Which runs there are is plan.py's business, what came out frontier.py's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from rich.console import Console
+
+from broker.errors import EX_OK, EX_USAGE, SieveError
+from deploy.config.tree import Config, ConfigError, explain, plain
+from deploy.rundir import run_files
+from deploy.sweeps.plan import Planned, Point, plan
+from learner.data import fingerprint
+
+MANIFEST = "sweep.json"
+SCHEMA = 1
+
+
+class SweepConflict(SieveError):
+    """The directory holds a sweep of other settings."""
+
+    exit_code = EX_USAGE
+
+
+class SweepFailed(SieveError):
+    """Some runs did not end well; the message names them and the first one's reason."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.exit_code = code  # type: ignore[misc]
+
+
+def sweep(
+    config: Config, name: str, chosen: Sequence[Point], seeds: int, console: Console, *, command: str, view: bool
+) -> int:
+    """Carry out (the rest of) a sweep. The exit code: 0, or 130/143 when it was stopped.
+
+    Raises ConfigError, SweepConflict, SweepFailed.
+    """
+    from deploy.config.checks import problems_of
+
+    runs = plan(config, name, chosen, seeds)
+    problems = {line for planned in runs for line in problems_of(planned.config)}
+    if problems:
+        raise ConfigError(sorted(problems))
+    directory = config.run.directory / name
+    write_manifest(directory, config, runs, command)
+    return _execute(runs, console, view)
+
+
+def _execute(runs: Sequence[Planned], console: Console, view: bool) -> int:
+    import ray
+
+    from deploy.launch.launcher import launch
+    from deploy.launch.ray_units import connect
+    from deploy.rundir.lock import TRACES
+
+    failed: dict[str, SieveError] = {}
+    begin = time.time()
+    try:
+        for number, planned in enumerate(runs, 1):
+            head = f"[{number}/{len(runs)}] {planned.title}"
+            if done(planned):
+                console.print(f"{head}: done before", highlight=False, soft_wrap=True)
+                continue
+            there = any((planned.path / trace).exists() for trace in TRACES)
+            resumed = " (goes on)" if there else ""
+            console.print(f"{head}: {planned.path}{resumed}", highlight=False, soft_wrap=True)
+            if not ray.is_initialized():
+                connect(planned.config)  # once for all runs: launch() leaves a Ray that it finds running
+            try:
+                code = launch(planned.config, console, resume=there, fresh=False, live=view)
+            except SieveError as error:
+                failed[planned.title] = error
+                console.print(f"{head}: failed: {error}", highlight=False, soft_wrap=True)
+                continue
+            if code != EX_OK:
+                console.print("the sweep is stopped; the same command goes on", highlight=False)
+                return code
+    finally:
+        ray.shutdown()
+    if failed:
+        title, first = next(iter(failed.items()))
+        raise SweepFailed(
+            f"{len(failed)} of {len(runs)} runs failed, first {title}: {first}; the same command tries them again",
+            first.exit_code,
+        )
+    console.print(f"{len(runs)} runs done, {time.time() - begin:.0f} s in this session", highlight=False)
+    return EX_OK
+
+
+def done(planned: Planned) -> bool:
+    """Whether the run has ended well with its last evaluation on disk."""
+    sessions = list(run_files.lines(planned.path / "sessions.jsonl"))
+    evaluated = run_files.evaluations(planned.path)
+    return (
+        bool(sessions)
+        and sessions[-1]["outcome"] == "finished"
+        and bool(evaluated)
+        and int(evaluated[-1]["step"]) == planned.config.schedule.steps
+    )
+
+
+def write_manifest(directory: Path, config: Config, runs: Sequence[Planned], command: str) -> None:
+    """Create `sweep.json`, or extend the one that is there by new points and seeds. Raises SweepConflict."""
+    tree = plain(config)
+    tree.pop("sweep")
+    tree["run"].pop("name")  # the sweep's name decides
+    found: dict[str, Any] = {"schema": SCHEMA, "name": directory.name, "settings": tree, "contents": contents(config),
+             "runs": [], "commands": [], "machine": machine()}  # fmt: skip
+    if (directory / MANIFEST).exists():
+        now, found = found, read_manifest(directory)
+        known = found.get("contents", {})  # without them, of an older release, by paths
+        changed = _differences(_comparable(found, known), _comparable(now, now["contents"] if known else {}))
+        found["contents"] = now["contents"]
+        if changed:
+            raise SweepConflict(
+                f"{directory}: holds a sweep with other settings ({', '.join(changed[:5])}); its runs would not be "
+                f"comparable with these: take another name with --name, or undo the change"
+            )
+    known = {run["name"] for run in found["runs"]}
+    for planned in runs:
+        if planned.config.run.name not in known:
+            point = None if planned.point is None else planned.point.plain()
+            found["runs"].append({"name": planned.config.run.name, "seed": planned.seed, "point": point})
+    if command and command not in found["commands"]:
+        found["commands"].append(command)
+    run_files.write_json(directory / MANIFEST, found)
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """The manifest of a sweep's directory. Raises RecordError."""
+    path = directory / MANIFEST
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise run_files.RecordError(f"{path}: cannot be read; `sieve sweep` writes it") from None
+    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+        raise run_files.RecordError(f"{path}: not of schema {SCHEMA}; run the sweep with this release")
+    return found
+
+
+def contents(config: Config) -> dict[str, str | None]:
+    """Hashes of the files that the runs are made of, by the key that names them."""
+    held_out = config.data.held_out
+    return {
+        "model.path": hashlib.sha256(fingerprint.of_model(config.model.path)).hexdigest(),
+        "data.train": fingerprint.of_prompts(config.data.train).hex(),
+        "data.held_out": None if held_out is None else fingerprint.of_prompts(held_out).hex(),
+    }
+
+
+def _comparable(manifest: dict[str, Any], digests: dict[str, str | None]) -> dict[str, Any]:
+    """A manifest's settings as this release reads them, without what may differ between comparable runs."""
+    run = {**manifest["settings"]["run"], "name": manifest["name"]}
+    try:
+        tree = plain(Config.model_validate({**manifest["settings"], "run": run}))
+    except ValidationError as error:
+        raise SweepConflict(
+            f"{manifest['name']}: holds a sweep whose settings this release cannot read ({explain(error)[0]}); take "
+            f"another name with --name"
+        ) from None
+    for key in ("name", "directory", "seed"):  # where the runs are; and every run has its own seed
+        del tree["run"][key]
+    del tree["sweep"]
+    for key, digest in digests.items():
+        section, name = key.split(".")
+        tree[section][name] = digest
+    return tree
+
+
+def _differences(before: Any, now: Any, key: str = "") -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        names = sorted(before.keys() | now.keys())
+        return [
+            line for name in names for line in _differences(before.get(name), now.get(name), f"{key}.{name}".strip("."))
+        ]
+    return [] if before == now else [f"{key} was {before!r}, now {now!r}"]
+
+
+def machine() -> dict[str, Any]:
+    """What the wall times were measured on, as far as it matters and says nothing about whose it is."""
+    return {"processor": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}

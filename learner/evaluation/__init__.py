@@ -1,0 +1,5 @@
+"""Evaluation on held-out prompts: statistics of samples, requests through the eval lane, result files.
+
+May import broker.
+Never imports torch: reports and `sieve eval` read these statistics without it.
+"""

@@ -1,0 +1,239 @@
+"""The step on one rank: it learns, refuses what is not finite, keeps base scores; damaged checkpoints are refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from broker.queue.state import Group
+from learner.batch.samples import Samples
+from learner.metrics import Journal, figures, whole_step
+from learner.model.checkpoint import CheckpointCorrupt, Checkpoints, Progress
+from learner.model.model import full_state, load, shard
+from learner.objective.registry import build
+from learner.ranks import Ranks
+from learner.settings import LearnerSettings, OptimizerSettings
+from learner.train.partition import PartitionFunction
+from learner.train.step import Report, Trainer
+from tests.learner.learner_rig import make_groups
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[Ranks]:
+    world = Ranks("cpu", 60)
+    yield world
+    world.close()
+
+
+@pytest.fixture
+def trainer(model_path: Path, ranks: Ranks) -> Trainer:
+    settings = LearnerSettings(micro_batch_tokens=64, optimizer=OptimizerSettings(lr=0.02, warmup_steps=2))
+    policy = shard(load(model_path, torch.float32), ranks.mesh, compute=torch.float32, trainable=True)
+    base = shard(load(model_path, torch.float32), ranks.mesh, compute=torch.float32, trainable=False)
+    return Trainer(
+        settings, ranks, policy, base, build(settings.objective, length_norm=6.0), PartitionFunction(settings.partition)
+    )
+
+
+def samples_of(groups: list[Group]) -> Samples:
+    return Samples.of(groups, [np.arange(3, 6, dtype=np.int32)] * len(groups), list(range(len(groups))))
+
+
+def take(trainer: Trainer, step: int, groups: list[Group] | None = None) -> tuple[Samples, Report]:
+    samples = samples_of(make_groups(6, 4, seed=step) if groups is None else groups)
+    return samples, trainer.step(samples, step=step, progress=0.5, version=step)
+
+
+def test_steps_move_probability_to_answers_that_pass(trainer: Trainer, model_path: Path) -> None:
+    def mass() -> float:
+        whole = load(model_path, torch.float32)
+        whole.load_state_dict(full_state(trainer.policy, torch.float32, keep=True))
+        with torch.no_grad():
+            logits = whole(torch.arange(3, 6)[None]).logits[0, -1]
+        return float(logits.softmax(-1)[::2].sum())
+
+    before = mass()
+    for step in range(1, 16):
+        _, report = take(trainer, step)
+        assert not report.refused and math.isfinite(report.loss) and report.grad_norm > 0
+    assert mass() > before + 0.15
+
+
+def test_warm_up_rises_to_the_rate(trainer: Trainer) -> None:
+    assert [take(trainer, step)[1].lr for step in (1, 2, 3)] == [0.01, 0.02, 0.02]
+
+
+def test_base_scores_are_computed_once_and_frozen(trainer: Trainer) -> None:
+    samples, _ = take(trainer, 1)
+    first = [np.array(values) for values in samples.base]
+    groups = make_groups(6, 4, seed=1)
+    again = samples_of(groups)
+    trainer.step(again, step=2, progress=0.5, version=2)  # the policy has moved, the base has not
+    for left, right in zip(first, again.base, strict=True):
+        np.testing.assert_allclose(left, right, atol=1e-6)
+    given = samples_of(groups)
+    given.base = [np.full_like(values, -1.0) for values in given.behaviour]
+    trainer.step(given, step=3, progress=0.5, version=3)
+    assert all((values == -1.0).all() for values in given.base if values is not None)
+
+
+def test_z_is_pooled_over_visits_and_counts_each_sample_once(trainer: Trainer) -> None:
+    for step in (1, 2):
+        take(trainer, step)
+    assert [trainer.partition.statistics(prompt).count for prompt in range(6)] == [8] * 6
+
+
+@pytest.mark.parametrize("where", ["policy", "base", "gradient"])
+def test_a_step_with_a_non_finite_number_changes_nothing(trainer: Trainer, ranks: Ranks, where: str) -> None:
+    take(trainer, 1)
+    before = {name: tensor.clone() for name, tensor in full_state(trainer.policy, torch.float32, keep=True).items()}
+    moments = [value["exp_avg"].to_local().clone() for value in trainer.optimizer.state.values()]
+    handle: Any = None
+    if where == "gradient":
+        weight = next(iter(trainer.policy.parameters()))
+        handle = weight.register_post_accumulate_grad_hook(lambda p: p.grad.to_local().fill_(torch.inf))
+    else:
+        model = trainer.policy if where == "policy" else trainer.base
+        handle = model.head.register_forward_hook(lambda module, inputs, output: output * torch.nan)
+    _, report = take(trainer, 2)
+    handle.remove()
+    assert "non-finite" in report.refused
+    after = full_state(trainer.policy, torch.float32, keep=True)
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    for old, new in zip(moments, trainer.optimizer.state.values(), strict=True):
+        assert torch.equal(old, new["exp_avg"].to_local())
+    _, report = take(trainer, 3)
+    assert not report.refused
+
+
+def test_a_refused_gradient_names_its_parameter(trainer: Trainer) -> None:
+    name, weight = list(trainer.policy.causal_lm.named_parameters())[3]
+    weight.register_post_accumulate_grad_hook(lambda p: p.grad.to_local().fill_(torch.nan))
+    assert name in take(trainer, 1)[1].refused
+
+
+def test_a_step_without_completions_is_refused_by_name(trainer: Trainer) -> None:
+    assert take(trainer, 1, [])[1].refused == "no completions"
+
+
+def test_the_mismatch_is_measured_on_the_freshest_samples(trainer: Trainer, ranks: Ranks) -> None:
+    """Uniform draws under a policy that is not uniform: |log π − log μ| of exactly these tokens."""
+    samples, report = take(trainer, 1, make_groups(4, 4, version=1))
+    sequences = whole_step(ranks, report)
+    assert sequences is not None
+    line = figures(sequences, report, trainer.objective, step=1, version=1, progress=0.5, current=True)
+    gaps = np.concatenate([np.abs(b - m) for b, m in zip(samples.base, samples.behaviour, strict=True)])
+    assert line["mismatch_mean"] == pytest.approx(gaps.mean(), rel=1e-4)
+    assert line["mismatch_max"] == pytest.approx(gaps.max(), rel=1e-4)
+    stale = figures(sequences, report, trainer.objective, step=1, version=1, progress=0.5, current=False)
+    assert (line["mismatch_staleness"], stale["mismatch_staleness"]) == (0, 1)
+    assert line["entropy"] == pytest.approx(-np.concatenate(samples.base).mean(), rel=1e-4)
+    assert line["tokens"] == samples.tokens and line["groups"] == 4
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def tensors_of(path: Path) -> Path:
+    return next(path.glob("__0_*"))
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "flipped bit": (lambda path: flip(tensors_of(path)), "expected sha256"),
+    "truncated": (lambda path: tensors_of(path).write_bytes(b"x"), "bytes, found 1"),
+    "missing file": (lambda path: tensors_of(path).unlink(), "found no file"),
+    "missing manifest": (lambda path: (path / "manifest.json").unlink(), "manifest.json cannot be read"),
+    "half a manifest": (lambda path: (path / "manifest.json").write_text('{"schema": 1'), "manifest.json is not JSON"),
+    "another schema": (lambda path: (path / "manifest.json").write_text('{"schema": 9}'), "not of schema 1"),
+    "no files listed": (
+        lambda path: (path / "manifest.json").write_text(
+            json.dumps(json.loads((path / "manifest.json").read_text()) | {"files": {}})
+        ),
+        "does not list",
+    ),
+    "state": (lambda path: flip(path / "state.msgpack"), "state.msgpack: expected sha256"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_refused_with_the_remedy(
+    trainer: Trainer, ranks: Ranks, tmp_path: Path, damage: str
+) -> None:
+    store = Checkpoints(tmp_path / "checkpoints", ranks)
+    for step in (1, 2):
+        take(trainer, step)
+        store.save(Progress(step, step, step, "f", trainer.partition.pack()), trainer.policy, trainer.optimizer)
+    spoil, message = DAMAGE[damage]
+    spoil(store.directory(2))
+    with pytest.raises(CheckpointCorrupt) as caught:
+        store.load(2, trainer.policy, trainer.optimizer, fingerprint="f")
+    assert message in str(caught.value)
+    assert "delete that directory to resume from step 1" in str(caught.value)
+    assert store.load(1, trainer.policy, trainer.optimizer, fingerprint="f").step == 1
+
+
+def test_a_checkpoint_brings_back_weights_moments_z_and_random_state(
+    trainer: Trainer, ranks: Ranks, tmp_path: Path
+) -> None:
+    store = Checkpoints(tmp_path / "checkpoints", ranks)
+    take(trainer, 1)
+    saved = Progress(1, 7, 1, "f", trainer.partition.pack())
+    store.save(saved, trainer.policy, trainer.optimizer)
+    expected_draw = torch.rand(3)
+    _, report = take(trainer, 2)
+    after = {name: tensor.clone() for name, tensor in full_state(trainer.policy, torch.float32, keep=True).items()}
+
+    assert store.load(1, trainer.policy, trainer.optimizer, fingerprint="f") == saved
+    assert torch.equal(torch.rand(3), expected_draw)
+    trainer.partition.load(saved.z)
+    _, again = take(trainer, 2)
+    assert (again.loss, again.grad_norm) == (report.loss, report.grad_norm)
+    found = full_state(trainer.policy, torch.float32, keep=True)
+    assert all(torch.equal(found[name], tensor) for name, tensor in after.items())
+
+
+def test_a_checkpoint_of_another_run_is_refused(trainer: Trainer, ranks: Ranks, tmp_path: Path) -> None:
+    store = Checkpoints(tmp_path / "checkpoints", ranks)
+    store.save(Progress(1, 1, 1, "f" * 12), trainer.policy, trainer.optimizer)
+    with pytest.raises(CheckpointCorrupt, match=r"choose another run\.name"):
+        store.load(1, trainer.policy, trainer.optimizer, fingerprint="g" * 12)
+
+
+def test_a_save_that_died_half_way_is_not_a_checkpoint(trainer: Trainer, ranks: Ranks, tmp_path: Path) -> None:
+    store = Checkpoints(tmp_path / "checkpoints", ranks)
+    store.save(Progress(1, 1, 1, "f"), trainer.policy, trainer.optimizer)
+    half = tmp_path / "checkpoints" / ".step-00000002.partial"
+    half.mkdir()
+    (half / "__0_0.distcp").write_bytes(b"half")
+    assert store.steps() == [1]
+    store.save(Progress(2, 1, 1, "f"), trainer.policy, trainer.optimizer)
+    store.save(Progress(2, 2, 2, "f"), trainer.policy, trainer.optimizer)
+    store.save(Progress(3, 2, 2, "f"), trainer.policy, trainer.optimizer)
+    assert store.load(2, trainer.policy, trainer.optimizer, fingerprint="f").version == 2
+    store.keep(1, committed=2)
+    assert store.steps() == [2, 3]
+    assert sorted(entry.name for entry in (tmp_path / "checkpoints").iterdir()) == ["step-00000002", "step-00000003"]
+
+
+def test_the_journal_lists_no_step_twice_after_a_resume(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "metrics.jsonl")
+    journal.truncate(5)  # nothing there yet
+    for step in (1, 2, 3):
+        journal.append({"step": step, "loss": float("nan"), "deep": {"value": float("inf")}})
+    with open(journal.path, "a") as file:
+        file.write('{"step": 4, "lo')
+    journal.truncate(2)
+    journal.append({"step": 3})
+    lines = [json.loads(line) for line in journal.path.read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert lines[0] == {"step": 1, "loss": None, "deep": {"value": None}}
