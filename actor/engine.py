@@ -112,7 +112,7 @@ class Engine(Protocol):
     def submit(self, ticket: Ticket, prompt: Prompt) -> None:
         """Start sampling `ticket.missing`. Raises WrongVersion or PromptTooLong, having started nothing."""
 
-    def cancel(self, gids: Collection[str]) -> int:
+    def cancel(self, group_ids: Collection[str]) -> int:
         """Forget these tickets' unfinished completions (nobody waits for them any more); returns how many."""
 
     def poll(self, seconds: float) -> list[Completion]:
@@ -135,7 +135,7 @@ def admitted(ticket: Ticket, prompt: Prompt, *, loaded: int | None, new: int, po
 
     `positions`: the longest sequence; `whose`: what has them, for a person. Raises WrongVersion, PromptTooLong."""
     if loaded is None or forbids(ticket, loaded):
-        raise WrongVersion(f"{ticket.lane} ticket {ticket.gid} needs version {ticket.version}, loaded is {loaded}")
+        raise WrongVersion(f"{ticket.lane} ticket {ticket.group_id} needs version {ticket.version}, loaded is {loaded}")
     tokens: list[int] = np.frombuffer(prompt.tokens, "<i4").tolist()
     if not 1 <= len(tokens) <= positions - new:
         raise PromptTooLong(

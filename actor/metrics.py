@@ -1,4 +1,4 @@
-"""What an actor measures. Label values are the fixed words below; nothing here is read back by the service."""
+"""What an actor metrics. Label values are the fixed words below; nothing here is read back by the service."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Foreign(Collector):
         return iter(())
 
 
-class Measures:
+class ActorMetrics:
     """The actor's own metrics, on the service's registry."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -46,7 +46,7 @@ class Measures:
         )
         self.dropped = Counter(
             "sieve_actor_tickets_dropped",
-            "Tickets given up: stale (no longer held when offered) or handed_back.",
+            "Tickets given up: stale (no longer held when offered) or released.",
             ["reason"],
             registry=registry,
         )
@@ -117,7 +117,7 @@ class Measures:
         for lane in ("train", "eval"):
             for finish in ("stop", "length"):
                 self.completions.labels(lane, finish)
-        for reason in ("stale", "handed_back"):
+        for reason in ("stale", "released"):
             self.dropped.labels(reason)
         for reason in ("missing", "corrupt", "unusable"):
             self.failures.labels(reason)

@@ -20,7 +20,7 @@ from typing import ClassVar
 
 from actor.engine import Engine, WeightsUnusable
 from actor.engines.factory import open_engine, open_receiver, prepare
-from actor.metrics import Measures
+from actor.metrics import ActorMetrics
 from actor.settings import ActorConfig
 from actor.weights.broadcast import Receiving
 from actor.weights.canary import CanaryWatch
@@ -59,7 +59,7 @@ class ActorService(Service):
         self._settings = config.actor
         self._actor_config = config
         self.grace_seconds = config.actor.grace_seconds + EXIT_SECONDS
-        self._measures = Measures(self.registry)
+        self._metrics = ActorMetrics(self.registry)
         self._engine: Engine
         self._fetching: Fetching
         self._canary: CanaryWatch
@@ -82,13 +82,13 @@ class ActorService(Service):
         bring = published.bring if cache is None else WeightsCache(published, cache / self._actor_config.run.name).bring
         self._fetching = Fetching(lambda version: self._checked(bring(version)))
         self._canary = CanaryWatch(
-            Canaries(self.broker), self._measures, self.log,
+            Canaries(self.broker), self._metrics, self.log,
             actor=self.id, engine=self._settings.engine, precision=self._actor_config.model.dtype,
         )  # fmt: skip
         transport = self._actor_config.weights.transport
         receiver = open_receiver(self._actor_config, self._engine)
         if receiver is not None:
-            count = self._measures.transfers
+            count = self._metrics.transfers
             self._receiving = Receiving(
                 Transfers(self.broker), self.id, receiver, self.log, lambda outcome: count.labels(outcome).inc()
             )
@@ -121,7 +121,7 @@ class ActorService(Service):
         until = time.monotonic() + self._settings.grace_seconds
         if self._receiving is not None:
             self._receiving.close()
-        self._hand_back([gid for gid, held in self._held.items() if not held.submitted])
+        self._hand_back([group_id for group_id, held in self._held.items() if not held.submitted])
         while (self._engine.in_flight or self._unsent) and time.monotonic() < until:
             self._poll()
         self._hand_back(list(self._held))
@@ -157,7 +157,7 @@ class ActorService(Service):
         try:
             received = self._receiving.step("an evaluation needs older weights" if pinned else "")
         except WeightsUnusable as error:
-            self._measures.failures.labels("unusable").inc()
+            self._metrics.failures.labels("unusable").inc()
             self.log.warning("a version was received and cannot be used; its files are tried: %s", error)
             return
         if received is not None:
@@ -189,7 +189,7 @@ class ActorService(Service):
 
     def _checked(self, fetched: Fetched) -> Fetched:
         """On the fetching thread: a version that cannot be loaded is known before sampling is paused for it."""
-        with self._measures.update.labels("check").time():
+        with self._metrics.update.labels("check").time():
             self._engine.check(fetched.directory)
         return fetched
 
@@ -209,13 +209,13 @@ class ActorService(Service):
             self._refused(version, "unusable", error)
             return
         self._fetching.taken()
-        self._measures.fetched(fetched)
+        self._metrics.fetched(fetched)
         self._loaded(version, seconds)
 
     def _loaded(self, version: int, seconds: Mapping[str, float]) -> None:
         for part, spent in seconds.items():
-            self._measures.update.labels(part).observe(spent)
-        self._measures.version.set(version)
+            self._metrics.update.labels(part).observe(spent)
+        self._metrics.version.set(version)
         self.values["version"] = version
 
     def _score_canary(self) -> None:
@@ -226,15 +226,15 @@ class ActorService(Service):
 
     def _refused(self, version: int, reason: str, error: SieveError) -> None:
         """A version that cannot be used is never sampled from; it is tried again, or a newer one takes its place."""
-        self._measures.failures.labels(reason).inc()
+        self._metrics.failures.labels(reason).inc()
         loaded = self._engine.version
         state = "nothing is sampled" if loaded is None else f"version {loaded} stays loaded"
         self.log.warning("version %d is %s, trying again; %s: %s", version, reason, state, error)
         # An evaluation may be over (its version deleted, its tickets void) or feasible elsewhere: do not sit on it.
         self._hand_back(
             [
-                gid
-                for gid, held in self._held.items()
+                group_id
+                for group_id, held in self._held.items()
                 if held.ticket.lane == "eval" and held.ticket.version == version and not held.submitted
             ]
         )
@@ -260,9 +260,9 @@ class ActorService(Service):
         self._asked, self._short = now, grant.waiting_on
         self._newest = max(self._newest, grant.version)
         for ticket in grant.tickets:
-            if ticket.gid in self._held:  # lost to the others and granted again since
-                self._drop([ticket.gid], "stale")
-            self._held[ticket.gid] = _Held(ticket, set(ticket.missing))
+            if ticket.group_id in self._held:  # lost to the others and granted again since
+                self._drop([ticket.group_id], "stale")
+            self._held[ticket.group_id] = _Held(ticket, set(ticket.missing))
 
     def _submit(self) -> None:
         """Give the engine every held ticket that the loaded and the wanted version may both sample."""
@@ -282,17 +282,17 @@ class ActorService(Service):
                 self._engine.submit(ticket, self.broker.prompt(ticket.lane, ticket.prompt))
                 held.submitted = True
 
-    def _drop(self, gids: Collection[str], reason: str) -> None:
-        self._engine.cancel(gids)
-        for gid in gids:
-            if self._held.pop(gid, None) is not None:
-                self._measures.dropped.labels(reason).inc()
+    def _drop(self, group_ids: Collection[str], reason: str) -> None:
+        self._engine.cancel(group_ids)
+        for group_id in group_ids:
+            if self._held.pop(group_id, None) is not None:
+                self._metrics.dropped.labels(reason).inc()
 
-    def _hand_back(self, gids: list[str]) -> None:
-        if gids:
-            self.broker.hand_back(self.id, gids)
-            self._drop(gids, "handed_back")
-            self._unsent = [completion for completion in self._unsent if completion.gid not in gids]
+    def _hand_back(self, group_ids: list[str]) -> None:
+        if group_ids:
+            self.broker.release(self.id, group_ids)
+            self._drop(group_ids, "released")
+            self._unsent = [completion for completion in self._unsent if completion.group_id not in group_ids]
 
     # ------------------------------------------------------------------ completions
 
@@ -303,13 +303,13 @@ class ActorService(Service):
         self._offer()
 
     def _measure(self, done: list[Completion]) -> None:
-        engine, measures = self._engine, self._measures
-        measures.sampled(engine.tokens, done)
-        measures.occupancy.set(engine.running / self._settings.max_batch)
-        measures.in_flight.set(engine.in_flight)
+        engine, metrics = self._engine, self._metrics
+        metrics.sampled(engine.tokens, done)
+        metrics.occupancy.set(engine.running / self._settings.max_batch)
+        metrics.in_flight.set(engine.in_flight)
         oldest = engine.oldest_version()
-        measures.staleness.set(0 if oldest is None else max(0, self._newest - oldest))
-        self.values["tokens_per_second"] = measures.tokens_per_second
+        metrics.staleness.set(0 if oldest is None else max(0, self._newest - oldest))
+        self.values["tokens_per_second"] = metrics.tokens_per_second
         self.values["in_flight"] = engine.in_flight
 
     def _offer(self) -> None:
@@ -319,13 +319,13 @@ class ActorService(Service):
         sent, self._unsent = self._unsent, []
         stale: set[str] = set()
         for completion, answer in zip(sent, answers, strict=True):
-            held = self._held.get(completion.gid)
+            held = self._held.get(completion.group_id)
             if answer == "stale":
-                stale.add(completion.gid)
+                stale.add(completion.group_id)
             elif held is not None:
                 held.missing.discard(completion.idx)
                 if not held.missing:
-                    del self._held[completion.gid]
+                    del self._held[completion.group_id]
         if stale:
             self._drop(stale, "stale")
 

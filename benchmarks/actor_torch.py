@@ -99,7 +99,7 @@ def _engine(model: LlamaForCausalLM, prompts: list[list[int]], batch: int, direc
     def run() -> int:
         for index, prompt in enumerate(prompts):
             ticket = Ticket(
-                gid=f"0:{index}",
+                group_id=f"0:{index}",
                 lane="train",
                 prompt=index,
                 n=GROUP,

@@ -6,7 +6,7 @@ everysec), and move the same payloads, a step's groups at a time in batches of 2
 built beforehand.
 
 Ours: `Completion` objects in, verdicts, `Group` objects out: packed, checked and validated on both deliveries; marked
-once per (gid, idx), counted, ordered by age, fenced, leased, committed with a tombstone, its memory accounted for.
+once per (group_id, idx), counted, ordered by age, fenced, leased, committed with a tombstone, its memory accounted for.
 
 Raw: the packed bytes in. XADD (pipelined), XREADGROUP, HSET of the payload and of a packed verdict into its group's
 hash (pipelined with) XACK + XDEL, HGETALL of each group (pipelined), DEL (pipelined). So every payload is delivered
@@ -62,10 +62,18 @@ def completion(ticket: Ticket, idx: int, kilobytes: int) -> Completion:
     """A completion of the ticket, about `kilobytes` KB when packed: for each token 8 bytes and a letter of text."""
     count = kilobytes * 1024 // 9 - 20
     return Completion(
-        gid=ticket.gid, lane="train", prompt=ticket.prompt, idx=idx, n=ticket.n, tokens=int32(np.arange(count)),
-        logprobs=float32(np.full(count, -0.5)), spans=((ticket.version, 0, count),), finish="stop", text="a" * count,
+        group_id=ticket.group_id,
+        lane="train",
+        prompt=ticket.prompt,
+        idx=idx,
+        n=ticket.n,
+        tokens=int32(np.arange(count)),
+        logprobs=float32(np.full(count, -0.5)),
+        spans=((ticket.version, 0, count),),
+        finish="stop",
+        text="a" * count,
         actor="bench",
-    )  # fmt: skip
+    )
 
 
 class _Ours:
@@ -87,8 +95,8 @@ class _Ours:
             for index in range(spec.train_prompts)
         ]
         self.broker.open_run(spec, prompts, [])
-        self.incarnation = self.broker.begin("learner")
-        self.broker.publish(self.incarnation, 0, 0)
+        self.epoch = self.broker.begin("learner")
+        self.broker.publish(self.epoch, 0, 0)
 
     def __enter__(self) -> _Ours:
         return self
@@ -121,18 +129,18 @@ class _Ours:
             with self.part("judge"):
                 judged += broker.judge("arithmetic", "bench", [(work, VERDICT) for work in works]).count("done")
         with self.part("lease"):
-            gids = broker.lease(self.incarnation, step, self.groups)
-        if gids is None:
+            group_ids = broker.lease(self.epoch, step, self.groups)
+        if group_ids is None:
             raise RuntimeError("the groups are judged and not ready")
         with self.part("groups"):
-            found = broker.groups(gids)
+            found = broker.groups(group_ids)
         with self.part("commit"):
-            broker.commit(self.incarnation, step)
+            broker.commit(self.epoch, step)
         seconds = time.perf_counter() - start
         if sum(len(group.members) for group in found) != count:
             raise RuntimeError("a completion is missing")
         self.steps = step
-        broker.publish(self.incarnation, step, step)
+        broker.publish(self.epoch, step, step)
         return count / seconds
 
 
@@ -141,7 +149,7 @@ class _Raw:
 
     def __init__(self, client: redis.Redis, kilobytes: int, groups: int) -> None:
         self.client, self.groups = client, groups
-        ticket = Ticket(gid="0:0", lane="train", prompt=0, n=GROUP, seed=0, version=0, attempt=1, missing=())
+        ticket = Ticket(group_id="0:0", lane="train", prompt=0, n=GROUP, seed=0, version=0, attempt=1, missing=())
         self.payloads = [pack(completion(ticket, idx, kilobytes)) for idx in range(GROUP)] * groups
         self.verdict = pack(VERDICT)
         client.xgroup_create("raw:queue", "verifiers", id="0", mkstream=True)

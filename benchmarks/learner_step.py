@@ -102,7 +102,7 @@ def _samples() -> Samples:
             ids = draw.integers(2, 72, int(draw.integers(6, NEW_TOKENS + 1)))
             ids[-1] = END
             completion = Completion(
-                gid=f"0:{number}", lane="train", prompt=number, idx=idx, n=GROUP, tokens=int32(ids),
+                group_id=f"0:{number}", lane="train", prompt=number, idx=idx, n=GROUP, tokens=int32(ids),
                 logprobs=float32(np.full(len(ids), -np.log(70))), spans=((0, 0, len(ids)),), finish="stop", text="",
             )  # fmt: skip
             passed = bool(draw.integers(0, 4) == 0)

@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from broker.queue.client import Broker
-from broker.queue.heartbeat import Pulse
+from broker.queue.heartbeat import Heartbeat
 from broker.queue.state import RunSpec
 from broker.queue.wire import Completion, Prompt, Ticket, float32, int32
 from broker.runtime.redis_server import Server
@@ -116,16 +116,24 @@ class Run:
 
     def offer(self, count: int, first: int = 0) -> None:
         """Offer `count` completions with different answers."""
-        self.broker.heartbeat(Pulse(id="actor", role="actor", phase="sampling", since=time.time()))
+        self.broker.heartbeat(Heartbeat(id="actor", role="actor", phase="sampling", since=time.time()))
         tickets = self.broker.take("actor", count).tickets
         assert len(tickets) == count
         self.broker.offer("actor", [self._complete(ticket, first + k) for k, ticket in enumerate(tickets)])
 
     def _complete(self, ticket: Ticket, k: int) -> Completion:
         return Completion(
-            gid=ticket.gid, lane="train", prompt=0, idx=0, n=1, tokens=int32([1] * 64), logprobs=float32([-1.0] * 64),
-            spans=((0, 0, 64),), finish="stop", text=self.load.answer.format(k=k),
-        )  # fmt: skip
+            group_id=ticket.group_id,
+            lane="train",
+            prompt=0,
+            idx=0,
+            n=1,
+            tokens=int32([1] * 64),
+            logprobs=float32([-1.0] * 64),
+            spans=((0, 0, 64),),
+            finish="stop",
+            text=self.load.answer.format(k=k),
+        )
 
     def judged(self) -> int:
         depths = self.broker.depths()
@@ -153,7 +161,10 @@ class Run:
             self.broker.close()
 
     def ready(self) -> int:
-        return sum(pulse.role == "verifier" and pulse.values.get("verdicts", 0) > 0 for pulse in self.broker.services())
+        return sum(
+            heartbeat.role == "verifier" and heartbeat.values.get("verdicts", 0) > 0
+            for heartbeat in self.broker.services()
+        )
 
 
 def rate(run: Run, replicas: int, verdicts: int) -> float:

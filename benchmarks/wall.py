@@ -90,9 +90,15 @@ def sampling_seconds(rounds: int = 3) -> float:
         start = time.perf_counter()
         for index in range(groups):
             ticket = Ticket(
-                gid=f"{number}:{index}", lane="train", prompt=index, n=size, seed=number * groups + index, version=0,
-                attempt=1, missing=tuple(range(size)),
-            )  # fmt: skip
+                group_id=f"{number}:{index}",
+                lane="train",
+                prompt=index,
+                n=size,
+                seed=number * groups + index,
+                version=0,
+                attempt=1,
+                missing=tuple(range(size)),
+            )
             engine.submit(ticket, prompts[index])
         while engine.in_flight:
             engine.poll(config.actor.offer_seconds)
@@ -134,7 +140,7 @@ def _job(name: str, staleness: int, *, steps: int, seconds: float) -> tuple[floa
 
 def _settings(name: str, directory: str, staleness: int, steps: int, seconds: float) -> dict[str, Any]:
     settings: dict[str, Any] = yaml.safe_load(CONFIG.read_text())
-    del settings["data"]["held_out"], settings["evaluation"]
+    del settings["data"]["eval"], settings["evaluation"]
     step = settings["sampling"]["group_size"] * settings["schedule"]["groups_per_step"]
     settings["run"] = {"name": name, "directory": directory}
     settings["schedule"] |= {"steps": steps, "max_staleness": staleness, "checkpoint_every": 10 * steps}

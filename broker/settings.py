@@ -156,7 +156,7 @@ class DataSettings(Section):
     """
 
     train: PromptSource
-    held_out: PromptSource | None = None
+    eval: PromptSource | None = None
     columns: ColumnSettings = ColumnSettings()
     verifier: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")] | None = None
     """The verifier of every row, in place of a column."""
@@ -276,7 +276,7 @@ class EvaluationSettings(Section):
     samples: Annotated[int, Field(ge=1, le=4096)] = 128
     """Completions per held-out prompt."""
     prompts: Annotated[int, Field(ge=1)] = 100
-    """Held-out prompts used: the first this many of `data.held_out`."""
+    """Held-out prompts used: the first this many of `data.eval`."""
     deadline_seconds: Annotated[float, Field(gt=0)] = 3600.0
     """How long the learner waits for the last evaluation before it ends without it, saying so."""
 

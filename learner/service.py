@@ -22,13 +22,13 @@ import torch
 from broker.errors import RunBusy, SieveError
 from broker.queue import admission
 from broker.queue.heartbeat import Role
-from broker.queue.state import Incarnation
+from broker.queue.state import Epoch
 from broker.queue.wire import float32
 from broker.runtime.service import Service
 from broker.weights.broadcast import Transfers
 from broker.weights.store import WeightsDirectory
 from learner.batch.samples import fetch
-from learner.evaluation.held_out import HeldOut
+from learner.evaluation.held_out import Evaluations
 from learner.metrics import Journal, LearnerMetrics, PartitionSummary, figures, whole_step
 from learner.model.checkpoint import Checkpoints, Progress
 from learner.objective.sequences import Sequences
@@ -89,10 +89,10 @@ class LearnerService(Service):
         self.checkpoints = Checkpoints(path / "checkpoints", self.ranks)
         self.journal = Journal(path / "metrics.jsonl")
         self.broadcast = self._open_broadcast() if self.ranks.first else None
-        self.held_out = HeldOut(self.broker, self.weights, path, self._evaluated)
+        self.evaluation = Evaluations(self.broker, self.weights, path, self._evaluated)
         self.canary = CanaryWatch(self.config, self.ranks, self.broker, self.run_data.prompts)
         self.z_summary = PartitionSummary(self.trainer.partition)
-        self.incarnation: Incarnation = self._resume()
+        self.epoch: Epoch = self._resume()
         self.metrics.step.set(self.progress.step)
         self.metrics.committed.set(self.committed)
         self._publish_at_start()
@@ -106,7 +106,7 @@ class LearnerService(Service):
         link = link_maker(self.config.weights)
         return Broadcast(Transfers(self.broker), link, self.config.weights, metrics, self.log, self.wait)
 
-    def _resume(self) -> Incarnation:
+    def _resume(self) -> Epoch:
         """Load the newest checkpoint and take the run with it: what it holds is committed, the rest is done again."""
         steps = self.ranks.tell(self.checkpoints.steps())
         fingerprint = self.run_data.fingerprint
@@ -116,21 +116,21 @@ class LearnerService(Service):
                 steps[-1], self.trainer.policy, self.trainer.optimizer, fingerprint=fingerprint
             )
             self.trainer.partition.load(self.progress.z)
-        incarnation = self.ranks.tell(self._begin() if self.ranks.first else None)
+        epoch = self.ranks.tell(self._begin() if self.ranks.first else None)
         step = self.progress.step
         if self.ranks.first:
             if step:
-                self.broker.commit(incarnation, step, self.progress.z)
+                self.broker.commit(epoch, step, self.progress.z)
             self.journal.truncate(step)
             self.log.info(
-                "incarnation %d: step %d, version %d, %d groups returned",
-                incarnation.number, step, incarnation.version, incarnation.returned_groups,
+                "epoch %d: step %d, version %d, %d groups returned",
+                epoch.number, step, epoch.version, epoch.returned_groups,
             )  # fmt: skip
             self._admitted = self.broker.admitted()
         self.committed = step
-        return incarnation
+        return epoch
 
-    def _begin(self) -> Incarnation:
+    def _begin(self) -> Epoch:
         """Take the run; a learner that has just died holds it until its heartbeat's lease runs out."""
         deadline = time.monotonic() + 2 * self.config.broker.lease_seconds
         while True:
@@ -142,7 +142,7 @@ class LearnerService(Service):
 
     def _publish_at_start(self) -> None:
         """Make sure that the newest version is the weights just loaded."""
-        known = self.incarnation
+        known = self.epoch
         there = self.ranks.tell(self.weights.versions())
         if self.ranks.first and known.opened and 0 in there:
             self._request_evaluation(0)  # the former learner may have died between publishing the base and this
@@ -155,9 +155,9 @@ class LearnerService(Service):
 
     def step(self) -> None:
         """One order of rank 0, carried out by all ranks."""
-        order, gids = self._agree()
+        order, group_ids = self._agree()
         if order == "train":
-            self._train(gids)
+            self._train(group_ids)
         elif order == "publish":
             self._publish(self.progress.version + 1)
         elif order == "checkpoint":
@@ -191,10 +191,10 @@ class LearnerService(Service):
             return "checkpoint", []
         if last:
             return self._await_evaluations()
-        busy = self.held_out.poll(self.incarnation, EVAL_GROUPS)
-        gids = self.broker.lease(self.incarnation, now.step + 1, schedule.groups_per_step)
-        if gids:
-            return "train", gids
+        busy = self.evaluation.poll(self.epoch, EVAL_GROUPS)
+        group_ids = self.broker.lease(self.epoch, now.step + 1, schedule.groups_per_step)
+        if group_ids:
+            return "train", group_ids
         self.phase("waiting")
         if not busy:
             self.wait("ready groups", POLL_SECONDS)
@@ -212,12 +212,15 @@ class LearnerService(Service):
 
     # --- the orders
 
-    def _train(self, gids: list[str]) -> None:
+    def _train(self, group_ids: list[str]) -> None:
         self.phase("training")
         begin = time.perf_counter()
         before, schedule = self.progress, self.config.schedule
         samples = fetch(
-            self.ranks, gids, self.run_data.prompts, lambda wanted: self.retrying(lambda: self.broker.groups(wanted))
+            self.ranks,
+            group_ids,
+            self.run_data.prompts,
+            lambda wanted: self.retrying(lambda: self.broker.groups(wanted)),
         )
         unscored = [index for index, base in enumerate(samples.base) if base is None]
         clock = {"waiting": begin - self._idle_since, "fetch": time.perf_counter() - begin}
@@ -250,12 +253,14 @@ class LearnerService(Service):
             self._ess = line.get(self.config.learner.objective.staleness_ess, float("nan"))
             clock |= report.seconds
             self._pending = line | {f"seconds_{part}": seconds for part, seconds in clock.items()}, sequences
-        self._note_refusal(report.refused, step, gids)
+        self._note_refusal(report.refused, step, group_ids)
 
-    def _note_refusal(self, refused: str, step: int, gids: list[str]) -> None:
+    def _note_refusal(self, refused: str, step: int, group_ids: list[str]) -> None:
         self._refused_in_a_row = self._refused_in_a_row + 1 if refused else 0
         if refused:
-            self.log.warning("step %d refused, weights unchanged: %s; groups %s … %s", step, refused, gids[0], gids[-1])
+            self.log.warning(
+                "step %d refused, weights unchanged: %s; groups %s … %s", step, refused, group_ids[0], group_ids[-1]
+            )
         if self._refused_in_a_row >= self.config.learner.refusals_in_a_row:
             raise TooManyRefusals(
                 f"{self._refused_in_a_row} steps in a row up to {step} were refused ({refused}), the limit "
@@ -275,15 +280,15 @@ class LearnerService(Service):
         )  # fmt: skip
         canary = self.canary.canary(version, self.trainer.policy)
         if self.ranks.first:
-            self.retrying(lambda: self.canary.put(canary, self.incarnation, self.weights.versions()))
+            self.retrying(lambda: self.canary.put(canary, self.epoch, self.weights.versions()))
             target, bound = self.config.schedule.ess_target, self.config.schedule.max_staleness
             self._admitted = admission.tightened(self._admitted, bound=bound, ess=self._ess, target=target)
-            self.retrying(lambda: self.broker.publish(self.incarnation, version, now.step, admitted=self._admitted))
+            self.retrying(lambda: self.broker.publish(self.epoch, version, now.step, admitted=self._admitted))
             every, last = self.config.evaluation.every, now.step >= self.config.schedule.steps
             if last or version == 0 or (every and version % every == 0):
                 self._request_evaluation(version)
             kept = self.config.learner.keep_versions + self.config.schedule.forced_staleness
-            self.weights.keep(kept, {*self.held_out.open, *self._being_fetched()})
+            self.weights.keep(kept, {*self.evaluation.open, *self._being_fetched()})
         self.progress = replace(now, version=version, published_step=now.step)
         self.metrics.version.set(version)
         self._write_line(publish=time.perf_counter() - begin)
@@ -292,17 +297,17 @@ class LearnerService(Service):
         """Versions that live actors were reading when last heard. One that is deleted all the same costs its reader a
         start from the newest."""
         lease = self.config.broker.lease_seconds
-        pulses = self.retrying(self.broker.services)
+        heartbeats = self.retrying(self.broker.services)
         return {
-            int(pulse.values["fetching"])
-            for pulse in pulses
-            if pulse.age_seconds < lease and "fetching" in pulse.values
+            int(heartbeat.values["fetching"])
+            for heartbeat in heartbeats
+            if heartbeat.age_seconds < lease and "fetching" in heartbeat.values
         }
 
     def _send(self, version: int) -> Callable[[dict[str, torch.Tensor]], object] | None:
         """Broadcasts the version to the actors that are there; None with weights.transport = files."""
         broadcast = self.broadcast
-        return None if broadcast is None else lambda state: broadcast.send(self.incarnation, version, state)
+        return None if broadcast is None else lambda state: broadcast.send(self.epoch, version, state)
 
     def _write_line(self, publish: float = 0.0) -> None:
         """The line of the step that has just ended, once its publication is timed too."""
@@ -328,7 +333,7 @@ class LearnerService(Service):
         now = replace(self.progress, z=self.trainer.partition.pack())
         self.checkpoints.save(now, self.trainer.policy, self.trainer.optimizer)
         if self.ranks.first:
-            reply = self.retrying(lambda: self.broker.commit(self.incarnation, now.step, now.z))
+            reply = self.retrying(lambda: self.broker.commit(self.epoch, now.step, now.z))
             if reply.duplicates:
                 self.log.error("step %d: %d groups had been committed before", now.step, reply.duplicates)
         self.committed = now.step
@@ -349,20 +354,20 @@ class LearnerService(Service):
         if version == 0 and not self.config.evaluation.base and self.config.schedule.steps:
             return
         prompts, samples = self.run_data.eval_prompts, self.config.evaluation.samples
-        self.retrying(lambda: self.held_out.request(self.incarnation, version, prompts, samples))
+        self.retrying(lambda: self.evaluation.request(self.epoch, version, prompts, samples))
 
     def _await_evaluations(self) -> tuple[Order, list[str]]:
         """All steps are done: wait for the evaluations still out, then finish."""
         first_look = self._done_since is None
         self._done_since = self._done_since or time.monotonic()
-        busy = self.held_out.poll(self.incarnation, EVAL_GROUPS_AT_THE_END, now=first_look)
-        if not self.held_out.open:
+        busy = self.evaluation.poll(self.epoch, EVAL_GROUPS_AT_THE_END, now=first_look)
+        if not self.evaluation.open:
             return "finish", []
         waited = time.monotonic() - self._done_since
         if waited > self.config.evaluation.deadline_seconds:
             self.log.error(
                 "evaluation of version(s) %s not in after evaluation.deadline_seconds = %g: the run ends without it",
-                sorted(self.held_out.open), self.config.evaluation.deadline_seconds,
+                sorted(self.evaluation.open), self.config.evaluation.deadline_seconds,
             )  # fmt: skip
             return "finish", []
         self.phase("evaluating")
@@ -381,6 +386,6 @@ class LearnerService(Service):
             if model.lora is not None:
                 export_adapters(path / "adapter", self.trainer.policy, model.path, dtype, first=first)
         if first:
-            self.retrying(lambda: self.broker.finish(self.incarnation))
+            self.retrying(lambda: self.broker.finish(self.epoch))
         self.ranks.barrier()
         self.finish(f"{self.progress.step} steps, version {self.progress.version}")

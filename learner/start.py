@@ -73,12 +73,12 @@ def open_run(config: LearnerConfig, ranks: Ranks, broker: Broker) -> Run:
         )
     vocabulary = int(model.vocab_size)
     train = read_prompts(config.data.train, tokenizer, vocabulary=vocabulary, longest=longest, data=config.data)
-    held_out: list[Prompt] = []
-    if config.data.held_out is not None:
-        held_out = read_prompts(
-            config.data.held_out, tokenizer, vocabulary=vocabulary, longest=longest, data=config.data
+    eval_prompts: list[Prompt] = []
+    if config.data.eval is not None:
+        eval_prompts = read_prompts(
+            config.data.eval, tokenizer, vocabulary=vocabulary, longest=longest, data=config.data
         )
-        held_out = held_out[: config.evaluation.prompts]
+        eval_prompts = eval_prompts[: config.evaluation.prompts]
     prompts = [np.frombuffer(prompt.tokens, "<i4") for prompt in train]
     needed = max(len(prompt) for prompt in prompts) + sampling.max_new_tokens
     if config.learner.micro_batch_tokens < needed:
@@ -86,7 +86,7 @@ def open_run(config: LearnerConfig, ranks: Ranks, broker: Broker) -> Run:
             f"learner.micro_batch_tokens = {config.learner.micro_batch_tokens} is less than the longest prompt with "
             f"the longest answer, {needed} tokens: raise it to at least that"
         )
-    fingerprint = fingerprint_of(config, train, held_out)
+    fingerprint = fingerprint_of(config, train, eval_prompts)
     if ranks.first:
         broker.open_run(
             RunSpec(
@@ -101,25 +101,25 @@ def open_run(config: LearnerConfig, ranks: Ranks, broker: Broker) -> Run:
                 max_queued_bytes=config.broker.max_queued_bytes,
                 max_new_tokens=sampling.max_new_tokens,
                 train_prompts=len(train),
-                eval_prompts=len(held_out),
+                eval_prompts=len(eval_prompts),
                 eos_token_ids=end_tokens(path, model, tokenizer),
                 weights=str((config.run.path / "weights").absolute()),
             ),
             train,
-            held_out,
+            eval_prompts,
         )
     ranks.barrier()
-    return Run(fingerprint, prompts, len(held_out))
+    return Run(fingerprint, prompts, len(eval_prompts))
 
 
-def fingerprint_of(config: LearnerConfig, train: Sequence[Prompt], held_out: Sequence[Prompt]) -> str:
+def fingerprint_of(config: LearnerConfig, train: Sequence[Prompt], eval_prompts: Sequence[Prompt]) -> str:
     """Hash of what must not change within a run: base model, adapters, prompts, seed and sampling."""
     digest = hashlib.sha256()
     digest.update(config.model.dtype.encode())
     digest.update(fingerprint.of_model(config.model.path))
     if config.model.lora is not None:
         digest.update(config.model.lora.model_dump_json().encode())
-    for lane in (train, held_out):
+    for lane in (train, eval_prompts):
         digest.update(len(lane).to_bytes(8, "little"))
         for prompt in lane:
             digest.update(pack(prompt))

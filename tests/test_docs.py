@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from typer.main import get_command
 
-from actor.metrics import Measures
+from actor.metrics import ActorMetrics
 from broker.runtime.metrics import BaseMetrics
 from deploy.cli.main import app
 from learner.metrics import LearnerMetrics
@@ -25,7 +25,7 @@ def metric_names() -> set[str]:
     registry = CollectorRegistry()
     BaseMetrics(registry, "actor")
     LearnerMetrics(registry)
-    Measures(registry)
+    ActorMetrics(registry)
     names = {family.name for family in registry.collect()}
     for room in ("actor", "broker", "verifier", "learner", "deploy"):
         for file in (ROOT / room).rglob("*.py"):

@@ -1,6 +1,7 @@
-"""The rooms and what they may know of each other: broker ← {actor, verifier, learner} ← deploy; nothing sideways.
+"""The packages and what each may import: broker ← {actor, verifier, learner} ← deploy, and one order inside each.
 
-Read from the source (every import statement, also those inside functions) and from what a fresh process really loads.
+Read from the source (every import statement, also those inside functions and for type checkers only) and from what a
+fresh process really loads.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,162 @@ FORBIDDEN = {
     "learner": ROOMS - {"broker", "learner"},
     "deploy": set(),
 }
+
+MAY_IMPORT = {
+    "broker": {
+        "errors": "",
+        "settings": "",
+        "queue": "errors settings",
+        "weights": "errors settings queue",
+        "runtime": "errors settings queue",
+    },
+    "actor": {
+        "engine": "",
+        "metrics": "",
+        "weights": "engine metrics",
+        "engines.tokenizer": "engine",
+        "engines.torch": "engine weights engines.tokenizer",
+        "engines.vllm": "engine weights engines.tokenizer",
+        "engines.openai": "engine weights engines.tokenizer",
+        "settings": "engines.vllm engines.openai",
+        "engines.factory": "engine weights engines.tokenizer engines.torch engines.vllm engines.openai settings",
+        "service": "engine metrics weights engines.factory settings",
+    },
+    "verifier": {
+        "sandbox": "",
+        "settings": "",
+        "protocol": "",
+        "helper_process": "",
+        "builtin": "sandbox protocol helper_process",  # each below it for itself: see the test of neighbours
+        "metrics": "protocol",
+        "verdict_cache": "settings protocol",
+        "pool": "protocol",
+        "service": "settings protocol metrics verdict_cache pool",
+    },
+    "learner": {
+        "ranks": "",
+        "data": "",
+        "batch": "ranks data",
+        "model": "ranks data batch",
+        "objective": "",
+        "train.partition": "",
+        "settings": "objective train.partition",
+        "train": "ranks batch model objective settings train.partition",
+        "weights": "ranks batch model settings",
+        "evaluation": "",
+        "metrics": "ranks objective train train.partition",
+        "start": "ranks data batch model objective train train.partition settings",
+        "service": "ranks data batch model objective train train.partition weights evaluation metrics settings start",
+    },
+    "deploy": {
+        "config": "",
+        "rundir": "config",
+        "observe": "config rundir",
+        "reports": "config rundir",
+        "launch": "config rundir observe reports",
+        "sweeps": "config rundir observe reports launch",
+        "cli": "config rundir observe reports launch sweeps",
+    },
+}
+"""Per package: each of its folders and modules, and which others of the package it may import. A folder may import from
+itself; a module reached by a longer name than its folder's is a unit of its own. `__init__.py` files import nothing."""
+NEIGHBOURS = tuple(f"verifier.builtin.{name}" for name in ("arithmetic", "math", "python", "lean"))
+"""Units inside one folder that never import each other."""
+
+
+def unit(name: str) -> str:
+    """The unit of MAY_IMPORT that the module `name` (`package.…`) belongs to: the longest of its package that fits."""
+    room, _, rest = name.partition(".")
+    found = [one for one in MAY_IMPORT[room] if rest == one or rest.startswith(f"{one}.")]
+    assert found, f"{name} belongs to no unit of MAY_IMPORT[{room!r}]: put it into a folder, or add it to the table"
+    return max(found, key=len)
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name → file of every module of the packages."""
+    files = [path for room in sorted(ROOMS) for path in sorted((REPOSITORY / room).rglob("*.py"))]
+    return {".".join(path.relative_to(REPOSITORY).with_suffix("").parts): path for path in files}
+
+
+def own_imports(path: Path, known: Iterable[str]) -> Iterator[tuple[int, str]]:
+    """(line, module) of every import of a module of ours, `from package import module` included."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            names = [full if (full := f"{node.module}.{alias.name}") in known else node.module for alias in node.names]
+        else:
+            continue
+        for name in names:
+            if name in known:
+                yield node.lineno, name
+
+
+def against_the_order(importer: str, imported: str) -> bool:
+    """Whether a module of a package may not import another one of the same package."""
+    room = importer.partition(".")[0]
+    ours, theirs = unit(importer), unit(imported)
+    sides = [
+        next((one for one in NEIGHBOURS if f"{name}.".startswith(f"{one}.")), None) for name in (importer, imported)
+    ]
+    if None not in sides and sides[0] != sides[1]:
+        return True
+    return ours != theirs and theirs not in MAY_IMPORT[room][ours].split()
+
+
+def test_inside_a_package_imports_follow_one_order() -> None:
+    known = modules()
+    found = [
+        f"{path.relative_to(REPOSITORY)}:{line} imports {name}"
+        for importer, path in known.items()
+        if path.name not in ("__init__.py", "__main__.py")
+        for line, name in own_imports(path, known)
+        if name.partition(".")[0] == importer.partition(".")[0] and against_the_order(importer, name)
+    ]
+    assert found == []
+
+
+def test_the_order_has_no_circle() -> None:
+    """Neither between units nor between modules, imports inside functions included."""
+    known = modules()
+    graphs: list[dict[str, set[str]]] = [
+        {name: set(below.split()) for name, below in table.items()} for table in MAY_IMPORT.values()
+    ]
+    graphs.append({name: {other for _, other in own_imports(path, known)} for name, path in known.items()})
+    for graph in graphs:
+        tuple(TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
+
+
+PACKAGES = [path for room in sorted(ROOMS) for path in sorted((REPOSITORY / room).rglob("__init__.py"))]
+
+
+@pytest.mark.parametrize("path", PACKAGES, ids=lambda path: str(path.parent.relative_to(REPOSITORY)))
+def test_a_package_imports_nothing_by_itself_and_says_what_it_holds(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    said = ast.get_docstring(tree) or ""
+    assert len(tree.body) == 1 and "may import" in said.lower() and "never" in said.lower()
+
+
+@pytest.mark.parametrize(
+    ("importer", "imported"),
+    [
+        ("broker.queue.wire", "broker.weights.store"),
+        ("broker.weights.cache", "broker.runtime.service"),
+        ("actor.engines.torch.engine", "actor.engines.vllm.engine"),
+        ("actor.weights.checks", "actor.engines.torch.engine"),
+        ("actor.engine", "actor.settings"),
+        ("verifier.sandbox.sandbox", "verifier.protocol"),
+        ("verifier.service", "verifier.builtin.arithmetic"),
+        ("verifier.builtin.lean.verifier", "verifier.builtin.python.verifier"),
+        ("learner.objective.grpo", "learner.train.step"),
+        ("learner.model.model", "learner.objective.registry"),
+        ("learner.train.partition", "learner.settings"),
+        ("deploy.config.tree", "deploy.launch.launcher"),
+        ("deploy.reports.report", "deploy.observe.snapshot"),
+    ],
+)
+def test_an_import_against_the_order_is_seen(importer: str, imported: str) -> None:
+    assert against_the_order(importer, imported)
 
 
 def imported(source: str) -> Iterator[tuple[int, str]]:

@@ -197,7 +197,7 @@ class VerifierService(Service):
             self.values["passed"] += sum(verdict.outcome == "pass" for _, verdict in judged)
             for (work, verdict), reply in zip(judged, replies, strict=True):
                 if verdict.outcome == "error":
-                    where = f"{pool.name} {work.completion.gid}/{work.completion.idx}, attempt {work.attempt}"
+                    where = f"{pool.name} {work.completion.group_id}/{work.completion.idx}, attempt {work.attempt}"
                     self.log.warning("%s: error %s: %s (%s)", where, verdict.reason, verdict.detail[:300], reply)
             if self._known[pool.name].worthwhile(pool.seconds):
                 self._known[pool.name].remember(self.broker, judged)
@@ -226,7 +226,7 @@ class VerifierService(Service):
 
     def _put_back(self, pool: Pool, works: list[Work]) -> None:
         if works:
-            self.retrying(lambda: self.broker.put_back(pool.name, self.id, works))
+            self.retrying(lambda: self.broker.requeue(pool.name, self.id, works))
             pool.settled([work.entry for work in works])
             self.log.info("%s: put back %d unfinished", pool.name, len(works))
 

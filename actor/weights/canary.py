@@ -6,7 +6,7 @@ import logging
 import time
 
 from actor.engine import Engine, NoAnswer
-from actor.metrics import Measures
+from actor.metrics import ActorMetrics
 from broker.queue.wire import WireError, float32
 from broker.weights.canary import Canaries, Precision, Report
 
@@ -20,14 +20,14 @@ class CanaryWatch:
     def __init__(
         self,
         canaries: Canaries,
-        measures: Measures,
+        metrics: ActorMetrics,
         log: logging.Logger,
         *,
         actor: str,
         engine: str,
         precision: Precision,
     ) -> None:
-        self._canaries, self._measures, self._log = canaries, measures, log
+        self._canaries, self._metrics, self._log = canaries, metrics, log
         self._actor, self._engine_name, self._precision = actor, engine, precision
         self._done: int | None = None
         self._unanswered: int | None = None
@@ -65,8 +65,8 @@ class CanaryWatch:
                 version=version, actor=self._actor, engine=self._engine_name, precision=self._precision, logprobs=scores
             )
         )
-        self._measures.canary.labels("mean").set(mean)
-        self._measures.canary.labels("max").set(largest)
-        self._measures.canary_seconds.observe(time.monotonic() - now)
+        self._metrics.canary.labels("mean").set(mean)
+        self._metrics.canary.labels("max").set(largest)
+        self._metrics.canary_seconds.observe(time.monotonic() - now)
         self._done, self._unanswered, self._not_before = version, None, 0.0
         return mean

@@ -31,7 +31,7 @@ from __future__ import annotations
 from broker.settings import BrokerSettings, SamplingSettings, ScheduleSettings
 
 BYTES_PER_TOKEN = 4 + 4 + 4 + 8
-"""Token id, behaviour log-prob, base log-prob, and about eight bytes of text."""
+"""Token id, sampler log-prob, base log-prob, and about eight bytes of text."""
 BYTES_PER_COMPLETION = 512
 """Keys, verdict and map overhead of one completion in Redis."""
 

@@ -1,14 +1,13 @@
 """The run's state machine, as one method per arrow. Each arrow is one Lua script in `lua/`, atomic and safe to repeat.
 
-    TICKET take, hand_back   OFFER offer   JUDGE receive, judge, put_back   READY (inside judge)   LEASE lease, groups
+    TICKET take, release   OFFER offer   JUDGE receive, judge, requeue   READY (inside judge)   LEASE lease, groups
     COMMIT commit            weights: publish     evaluation: request_eval, eval_ready, eval_done
 
 Keys, all under `{sieve:<run>}:` (one hash tag, one slot):
 
     spec, prompts:<lane>     what the run is; written once
-    state                    counters and pointers: version, steps, issued, absorbed, bytes, incarnation …
-    group:<gid>              hash: lane, order, n, version, absorbed, attempt, left, judged, short, oldest, bytes, and
-    per index
+    state                    counters and pointers: version, steps, issued, absorbed, bytes, epoch …
+    group:<group_id>         hash: lane, order, n, version, absorbed, attempt, left, judged, short, oldest, bytes; per i
                              o<i> offered, c<i> completion, j<i> verdict, b<i> base log-probs
     held, returned, evalq    tickets: held by an actor; waiting to be issued again; held-out, waiting
     verify:<verifier>        stream with consumer group `verifiers`
@@ -37,9 +36,9 @@ import redis
 
 from broker.errors import BrokerError, BrokerUnavailable, RunConflict, RunUnknown
 from broker.queue import scripts
-from broker.queue.heartbeat import Pulse
+from broker.queue.heartbeat import Heartbeat
 from broker.queue.prompt_order import prompt_of, seed_of
-from broker.queue.state import Audit, CommitReply, DeadLetter, Depths, Grant, Group, Incarnation, Member, RunSpec, Work
+from broker.queue.state import Audit, CommitReply, DeadLetter, Depths, Epoch, Group, Member, RunSpec, TicketBatch, Work
 from broker.queue.wire import Completion, Prompt, Ticket, Verdict, WireError, pack, unpack
 from broker.settings import BrokerSettings, Lane, RunSettings
 
@@ -113,7 +112,7 @@ class Broker:
 
     # ------------------------------------------------------------------------------------------------ the run
 
-    def open_run(self, spec: RunSpec, train: Sequence[Prompt], held_out: Sequence[Prompt]) -> None:
+    def open_run(self, spec: RunSpec, train: Sequence[Prompt], eval_prompts: Sequence[Prompt]) -> None:
         """Write the run's specification and prompts; opening it again with the same fingerprint only refreshes the
         schedule.
 
@@ -129,7 +128,7 @@ class Broker:
             )
 
         def write() -> None:
-            for lane, prompts in (("train", train), ("eval", held_out)):
+            for lane, prompts in (("train", train), ("eval", eval_prompts)):
                 for start in range(0, len(prompts), _BATCH):
                     batch: dict[Any, Any] = {
                         str(prompt.index): pack(prompt) for prompt in prompts[start : start + _BATCH]
@@ -168,7 +167,7 @@ class Broker:
 
     # ------------------------------------------------------------------------------------------------ actor
 
-    def take(self, actor: str, room: int) -> Grant:
+    def take(self, actor: str, room: int) -> TicketBatch:
         """Tickets for up to `room` completions (the last group may exceed it): eval, then returned, then new ones.
 
         A train ticket must be sampled with its version or a newer one, an eval ticket with exactly its version. The
@@ -176,27 +175,32 @@ class Broker:
         """
         spec = self._opened()
         if room <= 0:
-            return Grant(self.sampling_version(), [], "")
+            return TicketBatch(self.sampling_version(), [], "")
         reply = self._scripts(
             "take", actor, room, uuid.uuid4().hex, spec.groups_per_step * spec.publish_every, spec.max_staleness,
             spec.max_queued_bytes, spec.steps * spec.groups_per_step, spec.train_prompts, spec.group_size,
             spec.forced_staleness,
         )  # fmt: skip
         tickets = []
-        for raw_gid, version, attempt, n, *missing in reply[2:]:
-            gid = raw_gid.decode()
+        for raw_group_id, version, attempt, n, *missing in reply[2:]:
+            group_id = raw_group_id.decode()
             tickets.append(
                 Ticket(
-                    gid=gid, lane="eval" if gid[0] == "e" else "train", prompt=prompt_of(gid, spec.seed,
-                    spec.train_prompts), n=n, seed=seed_of(gid, spec.seed), version=version, attempt=attempt,
+                    group_id=group_id,
+                    lane="eval" if group_id[0] == "e" else "train",
+                    prompt=prompt_of(group_id, spec.seed, spec.train_prompts),
+                    n=n,
+                    seed=seed_of(group_id, spec.seed),
+                    version=version,
+                    attempt=attempt,
                     missing=tuple(missing),
                 )
-            )  # fmt: skip
-        return Grant(int(reply[0]), tickets, reply[1].decode())
+            )
+        return TicketBatch(int(reply[0]), tickets, reply[1].decode())
 
-    def hand_back(self, actor: str, gids: Sequence[str]) -> int:
+    def release(self, actor: str, group_ids: Sequence[str]) -> int:
         """Give tickets back unfinished; what was offered of them stays. Returns how many were still held."""
-        return int(self._scripts("hand_back", actor, *gids)) if gids else 0
+        return int(self._scripts("release", actor, *group_ids)) if group_ids else 0
 
     def offer(self, actor: str, completions: Sequence[Completion]) -> list[str]:
         """Hand completions to their verifiers. Per completion `new`, `duplicate`, or `stale` (the ticket is another's
@@ -212,7 +216,7 @@ class Broker:
             payload = pack(c)
             if len(payload) > self.settings.max_item_bytes:
                 raise WireError(
-                    f"Completion: {c.gid}/{c.idx} has {len(payload)} bytes, over broker.max_item_bytes = "
+                    f"Completion: {c.group_id}/{c.idx} has {len(payload)} bytes, over broker.max_item_bytes = "
                     f"{self.settings.max_item_bytes}: raise it, or lower sampling.max_new_tokens"
                 )
             packed.append(payload)
@@ -221,12 +225,12 @@ class Broker:
             args: list[str | bytes | int] = [actor, b"".join(packed[start:end])]
             for c, payload in zip(completions[start:end], packed[start:end], strict=True):
                 newest = max(version for version, _, _ in c.spans)
-                args += [c.gid, c.idx, c.oldest, newest, self.prompt(c.lane, c.prompt).verifier, len(payload)]
+                args += [c.group_id, c.idx, c.oldest, newest, self.prompt(c.lane, c.prompt).verifier, len(payload)]
             calls.append(args)
         answers = [answer.decode() for reply in self._scripts.many("offer", calls) for answer in reply]
         for completion, answer in zip(completions, answers, strict=True):
             if answer.startswith("refused"):
-                raise BrokerError(f"completion {completion.gid}/{completion.idx} {answer}")
+                raise BrokerError(f"completion {completion.group_id}/{completion.idx} {answer}")
         return answers
 
     # ------------------------------------------------------------------------------------------------ verifier
@@ -288,7 +292,7 @@ class Broker:
         try:
             completion = unpack(Completion, fields.get(b"p", b""), max_bytes=self.settings.max_item_bytes)
             where = (fields.get(b"g", b"").decode(), fields.get(b"i", b"").decode())
-            if where != (completion.gid, str(completion.idx)):
+            if where != (completion.group_id, str(completion.idx)):
                 raise WireError("Completion: not the one its queue entry names")
             prompt = self.prompt(completion.lane, completion.prompt)
             attempt = int(fields[b"t"]) + 1
@@ -300,7 +304,7 @@ class Broker:
             return None
         tried = {name.decode() for name in fields.get(b"w", b"").split()}
         if consumer in tried and self._others(verifier, tried):
-            self.put_back(verifier, consumer, [Work(entry, completion, prompt, attempt)])
+            self.requeue(verifier, consumer, [Work(entry, completion, prompt, attempt)])
             time.sleep(0.05)  # do not spin on one entry while the other consumer is busy
             return None
         return Work(entry, completion, prompt, attempt)
@@ -310,7 +314,7 @@ class Broker:
         queue = self._key(f"verify:{verifier}")
         consumers = self._scripts.retry(lambda: self._redis.xinfo_consumers(queue, "verifiers"), "counting consumers")
         names = {c["name"].decode() for c in consumers} - tried
-        alive = {pulse.id for pulse in self.services() if pulse.age_seconds < self.settings.lease_seconds}
+        alive = {heartbeat.id for heartbeat in self.services() if heartbeat.age_seconds < self.settings.lease_seconds}
         return bool(names & alive)
 
     def keep(self, verifier: str, consumer: str, entries: Sequence[str]) -> None:
@@ -332,13 +336,13 @@ class Broker:
             args: list[str | bytes | int] = [verifier, consumer, self.settings.verify_attempts]
             for work, verdict in verdicts[start:end]:
                 c = work.completion
-                args += [work.entry, c.gid, c.idx, verdict.outcome, verdict.reason, pack(verdict)]
+                args += [work.entry, c.group_id, c.idx, verdict.outcome, verdict.reason, pack(verdict)]
             calls.append(args)
         return [answer.decode() for reply in self._scripts.many("judge", calls) for answer in reply]
 
-    def put_back(self, verifier: str, consumer: str, works: Sequence[Work]) -> int:
+    def requeue(self, verifier: str, consumer: str, works: Sequence[Work]) -> int:
         """Give work back unjudged: the next reader gets it at once, its attempts unchanged."""
-        return int(self._scripts("put_back", verifier, consumer, *[work.entry for work in works])) if works else 0
+        return int(self._scripts("requeue", verifier, consumer, *[work.entry for work in works])) if works else 0
 
     def leave(self, verifier: str, consumer: str) -> None:
         """Stop being a consumer of this queue. Only with nothing in hand: what is still pending would be forgotten."""
@@ -354,7 +358,7 @@ class Broker:
 
     # ------------------------------------------------------------------------------------------------ learner
 
-    def begin(self, learner: str, step: int = 0) -> Incarnation:
+    def begin(self, learner: str, step: int = 0) -> Epoch:
         """Take the run, with the durable checkpoint of `step` loaded (0: none). Fences every earlier learner.
 
         Groups leased for later steps become ready again; those up to `step` wait for `commit(step)`, which the
@@ -368,32 +372,32 @@ class Broker:
         number, committed, version, returned, opened = self._scripts(
             "begin", learner, step, spec.groups_per_step, self.settings.lease_seconds, 0
         )
-        return Incarnation(number, committed, version, returned, bool(opened))
+        return Epoch(number, committed, version, returned, bool(opened))
 
-    def lease(self, incarnation: Incarnation, step: int, groups: int) -> list[str] | None:
+    def lease(self, epoch: Epoch, step: int, groups: int) -> list[str] | None:
         """`groups` finished groups for optimiser step `step`, oldest version first; None while too few are ready."""
         spec = self._opened()
         per_version = spec.groups_per_step * spec.publish_every
-        gids = self._scripts("lease", incarnation.number, step, groups, per_version, spec.max_staleness)
-        return [gid.decode() for gid in gids] or None
+        group_ids = self._scripts("lease", epoch.number, step, groups, per_version, spec.max_staleness)
+        return [group_id.decode() for group_id in group_ids] or None
 
-    def groups(self, gids: Sequence[str]) -> list[Group]:
+    def groups(self, group_ids: Sequence[str]) -> list[Group]:
         """The payloads of finished groups, in the order asked for."""
         spec = self._opened()
         found: list[Group] = []
-        for start in range(0, len(gids), _BATCH):
-            batch = gids[start : start + _BATCH]
+        for start in range(0, len(group_ids), _BATCH):
+            batch = group_ids[start : start + _BATCH]
 
             def read(batch: Sequence[str] = batch) -> list[dict[bytes, bytes]]:
                 pipeline = self._redis.pipeline(transaction=False)
-                for gid in batch:
-                    pipeline.hgetall(self._key(f"group:{gid}"))
+                for group_id in batch:
+                    pipeline.hgetall(self._key(f"group:{group_id}"))
                 return cast(list[dict[bytes, bytes]], pipeline.execute())
 
-            for gid, fields in zip(batch, self._scripts.retry(read, "fetching groups"), strict=True):
+            for group_id, fields in zip(batch, self._scripts.retry(read, "fetching groups"), strict=True):
                 if not fields:
-                    raise BrokerError(f"group {gid} is gone: it was committed or dropped by someone else")
-                found.append(_group(gid, fields, prompt_of(gid, spec.seed, spec.train_prompts)))
+                    raise BrokerError(f"group {group_id} is gone: it was committed or dropped by someone else")
+                found.append(_group(group_id, fields, prompt_of(group_id, spec.seed, spec.train_prompts)))
         return found
 
     def store_base(self, scores: Mapping[tuple[str, int], bytes]) -> None:
@@ -401,11 +405,11 @@ class Broker:
         items = list(scores.items())
         for start in range(0, len(items), _BATCH):
             args: list[str | bytes | int] = []
-            for (gid, idx), data in items[start : start + _BATCH]:
-                args += [gid, idx, data]
+            for (group_id, idx), data in items[start : start + _BATCH]:
+                args += [group_id, idx, data]
             self._scripts("store_base", *args)
 
-    def publish(self, incarnation: Incarnation, version: int, step: int, *, admitted: int | None = None) -> None:
+    def publish(self, epoch: Epoch, version: int, step: int, *, admitted: int | None = None) -> None:
         """The files of `version`, holding `step` optimiser steps, are complete: actors may load it.
 
         `admitted`: the staleness that admission aims at from now on (`admission.tightened`); None leaves it.
@@ -415,7 +419,7 @@ class Broker:
         """
         spec = self._opened()
         allowed = "" if admitted is None else admitted
-        if not self._scripts("publish", incarnation.number, version, step, spec.groups_per_step, allowed):
+        if not self._scripts("publish", epoch.number, version, step, spec.groups_per_step, allowed):
             raise BrokerError(f"version {version} is not newer than the published version {self.version()}")
 
     def version(self) -> int:
@@ -433,7 +437,7 @@ class Broker:
         bound = self._opened().max_staleness
         return bound if value is None else min(bound, int(cast(bytes, value)))
 
-    def commit(self, incarnation: Incarnation, step: int, z: Mapping[int, bytes] | None = None) -> CommitReply:
+    def commit(self, epoch: Epoch, step: int, z: Mapping[int, bytes] | None = None) -> CommitReply:
         """A durable checkpoint holds all steps up to `step`: their groups become tombstones, Z advances with them.
 
         `z` maps a train prompt to its packed Z statistics as of this step. Safe to repeat.
@@ -441,7 +445,7 @@ class Broker:
         args: list[str | bytes | int] = []
         for prompt, data in (z or {}).items():
             args += [prompt, data]
-        groups, duplicates = self._scripts("commit", incarnation.number, step, *args)
+        groups, duplicates = self._scripts("commit", epoch.number, step, *args)
         return CommitReply(groups, duplicates)
 
     def z(self) -> dict[int, bytes]:
@@ -449,9 +453,9 @@ class Broker:
         raw = self._scripts.retry(lambda: self._redis.hgetall(self._key("z")), "reading Z")
         return {int(prompt): data for prompt, data in cast(dict[bytes, bytes], raw).items()}
 
-    def request_eval(self, incarnation: Incarnation, version: int, prompts: int, n: int) -> None:
+    def request_eval(self, epoch: Epoch, version: int, prompts: int, n: int) -> None:
         """Held-out tickets for the first `prompts` held-out prompts, pinned to `version`. Safe to repeat."""
-        self._scripts("request_eval", incarnation.number, version, prompts, n)
+        self._scripts("request_eval", epoch.number, version, prompts, n)
 
     def eval_open(self) -> dict[int, int]:
         """Evaluations asked for and not yet done: version → groups still missing."""
@@ -466,15 +470,18 @@ class Broker:
         found = self._scripts.retry(
             lambda: self._redis.smembers(self._key(f"ready:eval:{version}")), "reading an evaluation"
         )
-        return sorted((gid.decode() for gid in cast(set[bytes], found)), key=lambda gid: int(gid.split(":")[1]))
+        return sorted(
+            (group_id.decode() for group_id in cast(set[bytes], found)),
+            key=lambda group_id: int(group_id.split(":")[1]),
+        )
 
-    def eval_done(self, incarnation: Incarnation, version: int) -> None:
+    def eval_done(self, epoch: Epoch, version: int) -> None:
         """The evaluation is written down: frees its groups. Safe to repeat."""
-        self._scripts("eval_done", incarnation.number, version)
+        self._scripts("eval_done", epoch.number, version)
 
-    def finish(self, incarnation: Incarnation) -> None:
+    def finish(self, epoch: Epoch) -> None:
         """The run is over: actors and verifiers end when they next ask."""
-        self._scripts("finish", incarnation.number)
+        self._scripts("finish", epoch.number)
 
     def finished(self) -> bool:
         value = self._scripts.retry(lambda: self._redis.hget(self._key("state"), "finished"), "reading the state")
@@ -482,18 +489,18 @@ class Broker:
 
     # ------------------------------------------------------------------------------------------------ everyone
 
-    def heartbeat(self, pulse: Pulse) -> None:
+    def heartbeat(self, heartbeat: Heartbeat) -> None:
         """A sign of life; phase `stopped` is the last one. Also gives back what dead actors held."""
-        body = pulse.model_dump_json(exclude={"age_seconds"})
-        self._scripts("heartbeat", pulse.id, body, pulse.phase, self.settings.lease_seconds)
+        body = heartbeat.model_dump_json(exclude={"age_seconds"})
+        self._scripts("heartbeat", heartbeat.id, body, heartbeat.phase, self.settings.lease_seconds)
 
-    def services(self) -> list[Pulse]:
+    def services(self) -> list[Heartbeat]:
         """Every service seen lately, with the age of its last sign of life, by role and index."""
         raw = self._scripts("services")
         found = []
         for body, age in zip(raw[::2], raw[1::2], strict=True):
-            found.append(Pulse.model_validate_json(body).model_copy(update={"age_seconds": float(age)}))
-        return sorted(found, key=lambda pulse: (pulse.role, pulse.index, pulse.id))
+            found.append(Heartbeat.model_validate_json(body).model_copy(update={"age_seconds": float(age)}))
+        return sorted(found, key=lambda heartbeat: (heartbeat.role, heartbeat.index, heartbeat.id))
 
     def depths(self) -> Depths:
         """What waits where, at this moment."""
@@ -597,7 +604,7 @@ def _portions(sizes: Sequence[int]) -> list[tuple[int, int]]:
     return [*portions, (start, len(sizes))] if sizes else []
 
 
-def _group(gid: str, fields: dict[bytes, bytes], prompt: int) -> Group:
+def _group(group_id: str, fields: dict[bytes, bytes], prompt: int) -> Group:
     n = int(fields[b"n"])
     members = []
     for i in range(n):
@@ -612,7 +619,7 @@ def _group(gid: str, fields: dict[bytes, bytes], prompt: int) -> Group:
                 )
             )
     return Group(
-        gid=gid,
+        group_id=group_id,
         prompt=prompt,
         n=n,
         version=int(fields[b"version"]),

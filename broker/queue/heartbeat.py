@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 Role = Literal["actor", "verifier", "learner", "broker", "launcher"]
 
 
-class Pulse(BaseModel):
+class Heartbeat(BaseModel):
     """One service at one moment; small, and written whole every `lease_seconds / 4`."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)  # a newer service may say more than an older reader knows

@@ -93,7 +93,7 @@ def _translate(text: str, what: str) -> BrokerError:
             f"Redis refuses us while {what} ({text[:120]}): check the password in broker.url", lasting=True
         )
     if word == "FENCED":
-        return Fenced(f"a newer learner (incarnation {rest}) has taken this run; this one must end")
+        return Fenced(f"a newer learner (epoch {rest}) has taken this run; this one must end")
     if word == "BUSY":
         return RunBusy(f"a live learner ({rest}) already works on this run: stop it, or give this run another run.name")
     if word == "BEHIND":

@@ -1,4 +1,4 @@
-"""What the broker answers with: plain records, no behaviour."""
+"""The records that the broker answers with, without methods."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class RunSpec(BaseModel):
 
 
 @dataclass(frozen=True)
-class Grant:
+class TicketBatch:
     """Answer to `Broker.take`."""
 
     version: int
@@ -70,7 +70,7 @@ class Member:
 class Group:
     """A finished group: the judged completions of one ticket."""
 
-    gid: str
+    group_id: str
     prompt: int
     n: int
     version: int
@@ -85,7 +85,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Incarnation:
+class Epoch:
     """A learner's hold on the run; `number` fences every earlier learner."""
 
     number: int
@@ -106,7 +106,7 @@ class CommitReply:
 @dataclass(frozen=True)
 class DeadLetter:
     entry: str
-    gid: str
+    group_id: str
     idx: str
     verifier: str
     reason: str

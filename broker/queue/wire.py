@@ -15,10 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from broker.settings import Lane
 
-SCHEMA = 1
+SCHEMA = 2
 MAX_BYTES = 64 << 20
 
-Gid = Annotated[str, Field(pattern=r"^e?[0-9]{1,12}:[0-9]{1,12}$")]
+GroupId = Annotated[str, Field(pattern=r"^e?[0-9]{1,12}:[0-9]{1,12}$")]
 Outcome = Literal["pass", "fail", "error"]
 Finish = Literal["stop", "length"]
 Span = tuple[int, int, int]
@@ -48,7 +48,7 @@ class Prompt(Message):
 class Ticket(Message):
     """Permission to sample one group: completions `missing` (a subset of 0 … n−1) of one prompt."""
 
-    gid: Gid
+    group_id: GroupId
     lane: Lane
     prompt: Annotated[int, Field(ge=0)]
     n: Annotated[int, Field(ge=1, le=4096)]
@@ -63,9 +63,9 @@ class Ticket(Message):
 
 
 class Completion(Message):
-    """One sampled answer with the behaviour policy's own log-probabilities."""
+    """One sampled answer with the sampler's log-probabilities."""
 
-    gid: Gid
+    group_id: GroupId
     lane: Lane
     prompt: Annotated[int, Field(ge=0)]
     idx: Annotated[int, Field(ge=0, le=4095)]
@@ -91,7 +91,7 @@ class Completion(Message):
             raise ValueError("no tokens")
         if self.idx >= self.n:
             raise ValueError(f"idx {self.idx} outside the group of {self.n}")
-        logprobs = self.behaviour
+        logprobs = self.sampler_logprobs
         if not np.isfinite(logprobs).all() or (logprobs > 1e-3).any():
             raise ValueError("log-probs must be finite and ≤ 0")
         if (self.ids < 0).any():
@@ -111,7 +111,7 @@ class Completion(Message):
         return np.frombuffer(self.tokens, "<i4")
 
     @property
-    def behaviour(self) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def sampler_logprobs(self) -> np.ndarray[Any, np.dtype[np.float32]]:
         """log μ per token, float32, shape (T,)."""
         return np.frombuffer(self.logprobs, "<f4")
 

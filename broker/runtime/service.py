@@ -45,7 +45,7 @@ from broker.errors import (
     SieveError,
 )
 from broker.queue.client import Broker
-from broker.queue.heartbeat import Pulse, Role
+from broker.queue.heartbeat import Heartbeat, Role
 from broker.runtime.metrics import BaseMetrics, MetricsServer, build_version, close_log, open_log
 from broker.runtime.redis_server import resolve_url
 from broker.settings import BrokerSettings, MetricsSettings, RunSettings
@@ -219,21 +219,21 @@ class Service(ABC):
 
     # --- what others see
 
-    def pulse(self) -> Pulse:
+    def heartbeat(self) -> Heartbeat:
         """What the heartbeat says now."""
         with self._lock:
             phase, waiting_on, since = self._phase, self._waiting_on, self._since
             if self._away_since is not None:
                 phase, since = UNREACHABLE_PHASE, self._away_since
-        return Pulse(
+        return Heartbeat(
             id=self.id, role=self.role, phase=phase, waiting_on=waiting_on[:200], since=since, pid=os.getpid(),
             host=self.host, metrics_url=self.metrics_url, index=self.index, values=dict(self.values),
         )  # fmt: skip
 
     def _line(self) -> str:
-        pulse = self.pulse()
-        waiting = f", waiting on {pulse.waiting_on}" if pulse.waiting_on else ""
-        return f"{self.id} {pulse.phase}{waiting} since {time.time() - pulse.since:.1f} s"
+        heartbeat = self.heartbeat()
+        waiting = f", waiting on {heartbeat.waiting_on}" if heartbeat.waiting_on else ""
+        return f"{self.id} {heartbeat.phase}{waiting} since {time.time() - heartbeat.since:.1f} s"
 
     def _healthy(self) -> tuple[bool, str]:
         still = time.monotonic() - self._moved
@@ -350,7 +350,7 @@ class Service(ABC):
         """On its own connection, so that a long call of the loop never holds a heartbeat back."""
         url = resolve_url(self._config.broker, self._config.run, self._url)
         broker = Broker.connect(self._impatient, self._config.run, url=url)
-        broker.heartbeat(self.pulse())
+        broker.heartbeat(self.heartbeat())
         self._reached(True)
         thread = threading.Thread(target=self._beat, args=(broker,), name="heartbeat", daemon=True)
         thread.start()
@@ -363,7 +363,7 @@ class Service(ABC):
             while not self._silent.wait(pause):
                 pause = period
                 try:
-                    broker.heartbeat(self.pulse())
+                    broker.heartbeat(self.heartbeat())
                     self._reached(True)
                 except (*UNREACHABLE, BrokerFull) as error:
                     full = isinstance(error, BrokerFull)
@@ -377,7 +377,7 @@ class Service(ABC):
                         return
                     pause = min(period, 0.25)
             if self._phase == "stopped":  # only then is nothing held that this would keep from the others
-                broker.heartbeat(self.pulse())
+                broker.heartbeat(self.heartbeat())
         except Fenced as error:
             self._give_up(str(error))
         except (*UNREACHABLE, BrokerFull) as error:

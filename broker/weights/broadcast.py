@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from broker.errors import EX_TEMPORARY, SieveError
 from broker.queue.client import Broker
-from broker.queue.state import Incarnation
+from broker.queue.state import Epoch
 from broker.queue.wire import WireError
 
 LAYOUT_BYTES = 32 << 20
@@ -213,26 +213,26 @@ class Transfers:
 
     # --- the learner
 
-    def open(self, incarnation: Incarnation, id: str, version: int, layout: Layout) -> list[Entry]:
+    def open(self, epoch: Epoch, id: str, version: int, layout: Layout) -> list[Entry]:
         """Invite everyone who can receive to `version`, which counts as used from now on. Raises Fenced."""
-        return self._write(incarnation, id, version, state="open", layout=layout.model_dump_json())
+        return self._write(epoch, id, version, state="open", layout=layout.model_dump_json())
 
-    def fix(self, incarnation: Incarnation, id: str, version: int, group: Group) -> list[Entry]:
+    def fix(self, epoch: Epoch, id: str, version: int, group: Group) -> list[Entry]:
         """Nobody joins any more; the members are `group`'s."""
-        return self._write(incarnation, id, version, group=group.model_dump_json(), state="fixed")
+        return self._write(epoch, id, version, group=group.model_dump_json(), state="fixed")
 
-    def over(self, incarnation: Incarnation, id: str, version: int) -> list[Entry]:
+    def over(self, epoch: Epoch, id: str, version: int) -> list[Entry]:
         """The transfer has ended; who has not received by now reads the files."""
-        return self._write(incarnation, id, version, state="over")
+        return self._write(epoch, id, version, state="over")
 
-    def look(self, incarnation: Incarnation, id: str, version: int) -> list[Entry]:
+    def look(self, epoch: Epoch, id: str, version: int) -> list[Entry]:
         """How the actors stand."""
-        return self._write(incarnation, id, version)
+        return self._write(epoch, id, version)
 
-    def _write(self, incarnation: Incarnation, id: str, version: int, **fields: str) -> list[Entry]:
+    def _write(self, epoch: Epoch, id: str, version: int, **fields: str) -> list[Entry]:
         lease = self._broker.settings.lease_seconds
         args = [part for item in fields.items() for part in item]
-        reply = self._broker.script("invite", incarnation.number, id, version, lease, *args)
+        reply = self._broker.script("invite", epoch.number, id, version, lease, *args)
         return [
             Entry(actor.decode(), int(ranks), alive == 1, answer.decode(), ack.decode())
             for actor, ranks, alive, answer, ack in reply

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from broker.queue.client import Broker
-from broker.queue.state import Incarnation
+from broker.queue.state import Epoch
 from broker.queue.wire import Message, WireError, pack, unpack
 
 SEQUENCES = 6
@@ -90,12 +90,12 @@ class Canaries:
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
 
-    def put(self, incarnation: Incarnation, canary: Canary, kept: Collection[int]) -> None:
+    def put(self, epoch: Epoch, canary: Canary, kept: Collection[int]) -> None:
         """Before its version is published. Canaries and reports of versions not in `kept` are deleted.
 
         Raises Fenced."""
         versions: list[Any] = [str(version) for version in kept]
-        self._broker.script("canary", incarnation.number, canary.version, pack(canary), *versions)
+        self._broker.script("canary", epoch.number, canary.version, pack(canary), *versions)
 
     def get(self, version: int) -> Canary | None:
         """The canary of `version`, None before it is there and after it is gone. Raises WireError."""

@@ -27,7 +27,7 @@ def list_dead(
         if not letters:
             typer.echo("no dead letters", err=True)
         for letter in letters:
-            typer.echo(f"{letter.entry}  {letter.gid}/{letter.idx}  {letter.verifier}  {letter.reason}")
+            typer.echo(f"{letter.entry}  {letter.group_id}/{letter.idx}  {letter.verifier}  {letter.reason}")
     return EX_OK
 
 
@@ -45,7 +45,7 @@ def show_dead(
     if entry not in letters:
         raise ConfigError([f"{entry}: no dead letter of that name; `sieve deadletter list CONFIG` prints the names"])
     letter = letters[entry]
-    typer.echo(f"group       {letter.gid}, completion {letter.idx}, {letter.payload_bytes} bytes")
+    typer.echo(f"group       {letter.group_id}, completion {letter.idx}, {letter.payload_bytes} bytes")
     typer.echo(f"verifier    {letter.verifier}\nreason      {letter.reason}")
     if letter.verdict is not None:
         v = letter.verdict

@@ -67,19 +67,19 @@ def broker(config: ConfigPath, set_: Sets = None) -> int:
     """Keep the run's private Redis until Ctrl-C."""
     settings = load_config(config, set_, "settings")
     from broker.runtime.redis_server import Server, serve
-    from deploy.observe.exporter import Monitor
+    from deploy.observe.exporter import Exporter
 
-    monitors: list[Monitor] = []
+    monitors: list[Exporter] = []
 
     def announce(server: Server) -> None:
-        monitors.append(Monitor(settings, server.url, "broker"))
+        monitors.append(Exporter(settings, server.url, "broker"))
         typer.echo(f"{server.binary} for run {settings.run.name} in {server.directory}; Ctrl-C ends it")
 
     try:
         return serve(settings.broker, settings.run, announce)
     finally:
-        for monitor in monitors:
-            monitor.close()
+        for exporter in monitors:
+            exporter.close()
 
 
 @app.command()
@@ -172,7 +172,8 @@ def report(
     settings = load_config(config, set_, "none")
     # A run that was moved aside still says its old path in its own config.yaml.
     path = config.resolve() if config.is_dir() else settings.run.path
-    from deploy.reports.report import build, show, write
+    from deploy.reports.report import show, write
+    from deploy.reports.summary import build
 
     built = build(path)
     shown = console()

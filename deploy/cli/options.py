@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from deploy.config.tree import Checks, Config, load
+from deploy.config.load import Checks, load
+from deploy.config.tree import Config
 
 if typing.TYPE_CHECKING:
     from rich.console import Console

@@ -6,17 +6,14 @@ settings name (prompt files up to their first lines), writes and starts nothing,
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
 from broker.queue import admission
 from broker.settings import PromptSource
+from deploy.config.tree import Config
 from learner.data.rows import DataUnusable, count, pass_rates, rows
-
-if typing.TYPE_CHECKING:
-    from deploy.config.tree import Config
 
 READ_LINES = 2000
 """Lines of each prompt file read here; the learner reads and checks all of them before the run opens."""
@@ -47,11 +44,11 @@ def _files(config: Config) -> Iterator[str]:
         yield f"model.path = {model}: has no *.safetensors file; save the model with safe_serialization"
     yield from _prompts(config, "data.train", config.data.train)
     yield from _pass_rates(config)
-    if config.data.held_out is not None:
-        yield from _prompts(config, "data.held_out", config.data.held_out)
-        if config.data.held_out == config.data.train:
+    if config.data.eval is not None:
+        yield from _prompts(config, "data.eval", config.data.eval)
+        if config.data.eval == config.data.train:
             yield (
-                f"data.held_out = {config.data.held_out}: is the training file, so evaluation would measure memory; "
+                f"data.eval = {config.data.eval}: is the training file, so evaluation would measure memory; "
                 f"split the prompts into two files"
             )
 
@@ -158,27 +155,27 @@ def _objective(config: Config) -> Iterator[str]:
 
 
 def _evaluation(config: Config, files: bool) -> Iterator[str]:
-    evaluation, held_out = config.evaluation, config.data.held_out
+    evaluation, eval_split = config.evaluation, config.data.eval
     if config.schedule.forced_staleness and evaluation.every:
         yield (
             f"evaluation.every = {evaluation.every} with schedule.forced_staleness = "
             f"{config.schedule.forced_staleness}: an evaluation loads newer weights into the actors, and training "
             f"groups sampled meanwhile would be fresher than forced; set evaluation.every = 0"
         )
-    if held_out is None:
+    if eval_split is None:
         if evaluation.every:
             yield (
-                f"evaluation.every = {evaluation.every}: there is nothing to evaluate on; set data.held_out, or "
+                f"evaluation.every = {evaluation.every}: there is nothing to evaluate on; set data.eval, or "
                 f"evaluation.every = 0"
             )
         return
-    if files and (isinstance(held_out, str) or held_out.is_file()):
+    if files and (isinstance(eval_split, str) or eval_split.is_file()):
         try:
-            found = count(held_out, evaluation.prompts)
+            found = count(eval_split, evaluation.prompts)
         except DataUnusable:
             return  # said above
         if found is not None and found < evaluation.prompts:
             yield (
-                f"evaluation.prompts = {evaluation.prompts}: data.held_out = {held_out} has only {found} rows; set "
+                f"evaluation.prompts = {evaluation.prompts}: data.eval = {eval_split} has only {found} rows; set "
                 f"evaluation.prompts = {found} or add prompts"
             )

@@ -27,7 +27,7 @@ from broker.runtime.redis_server import Server, answers, read_endpoint
 from deploy.config.tree import Config, plain
 from deploy.launch.ray_units import Unit, Unplaceable, connect, make_units
 from deploy.launch.restarts import KILLED
-from deploy.observe.exporter import Monitor
+from deploy.observe.exporter import Exporter
 from deploy.observe.snapshot import Tail
 from deploy.observe.view import View
 from deploy.rundir import run_files
@@ -68,15 +68,15 @@ def _launch(config: Config, console: Console, live: bool, begin: float) -> int:
     server, url = _server(config)
     outcome, code = "failed", EX_UNAVAILABLE
     try:
-        monitor = Monitor(config, url, "launcher")
+        exporter = Exporter(config, url, "launcher")
         try:
             tail = Tail(config.run.path)
             with View(console, config.run.name, config.schedule.steps, tail, live=live) as view:
-                supervisor = Supervisor(config, url, server, monitor, view)
+                supervisor = Supervisor(config, url, server, exporter, view)
                 code = supervisor.run()
                 outcome = "finished" if code == EX_OK else "stopped"
         finally:
-            monitor.close()
+            exporter.close()
         audit = _audit(config, url)
         if audit["lost"] or audit["duplicates"]:
             raise LaunchError(
@@ -130,8 +130,8 @@ def _audit(config: Config, url: str) -> dict[str, Any]:
 class Supervisor:
     """Starts the units and keeps them going until the learner is done or a person stops the run."""
 
-    def __init__(self, config: Config, url: str, server: Server | None, monitor: Monitor, view: View) -> None:
-        self._config, self._url, self._server, self._monitor, self._view = config, url, server, monitor, view
+    def __init__(self, config: Config, url: str, server: Server | None, exporter: Exporter, view: View) -> None:
+        self._config, self._url, self._server, self._monitor, self._view = config, url, server, exporter, view
         self._units: list[Unit] = []
         self._signals: list[signal.Signals] = []
         self._wait_until: float | None = None
@@ -238,7 +238,7 @@ class Supervisor:
             time.sleep(TICK_SECONDS)
 
     def _finished(self) -> bool:
-        """Whether the learner has declared the run over: the monitor's look may be older than the learner's exit."""
+        """Whether the learner has declared the run over: the exporter's look may be older than the learner's exit."""
         broker = Broker.connect(self._config.broker, self._config.run, url=self._url)
         try:
             return broker.finished()

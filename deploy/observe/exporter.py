@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 
 from broker.errors import SieveError
 from broker.queue.client import Broker
-from broker.queue.heartbeat import Pulse
+from broker.queue.heartbeat import Heartbeat
 from broker.runtime.metrics import BaseMetrics, MetricsServer
 from broker.runtime.service import UNREACHABLE, explain
 from deploy.config.tree import Config
@@ -52,7 +52,7 @@ class Depths(Collector):
         return families
 
 
-class Monitor:
+class Exporter:
     """Starts looking when made; `snapshot` is the newest look. `restarted` counts what the launcher had to start
     again."""
 
@@ -93,7 +93,7 @@ class Monitor:
         self._host, self._since = host, time.time()
         self._targets: list[str] = []
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="monitor", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="exporter", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -129,8 +129,8 @@ class Monitor:
                 broker.heartbeat(self._pulse("stopped"))
             broker.close()
 
-    def _pulse(self, phase: str) -> Pulse:
-        return Pulse(
+    def _pulse(self, phase: str) -> Heartbeat:
+        return Heartbeat(
             id=self.id, role=self._role, phase=phase, since=self._since, pid=os.getpid(), host=self._host,
             metrics_url=self._http.url,
         )  # fmt: skip
@@ -147,21 +147,21 @@ class Monitor:
         for role in ("actor", "verifier", "learner"):
             self._services.labels(role).set(len(seen.alive(role)))
         targets = sorted(
-            f"{pulse.role} {pulse.metrics_url}"
-            for pulse in seen.services
-            if pulse.metrics_url and pulse.phase != "stopped"
+            f"{heartbeat.role} {heartbeat.metrics_url}"
+            for heartbeat in seen.services
+            if heartbeat.metrics_url and heartbeat.phase != "stopped"
         )
         if targets != self._targets:
             self._targets = targets
             write_json(self._config.run.path / "prometheus" / "targets.json", scrape_targets(seen.services))
 
 
-def scrape_targets(services: list[Pulse]) -> list[dict[str, object]]:
+def scrape_targets(services: list[Heartbeat]) -> list[dict[str, object]]:
     """Prometheus file_sd groups, one per role: where every live service answers /metrics."""
     by_role: dict[str, list[str]] = {}
-    for pulse in services:
-        if pulse.metrics_url and pulse.phase != "stopped":
-            by_role.setdefault(pulse.role, []).append(
-                pulse.metrics_url.removeprefix("http://").removesuffix("/metrics")
+    for heartbeat in services:
+        if heartbeat.metrics_url and heartbeat.phase != "stopped":
+            by_role.setdefault(heartbeat.role, []).append(
+                heartbeat.metrics_url.removeprefix("http://").removesuffix("/metrics")
             )
     return [{"targets": sorted(found), "labels": {"role": role}} for role, found in sorted(by_role.items())]

@@ -16,7 +16,7 @@ from typing import Any
 
 from broker.errors import SieveError
 from broker.queue.client import Broker
-from broker.queue.heartbeat import Pulse
+from broker.queue.heartbeat import Heartbeat
 from broker.queue.state import Depths
 from broker.runtime.service import UNREACHABLE, explain
 
@@ -32,22 +32,24 @@ class Snapshot:
 
     at: float
     depths: Depths | None = None
-    services: list[Pulse] = field(default_factory=list)
+    services: list[Heartbeat] = field(default_factory=list)
     error: str = ""
     lease_seconds: float = 10.0
     """A heartbeat older than this means dead."""
 
-    def alive(self, role: str) -> list[Pulse]:
+    def alive(self, role: str) -> list[Heartbeat]:
         """The services of a role that heartbeat and have not ended."""
         return [
-            pulse for pulse in self.services
-            if pulse.role == role and pulse.age_seconds < self.lease_seconds and pulse.phase != "stopped"
+            heartbeat for heartbeat in self.services
+            if heartbeat.role == role and heartbeat.age_seconds < self.lease_seconds and heartbeat.phase != "stopped"
         ]  # fmt: skip
 
     @property
     def tokens_per_second(self) -> float:
         """Sampled by all actors together, as they report it."""
-        return sum(pulse.values.get("tokens_per_second", 0.0) for pulse in self.services if pulse.role == "actor")
+        return sum(
+            heartbeat.values.get("tokens_per_second", 0.0) for heartbeat in self.services if heartbeat.role == "actor"
+        )
 
     @property
     def canary_mismatch(self) -> float | None:
@@ -125,22 +127,24 @@ def stuck(snapshot: Snapshot) -> list[str]:
             )
     if found:
         return found
-    for pulse in snapshot.services:
-        lost = pulse.age_seconds >= lease_seconds and pulse.phase != "stopped"
-        if lost and pulse.age_seconds < 10 * lease_seconds and pulse.role in ("actor", "verifier", "learner"):
+    for heartbeat in snapshot.services:
+        lost = heartbeat.age_seconds >= lease_seconds and heartbeat.phase != "stopped"
+        if lost and heartbeat.age_seconds < 10 * lease_seconds and heartbeat.role in ("actor", "verifier", "learner"):
             found.append(
-                f"{pulse.role.upper()}: {pulse.id} has not been heard of for {pulse.age_seconds:.0f} s (limit "
-                f"{lease_seconds:g} s);"
-                f" what it held goes to the others"
+                f"{heartbeat.role.upper()}: {heartbeat.id} has not been heard of for "
+                f"{heartbeat.age_seconds:.0f} s (limit {lease_seconds:g} s); what it held goes to the others"
             )
     if depths.opened and _all_wait(snapshot, [*learners, *actors, *verifiers]):
         found += [
-            f"{pulse.role.upper()}: {pulse.id} waits on {pulse.waiting_on} for {snapshot.at - pulse.since:.0f} s"
-            for pulse in [*learners, *actors]
+            f"{heartbeat.role.upper()}: {heartbeat.id} waits on {heartbeat.waiting_on} "
+            f"for {snapshot.at - heartbeat.since:.0f} s"
+            for heartbeat in [*learners, *actors]
         ]
     return found
 
 
-def _all_wait(snapshot: Snapshot, services: list[Pulse]) -> bool:
+def _all_wait(snapshot: Snapshot, services: list[Heartbeat]) -> bool:
     """Nobody works: every live service has waited for the same thing for long."""
-    return bool(services) and all(pulse.waiting_on and snapshot.at - pulse.since > STILL_SECONDS for pulse in services)
+    return bool(services) and all(
+        heartbeat.waiting_on and snapshot.at - heartbeat.since > STILL_SECONDS for heartbeat in services
+    )

@@ -87,11 +87,11 @@ def _show(config: Config, console: Console, tail: Tail, seen: Snapshot) -> int:
         console.print(render(seen, record, tail, config.run.name, config.schedule.steps))
     else:
         console.print(line(seen, record, tail, config.schedule.steps), highlight=False, soft_wrap=True)
-        for pulse in seen.services:
-            waits = f", waits on {pulse.waiting_on}" if pulse.waiting_on else ""
+        for heartbeat in seen.services:
+            waits = f", waits on {heartbeat.waiting_on}" if heartbeat.waiting_on else ""
             console.print(
-                f"{pulse.id}: {pulse.phase}{waits} for {max(0.0, seen.at - pulse.since):.0f} s, heard "
-                f"{pulse.age_seconds:.1f} s ago",
+                f"{heartbeat.id}: {heartbeat.phase}{waits} for {max(0.0, seen.at - heartbeat.since):.0f} s, heard "
+                f"{heartbeat.age_seconds:.1f} s ago",
                 highlight=False,
                 soft_wrap=True,
             )

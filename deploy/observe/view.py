@@ -183,14 +183,19 @@ def _services(snapshot: Snapshot) -> RenderableType:
     for column in ("service", "phase", "waiting on", "since", "heard"):
         table.add_column(column, no_wrap=True, justify="right" if column in ("since", "heard") else "left")
     gone = GONE_LEASES * snapshot.lease_seconds
-    shown = [pulse for pulse in snapshot.services if pulse.phase != "stopped" and pulse.age_seconds < gone]
-    for pulse in shown[:SHOWN_SERVICES]:
+    shown = [
+        heartbeat for heartbeat in snapshot.services if heartbeat.phase != "stopped" and heartbeat.age_seconds < gone
+    ]
+    for heartbeat in shown[:SHOWN_SERVICES]:
         table.add_row(
-            Text(f"{pulse.role} {pulse.index}  pid {pulse.pid}", style=STYLE.get(pulse.role, "")),
-            pulse.phase,
-            pulse.waiting_on or "–",
-            f"{max(0.0, snapshot.at - pulse.since):.0f} s",
-            Text(f"{pulse.age_seconds:.0f} s ago", style="red" if pulse.age_seconds > snapshot.lease_seconds else ""),
+            Text(f"{heartbeat.role} {heartbeat.index}  pid {heartbeat.pid}", style=STYLE.get(heartbeat.role, "")),
+            heartbeat.phase,
+            heartbeat.waiting_on or "–",
+            f"{max(0.0, snapshot.at - heartbeat.since):.0f} s",
+            Text(
+                f"{heartbeat.age_seconds:.0f} s ago",
+                style="red" if heartbeat.age_seconds > snapshot.lease_seconds else "",
+            ),
         )
     if len(shown) > SHOWN_SERVICES:
         table.add_row(f"… {len(shown) - SHOWN_SERVICES} more", "", "", "", "")

@@ -6,14 +6,12 @@ the picture survives a black-and-white printer. Imports matplotlib when called, 
 
 from __future__ import annotations
 
-import typing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-if typing.TYPE_CHECKING:
-    from deploy.reports.report import Report
+from deploy.reports.summary import Report
 
 GREY, BLUE, VERMILION, GREEN, INK = "#6e6e6e", "#0072B2", "#D55E00", "#009E73", "#222222"
 SMOOTH = 9

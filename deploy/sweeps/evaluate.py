@@ -98,10 +98,10 @@ def base_perplexity(config: Config, run: Path, *, own: bool) -> dict[str, float 
         from learner.model.perplexity import base_log_probs
         from learner.start import compute_dtype
 
-        assert config.data.held_out is not None  # _through_the_lane refuses a configuration without
+        assert config.data.eval is not None  # _through_the_lane refuses a configuration without
         tokenizer = load_tokenizer(config.model.path)
-        held_out = read_prompts(config.data.held_out, tokenizer, vocabulary=1 << 31, longest=1 << 31, data=config.data)
-        prompts = [np.frombuffer(held_out[row.prompt].tokens, "<i4") for row in rows]
+        eval_split = read_prompts(config.data.eval, tokenizer, vocabulary=1 << 31, longest=1 << 31, data=config.data)
+        prompts = [np.frombuffer(eval_split[row.prompt].tokens, "<i4") for row in rows]
         sums = base_log_probs(
             config.model.path, prompts, [row.tokens for row in rows], dtype=compute_dtype(config.model),
             budget=config.learner.micro_batch_tokens,
@@ -153,8 +153,8 @@ def _through_the_lane(
     config: Config, model: Path, label: str, console: Console, *, fresh: bool, view: bool
 ) -> tuple[Path, int]:
     """(directory, exit code) of the evaluation run of `model`; one that is finished is not done again."""
-    if config.data.held_out is None:
-        raise ConfigError(["data.held_out is not set, so there is nothing to evaluate on; name a file of prompts"])
+    if config.data.eval is None:
+        raise ConfigError(["data.eval is not set, so there is nothing to evaluate on; name a file of prompts"])
     name = f"{config.run.name}.{label}"
     if len(name) > LONGEST_NAME:
         name = f"{name[: LONGEST_NAME - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
@@ -183,10 +183,10 @@ def _through_the_lane(
 
 def _measure(config: Config) -> str:
     """What an evaluation is of: the model by its content, since a directory's may change, the prompts, the sampling."""
-    assert config.data.held_out is not None
+    assert config.data.eval is not None
     return json.dumps({
         "model": hashlib.sha256(fingerprint.of_model(config.model.path)).hexdigest(), "dtype": config.model.dtype,
-        "held_out": fingerprint.of_prompts(config.data.held_out).hex(),
+        "eval": fingerprint.of_prompts(config.data.eval).hex(),
         "columns": config.data.columns.model_dump(mode="json"),
         "seed": config.run.seed, "sampling": config.sampling.model_dump(mode="json"),
     }, sort_keys=True)  # fmt: skip

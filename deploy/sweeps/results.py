@@ -147,6 +147,6 @@ def _told(settings: dict[str, Any]) -> dict[str, Any]:
     kept = {name: settings[name] for name in ("sampling", "schedule", "evaluation", "learner")}
     kept["model"] = {"path": Path(settings["model"]["path"]).name, "dtype": settings["model"]["dtype"]}
     kept["data"] = {
-        name: Path(str(settings["data"][name])).name for name in ("train", "held_out") if settings["data"].get(name)
+        name: Path(str(settings["data"][name])).name for name in ("train", "eval") if settings["data"].get(name)
     }
     return kept

@@ -156,11 +156,11 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 
 def contents(config: Config) -> dict[str, str | None]:
     """Hashes of the files that the runs are made of, by the key that names them."""
-    held_out = config.data.held_out
+    eval_split = config.data.eval
     return {
         "model.path": hashlib.sha256(fingerprint.of_model(config.model.path)).hexdigest(),
         "data.train": fingerprint.of_prompts(config.data.train).hex(),
-        "data.held_out": None if held_out is None else fingerprint.of_prompts(held_out).hex(),
+        "data.eval": None if eval_split is None else fingerprint.of_prompts(eval_split).hex(),
     }
 
 

@@ -1,6 +1,6 @@
 """Make the prompt files and the base model: `python examples/countdown/make_base.py` (one core, under five minutes).
 
-Writes train.jsonl, validation.jsonl, held_out.jsonl and base/ beside this file; every draw comes from SEED. The base
+Writes train.jsonl, validation.jsonl, eval.jsonl and base/ beside this file; every draw comes from SEED. The base
 learns by plain supervised training on answers of which a stated share is wrong on purpose (see `lesson`): what a
 verifier can filter out later. None of its training problems is in any of the three prompt files.
 """
@@ -27,8 +27,8 @@ from task import MAX_NEW_TOKENS, NUMBERS, SIZES, Problem, make_tokenizer, multis
 SEED = 20240607
 MIN_ANSWERS = 6
 """Different right answers a problem of the prompt files has at least: coverage needs something to cover."""
-SPLITS = {"held_out": 256, "validation": 256, "train": 4096}
-"""Lines per prompt file. Settings are chosen on validation; held_out is for the figures that are reported."""
+SPLITS = {"eval": 256, "validation": 256, "train": 4096}
+"""Lines per prompt file. Settings are chosen on validation; eval is for the figures that are reported."""
 
 MISUSE, MISS = 0.40, 0.05
 """Shares of the base's training answers that use other numbers than given, and that hit another target."""

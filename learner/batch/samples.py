@@ -34,8 +34,8 @@ class Samples:
     first: list[int]
     """Position of each group's first completion among the N."""
     keys: list[tuple[str, int]]
-    """(gid, idx) of each completion."""
-    behaviour: list[Floats]
+    """(group_id, idx) of each completion."""
+    sampler: list[Floats]
     """log μ per token as the sampler recorded it."""
     base: list[Floats | None]
     """log π_b per token, None until scored."""
@@ -62,8 +62,8 @@ class Samples:
             prompts=list(prompts),
             completions=[[member.completion.ids for member in group.members] for group in groups],
             first=[sum(sizes[:index]) for index in range(len(sizes))],
-            keys=[(group.gid, member.completion.idx) for group, _, member in members],
-            behaviour=[member.completion.behaviour for _, _, member in members],
+            keys=[(group.group_id, member.completion.idx) for group, _, member in members],
+            sampler=[member.completion.sampler_logprobs for _, _, member in members],
             base=[member.base for _, _, member in members],
             passed=np.array([member.verdict.outcome == "pass" for _, _, member in members], bool),
             prompt=np.array([group.prompt for group, _, _ in members], np.int64),
@@ -76,31 +76,31 @@ class Samples:
         return len(self.keys)
 
     @property
-    def telling(self) -> int:
+    def mixed_groups(self) -> int:
         """Groups with both right and wrong answers."""
         return len(set(self.group[self.passed].tolist()) & set(self.group[~self.passed].tolist()))
 
     @property
     def tokens(self) -> int:
         """Completion tokens."""
-        return sum(len(values) for values in self.behaviour)
+        return sum(len(values) for values in self.sampler)
 
 
 def fetch(
-    ranks: Ranks, gids: Sequence[str], prompts: Sequence[Ids], read: Callable[[list[str]], list[Group]]
+    ranks: Ranks, group_ids: Sequence[str], prompts: Sequence[Ids], read: Callable[[list[str]], list[Group]]
 ) -> Samples:
     """This rank's groups of a step, balanced between ranks by tokens. Collective.
 
     Lengths are known only to who has read a group: each rank reads an equal slice, tells the others the lengths, and
     reads what the balanced division gives it besides. `prompts`: tokens of every training prompt.
     """
-    slice_ = list(range(len(gids)))[ranks.rank :: ranks.world]
-    found = dict(zip(slice_, read([gids[place] for place in slice_]), strict=True))
+    slice_ = list(range(len(group_ids)))[ranks.rank :: ranks.world]
+    found = dict(zip(slice_, read([group_ids[place] for place in slice_]), strict=True))
     shapes = {place: shape_of(group, prompts[group.prompt]) for place, group in found.items()}
     everywhere = {place: shape for part in ranks.gather(shapes) for place, shape in part.items()}
-    mine = balance([everywhere[place] for place in range(len(gids))], ranks.world)[ranks.rank]
+    mine = balance([everywhere[place] for place in range(len(group_ids))], ranks.world)[ranks.rank]
     lacking = [place for place in mine if place not in found]
-    found |= dict(zip(lacking, read([gids[place] for place in lacking]), strict=True))
+    found |= dict(zip(lacking, read([group_ids[place] for place in lacking]), strict=True))
     groups = [found[place] for place in mine]
     return Samples.of(groups, [prompts[group.prompt] for group in groups], mine)
 

@@ -84,7 +84,7 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise DataUnusable(f"{path}: no such file; set data.train and data.held_out to prompt files") from None
+        raise DataUnusable(f"{path}: no such file; set data.train and data.eval to prompt files") from None
     except UnicodeDecodeError as error:
         raise DataUnusable(f"{path}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
     except OSError as error:
@@ -110,7 +110,7 @@ def _parquet(path: Path) -> Any:
     try:
         return ParquetFile(path)
     except FileNotFoundError:
-        raise DataUnusable(f"{path}: no such file; set data.train and data.held_out to prompt files") from None
+        raise DataUnusable(f"{path}: no such file; set data.train and data.eval to prompt files") from None
     except (OSError, ArrowException) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataUnusable(f"{path}: not a Parquet file ({reason}); give one, or name it *.jsonl") from None

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from broker.queue.client import Broker
-from broker.queue.state import Group, Incarnation
+from broker.queue.state import Epoch, Group
 from broker.weights.store import WeightsDirectory
 from learner.evaluation.results import Outputs, write_parquet
 from learner.evaluation.stats import PromptResult, summarise
@@ -33,7 +33,7 @@ class _Open:
     errors: int = 0
 
 
-class HeldOut:
+class Evaluations:
     """Collects evaluations; writes `eval.jsonl` and `eval/v<version>.jsonl` and `.parquet` under the run directory."""
 
     def __init__(
@@ -46,13 +46,13 @@ class HeldOut:
         self._partial: dict[int, _Open] = {}
         self._looked = 0.0
 
-    def request(self, incarnation: Incarnation, version: int, prompts: int, samples: int) -> None:
+    def request(self, epoch: Epoch, version: int, prompts: int, samples: int) -> None:
         """Ask for `samples` completions of each of the first `prompts` held-out prompts; safe to repeat."""
         if prompts and version not in self.written():
-            self.broker.request_eval(incarnation, version, prompts, samples)
+            self.broker.request_eval(epoch, version, prompts, samples)
             self.open.setdefault(version, prompts)
 
-    def poll(self, incarnation: Incarnation, groups: int, *, now: bool = False) -> bool:
+    def poll(self, epoch: Epoch, groups: int, *, now: bool = False) -> bool:
         """Read up to `groups` finished groups of each evaluation and write what is complete; True if there was any."""
         if not now and time.monotonic() - self._looked < POLL_SECONDS:
             return False
@@ -60,13 +60,17 @@ class HeldOut:
         busy = False
         for version, missing in self.open.items():
             partial = self._partial.setdefault(version, _Open())
-            ready = [gid for gid in self.broker.eval_ready(version) if int(gid.partition(":")[2]) not in partial.lines]
+            ready = [
+                group_id
+                for group_id in self.broker.eval_ready(version)
+                if int(group_id.partition(":")[2]) not in partial.lines
+            ]
             for group in self.broker.groups(ready[:groups]):
                 self._read(partial, group)
                 busy = True
             if missing == 0 and len(ready) <= groups:
                 self._write(version, partial)
-                self.broker.eval_done(incarnation, version)
+                self.broker.eval_done(epoch, version)
                 del self._partial[version]
                 busy = True
         self.open = {version: missing for version, missing in self.open.items() if version in self._partial}
@@ -84,7 +88,7 @@ class HeldOut:
             samples.append([member.verdict.outcome, answer])
         right = [answer for outcome, answer in samples if outcome == "pass"]
         partial.errors += group.closed_short
-        index = int(group.gid.partition(":")[2])
+        index = int(group.group_id.partition(":")[2])
         partial.lines[index] = {
             "prompt": index,
             "n": len(samples),
@@ -97,7 +101,7 @@ class HeldOut:
             outcomes=[outcome for outcome, _ in samples],
             answers=[answer for _, answer in samples],
             tokens=[member.completion.ids for member in members],
-            log_probs=[float(member.completion.behaviour.sum(dtype="float64")) for member in members],
+            log_probs=[float(member.completion.sampler_logprobs.sum(dtype="float64")) for member in members],
         )
 
     def _write(self, version: int, partial: _Open) -> None:

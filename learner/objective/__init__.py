@@ -13,5 +13,6 @@ of them train through one loss and differ by one configuration key, `learner.obj
     diagnostics.py    what a batch tells about staleness, truncation and the distance to the target
     exact.py          the oracle: every quantity by enumeration of a tiny model's whole output space
 
-Nothing is imported here: `learner.objective.settings` must stay importable without torch.
+May import broker.settings and torch; `learner.objective.settings` must stay importable without torch.
+Never reads a file, never asks the broker.
 """

@@ -33,7 +33,7 @@ from learner.objective.settings import ObjectiveSettings
 
 def log_weight(sequences: Sequences, log_rho: Tensor, alpha: float) -> Tensor:
     """log W = (1−α)·log p/μ + α·log ρ of a right answer; (N,) float32. `log_rho` may be bounded already."""
-    return (1 - alpha) * sequences.log_target_over_behaviour + alpha * log_rho
+    return (1 - alpha) * sequences.log_target_over_sampler + alpha * log_rho
 
 
 def control(
@@ -81,7 +81,7 @@ def values(sequences: Sequences, settings: ObjectiveSettings, alpha: float) -> T
     passed = sequences.passed
     shift = (1 - alpha) * sequences.log_z.float()
     if settings.correction == "none":
-        log_reward = (1 - alpha) * (sequences.log_target_over_behaviour - sequences.log_rho)
+        log_reward = (1 - alpha) * (sequences.log_target_over_sampler - sequences.log_rho)
         reward = torch.where(passed, bounded_exp(log_reward, settings.clip), 0.0)
         return (reward - control(log_reward + shift, shift, passed, torch.ones_like(reward), groups, settings))[:, None]
     bounded = log_sequence_ratio(sequences, settings)
@@ -93,9 +93,7 @@ def values(sequences: Sequences, settings: ObjectiveSettings, alpha: float) -> T
     if per_sequence(settings):
         return (weight - c * rho)[:, None]
     ratio = correction_weights(sequences, settings)
-    log_tokens = (1 - alpha) * sequences.log_target_over_behaviour[:, None] + alpha * token_log_ratio(
-        sequences, settings
-    )
+    log_tokens = (1 - alpha) * sequences.log_target_over_sampler[:, None] + alpha * token_log_ratio(sequences, settings)
     weights = torch.where(
         passed[:, None] & inside_band(sequences, settings), bounded_exp(log_tokens, settings.clip), 0.0
     )

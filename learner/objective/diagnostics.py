@@ -121,11 +121,11 @@ def divergences(sequences: Sequences) -> dict[str, Tensor]:
     total_variation ½ E_μ|w − ρ|
     mass_in_support E_π[v];   mass_excess E_μ[v(ρ−w)₊];   mass_lacking E_μ[v(w−ρ)₊]
     """
-    log_w = sequences.log_target_over_behaviour.clamp(-LOG_CEILING, LOG_CEILING)
+    log_w = sequences.log_target_over_sampler.clamp(-LOG_CEILING, LOG_CEILING)
     rho = sequences.log_rho.clamp(-LOG_CEILING, LOG_CEILING).exp()
     right = sequences.passed
     w = torch.where(right, log_w.exp(), 0.0)
-    log_p_over_pi = sequences.log_target_over_behaviour - sequences.log_rho
+    log_p_over_pi = sequences.log_target_over_sampler - sequences.log_rho
     middle = ((w + rho) / 2).clamp(min=torch.finfo(torch.float32).tiny)
     shannon = torch.special.xlogy(w, w / middle) + torch.special.xlogy(rho, rho / middle)
     total = w.sum()

@@ -125,15 +125,15 @@ class ExactProblem:
             "mass_lacking": float((p - pi).clamp(min=0).sum()),
         }
 
-    def sequences(self, policy: Tensor, behaviour: Tensor, outputs: Tensor, group: Tensor) -> Sequences:
+    def sequences(self, policy: Tensor, sampler: Tensor, outputs: Tensor, group: Tensor) -> Sequences:
         """The samples as the learner would see them, with the exact Z.
 
-        `behaviour`: (N, T) the sampler's log-probabilities of each sample; `outputs`: (N,) rows of the output space.
+        `sampler`: (N, T) the sampler's log-probabilities of each sample; `outputs`: (N,) rows of the output space.
         """
         space = self.space
         return Sequences(
             policy=space.log_probs(policy)[outputs].float(),
-            behaviour=behaviour.float(),
+            sampler=sampler.float(),
             base=space.log_probs(self.base)[outputs].float(),
             mask=space.mask[outputs],
             passed=self.right[outputs],
@@ -142,16 +142,16 @@ class ExactProblem:
             staleness=torch.zeros(len(outputs), dtype=torch.int64),
         )
 
-    def expected_gradient(self, objective: Objective, policy: Tensor, behaviours: Sequence[Tensor]) -> Tensor:
+    def expected_gradient(self, objective: Objective, policy: Tensor, samplers: Sequence[Tensor]) -> Tensor:
         """E[(1/n) Σ_i Σ_t coefficient_{i,t} ∇log π(y_{i,t})] over all groups; (prefixes·vocabulary,) float64.
 
-        `behaviours`: for each of the n members, the (S, T) log-probabilities of the policy that samples it: one
+        `samplers`: for each of the n members, the (S, T) log-probabilities of the policy that samples it: one
         model's, or rows of `log_probs` of several, position by position, for a sample whose weights changed
         half-way. This is the direction of ascent: minus the loss's gradient.
         """
-        n, size = len(behaviours), len(self.space)
+        n, size = len(samplers), len(self.space)
         members = torch.cartesian_prod(*[torch.arange(size)] * n).reshape(-1, n)
-        stacked = torch.stack(list(behaviours))
+        stacked = torch.stack(list(samplers))
         probability = torch.stack([stacked[i].sum(1).exp()[members[:, i]] for i in range(n)]).prod(0)
         outputs = members.flatten()
         seat = torch.arange(n).repeat(len(members))

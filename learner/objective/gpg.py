@@ -24,12 +24,12 @@ def values(sequences: Sequences, settings: ObjectiveSettings, length_norm: float
     return correction_weights(sequences, settings) * (reward - Groups(sequences.group).mean(reward))[:, None]
 
 
-def scale(settings: ObjectiveSettings, telling: float) -> float:
-    """s of a step in which the share `telling` of all groups has both right and wrong answers; 1 when none has."""
-    return 1.0 if settings.beta(0.0) or telling == 0 else 1 / telling
+def scale(settings: ObjectiveSettings, mixed_share: float) -> float:
+    """s of a step in which the share `mixed_share` of all groups has both right and wrong answers; 1 when none has."""
+    return 1.0 if settings.beta(0.0) or mixed_share == 0 else 1 / mixed_share
 
 
-def telling_share(sequences: Sequences) -> float:
+def mixed_share(sequences: Sequences) -> float:
     """Share of the groups that have both right and wrong answers; 0 without groups."""
     groups = Groups(sequences.group)
     right = groups.pad(sequences.passed.float()).sum(1)

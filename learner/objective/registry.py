@@ -52,10 +52,10 @@ class Objective:
         self.length_norm = length_norm
 
     @torch.no_grad()
-    def values(self, sequences: Sequences, progress: float = 0.0, telling: float | None = None) -> Tensor:
+    def values(self, sequences: Sequences, progress: float = 0.0, mixed_share: float | None = None) -> Tensor:
         """Coefficients alone, without the cost of diagnostics: what a micro-batch needs; (N, 1) or (N, T) float32.
 
-        `sequences` are whole groups, `progress` = step / steps drives the α schedule. `telling`: the share of the
+        `sequences` are whole groups, `progress` = step / steps drives the α schedule. `mixed_share`: the share of the
         whole step's groups, on all ranks, with both right and wrong answers (GPG's scale is made of it); null where
         `sequences` are the whole step.
         """
@@ -63,7 +63,7 @@ class Objective:
             return alpha_dpg.values(sequences, self.settings, self.settings.alpha_at(progress)).float()
         found = BASELINES[self.settings.name](sequences, self.settings, self.length_norm)
         if self.settings.name == "gpg":
-            found = found * gpg.scale(self.settings, gpg.telling_share(sequences) if telling is None else telling)
+            found = found * gpg.scale(self.settings, gpg.mixed_share(sequences) if mixed_share is None else mixed_share)
         return found.float()
 
     @torch.no_grad()

@@ -20,7 +20,7 @@ class Sequences:
 
     policy: Tensor
     """log π_θ(y_t | y_<t) under the weights being trained, detached; (N, T) float32."""
-    behaviour: Tensor
+    sampler: Tensor
     """log μ(y_t | y_<t) as the sampler recorded it, whatever mixture of versions that was; (N, T) float32."""
     base: Tensor
     """log π_b(y_t | y_<t) under the frozen base model; (N, T) float32."""
@@ -39,15 +39,15 @@ class Sequences:
         if self.policy.dim() != 2:
             raise ValueError(f"policy has shape {tuple(self.policy.shape)}; log-probabilities are (N, T)")
         shape = tuple(self.policy.shape)
-        for name in ("behaviour", "base", "mask", "passed", "group", "log_z", "staleness"):
+        for name in ("sampler", "base", "mask", "passed", "group", "log_z", "staleness"):
             found = tuple(getattr(self, name).shape)
-            expected = shape if name in ("behaviour", "base", "mask") else shape[:1]
+            expected = shape if name in ("sampler", "base", "mask") else shape[:1]
             if found != expected:
                 raise ValueError(f"{name} has shape {found}, expected {expected} to go with policy {shape}")
         for name in ("mask", "passed"):
             if getattr(self, name).dtype != torch.bool:
                 raise ValueError(f"{name} has dtype {getattr(self, name).dtype}, expected torch.bool")
-        for name in ("policy", "behaviour", "base"):
+        for name in ("policy", "sampler", "base"):
             value = getattr(self, name)
             bad = self.mask & ~torch.isfinite(value)
             if bool(bad.any()):
@@ -70,7 +70,7 @@ class Sequences:
     @cached_property
     def token_log_rho(self) -> Tensor:
         """log π_θ/μ per token, 0 outside the mask; (N, T) float32."""
-        return torch.where(self.mask, self.policy.float() - self.behaviour.float(), 0.0)
+        return torch.where(self.mask, self.policy.float() - self.sampler.float(), 0.0)
 
     @cached_property
     def log_rho(self) -> Tensor:
@@ -78,9 +78,9 @@ class Sequences:
         return self.token_log_rho.sum(1)
 
     @cached_property
-    def log_target_over_behaviour(self) -> Tensor:
+    def log_target_over_sampler(self) -> Tensor:
         """log p(y)/μ(y) = log π_b − log Ẑ − log μ of a right answer; meaningless where v = 0; (N,) float32."""
-        return torch.where(self.mask, self.base.float() - self.behaviour.float(), 0.0).sum(1) - self.log_z.float()
+        return torch.where(self.mask, self.base.float() - self.sampler.float(), 0.0).sum(1) - self.log_z.float()
 
     @cached_property
     def log_policy_over_base(self) -> Tensor:

@@ -21,8 +21,8 @@ from learner.objective.settings import ObjectiveSettings
 def values(sequences: Sequences, settings: ObjectiveSettings, length_norm: float) -> Tensor:
     """Coefficients of the rank-discounted reward; (N, 1) or (N, T). Ties keep the batch's order."""
     groups = Groups(sequences.group)
-    log_behaviour = torch.where(sequences.mask, sequences.behaviour.float(), 0.0).sum(1)
-    order = groups.pad(log_behaviour, fill=-torch.inf).argsort(dim=1, descending=True, stable=True)
+    log_sampler = torch.where(sequences.mask, sequences.sampler.float(), 0.0).sum(1)
+    order = groups.pad(log_sampler, fill=-torch.inf).argsort(dim=1, descending=True, stable=True)
     rank = groups.unpad(order.argsort(dim=1)).float()
     penalty = penalised(sequences, settings.beta(0.0)) - sequences.passed.float()
     worth = 1 - settings.unlikeliness_beta * (groups.size - rank) / groups.size

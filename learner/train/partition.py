@@ -93,10 +93,10 @@ class Statistics:
 
 
 def importance_weights(
-    log_base: NDArray[Any], log_behaviour: NDArray[Any], passed: NDArray[np.bool_], largest: float | None
+    log_base: NDArray[Any], log_sampler: NDArray[Any], passed: NDArray[np.bool_], largest: float | None
 ) -> Floats:
     """w = v·π_b(y)/μ(y), truncated at `largest`; sequence log-probabilities (N,) in, (N,) float64 out."""
-    log_ratio = np.asarray(log_base, dtype=np.float64) - np.asarray(log_behaviour, dtype=np.float64)
+    log_ratio = np.asarray(log_base, dtype=np.float64) - np.asarray(log_sampler, dtype=np.float64)
     # e^300 and its square sum are far from the end of float64's range even over a million samples.
     limit = 300.0 if largest is None else math.log(largest)
     return np.where(passed, np.exp(np.minimum(log_ratio, limit)), 0.0)
@@ -295,9 +295,9 @@ def _effective_counts(count: Floats, total: Floats, squares: Floats) -> Floats:
     variance = np.maximum(squares - n * mean**2, 0) / (n - 1)
     bernoulli = np.minimum(mean, 1) * (1 - np.minimum(mean, 1))
     # Constant weights have no variance, but a failure may simply not have been seen yet.
-    telling = (count >= 2) & (bernoulli > 0) & (variance > 1e-12 * np.maximum(mean, 1e-6) ** 2)
+    informative = (count >= 2) & (bernoulli > 0) & (variance > 1e-12 * np.maximum(mean, 1e-6) ** 2)
     ratio = variance / np.where(bernoulli > 0, bernoulli, 1)
-    return np.where(telling, n * (n + _VARIANCE_PRIOR) / (n * ratio + _VARIANCE_PRIOR), count)
+    return np.where(informative, n * (n + _VARIANCE_PRIOR) / (n * ratio + _VARIANCE_PRIOR), count)
 
 
 def _by_prompt(prompts: NDArray[np.int64], weights: Floats) -> dict[int, Statistics]:

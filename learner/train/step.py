@@ -93,14 +93,14 @@ class Trainer:
 
         log_z = self.pooled_log_z(samples)
         staleness = np.maximum(version - samples.oldest, 0)
-        counts = self.ranks.sums([len(samples), len(set(samples.group.tolist())), samples.telling])
-        total, telling = int(counts[0]), counts[2] / max(counts[1], 1)
+        counts = self.ranks.sums([len(samples), len(set(samples.group.tolist())), samples.mixed_groups])
+        total, mixed_share = int(counts[0]), counts[2] / max(counts[1], 1)
         report = Report([], total, lr=self.settings.optimizer.lr_at(step))
 
         def sequences(layout: Layout, policy: Tensor) -> Sequences:
             return Sequences(
                 policy=policy.detach(),
-                behaviour=table(layout, samples.behaviour),
+                sampler=table(layout, samples.sampler),
                 base=table(layout, samples.base),
                 mask=layout.mask,
                 passed=column(layout, samples.passed),
@@ -110,7 +110,7 @@ class Trainer:
             )
 
         # Coefficients need the whole group. A group larger than a micro-batch is scored first, without gradient.
-        known = None if whole else self.coefficients_first(samples, layouts, sequences, progress, telling)
+        known = None if whole else self.coefficients_first(samples, layouts, sequences, progress, mixed_share)
         total_loss = torch.zeros((), device=self.ranks.device)
         for index, layout in enumerate(layouts):
             policy = score(self.policy, layout)
@@ -122,7 +122,7 @@ class Trainer:
                 )  # nothing to learn here, but the other ranks' collectives need this one
                 continue
             batch = sequences(layout, policy)
-            values = known[index] if known else self.objective.values(batch, progress, telling)
+            values = known[index] if known else self.objective.values(batch, progress, mixed_share)
             loss = -(values * policy * layout.mask).sum() / (max(total, 1) * self.objective.length_norm)
             # Sharding averages gradients over ranks, and N is global already; the scale keeps float16 from underflow.
             torch.autograd.backward(loss * (self.ranks.world * self.loss_scale))
@@ -153,16 +153,16 @@ class Trainer:
             scores = score(self.base, layout).cpu().numpy()
             for row, sample in enumerate(layout.samples.tolist()):
                 if samples.base[sample] is None:
-                    samples.base[sample] = scores[row, : len(samples.behaviour[sample])].copy()
+                    samples.base[sample] = scores[row, : len(samples.sampler[sample])].copy()
 
     def pooled_log_z(self, samples: Samples) -> NDArray[np.float32]:
         """log Ẑ without the sample itself, from all earlier visits and the whole step's samples of the prompt; (N,)."""
         log_base = np.array([values.sum(dtype=np.float64) for values in samples.base if values is not None])
-        log_behaviour = np.array([values.sum(dtype=np.float64) for values in samples.behaviour])
+        log_sampler = np.array([values.sum(dtype=np.float64) for values in samples.sampler])
         finite = np.isfinite(log_base)
         weights = importance_weights(
             np.where(finite, log_base, 0.0),
-            np.where(finite, log_behaviour, 0.0),
+            np.where(finite, log_sampler, 0.0),
             samples.passed & finite,
             self.partition.settings.largest_weight,
         )
@@ -180,14 +180,14 @@ class Trainer:
         layouts: list[Layout],
         sequences: Callable[[Layout, Tensor], Sequences],
         progress: float,
-        telling: float,
+        mixed_share: float,
     ) -> list[Tensor]:
         """Coefficients of each micro-batch when groups are split over several; [] when a log-prob is not finite."""
         scores = [score(self.policy, layout) for layout in layouts]
         if not all(self.finite(samples, layout, policy) for layout, policy in zip(layouts, scores, strict=True)):
             return []
         parts = [sequences(layout, policy) for layout, policy in zip(layouts, scores, strict=True)]
-        values = self.objective.values(join(parts), progress, telling)
+        values = self.objective.values(join(parts), progress, mixed_share)
         tables = torch.split(values, [len(part) for part in parts])
         return [
             value if value.shape[1] == 1 else value[:, : part.mask.shape[1]]
@@ -244,7 +244,7 @@ def join(parts: list[Sequences]) -> Sequences:
     return Sequences(**{name: torch.cat([wide(vars(part)[name]) for part in parts]) for name in FIELDS})
 
 
-FIELDS = ("policy", "behaviour", "base", "mask", "passed", "group", "log_z", "staleness")
+FIELDS = ("policy", "sampler", "base", "mask", "passed", "group", "log_z", "staleness")
 
 
 class _Clock:

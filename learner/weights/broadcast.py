@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from broker.queue.state import Incarnation
+from broker.queue.state import Epoch
 from broker.settings import WeightsSettings
 from broker.weights import broadcast as transfers
 from broker.weights.broadcast import Entry, Group, Layout, Outcome, TransferBroken, Transfers
@@ -103,25 +103,25 @@ class Broadcast:
         self._link: Link | None = None
         self._group: Group | None = None
 
-    def send(self, incarnation: Incarnation, version: int, tensors: Mapping[str, torch.Tensor]) -> Outcome:
+    def send(self, epoch: Epoch, version: int, tensors: Mapping[str, torch.Tensor]) -> Outcome:
         """Offer `version` to every actor that can receive, and send it to those who join."""
         begin = time.monotonic()
         layout, id = layout_of(tensors, self._pack_bytes), uuid.uuid4().hex
         entries = self._until(
             "transfer: actors to answer", self._join_seconds, transfers.awaited,
-            first=self._broker.open(incarnation, id, version, layout),
-            look=lambda: self._broker.look(incarnation, id, version),
+            first=self._broker.open(epoch, id, version, layout),
+            look=lambda: self._broker.look(epoch, id, version),
         )  # fmt: skip
         seats = transfers.seats(entries)
         if not seats:
-            self._broker.over(incarnation, id, version)
+            self._broker.over(epoch, id, version)
             return self._note(version, transfers.outcome(entries, None, entries, ""))
         digest = trouble = ""
         fresh = self._link is None or self._group is None or self._group.seats != seats
         try:
             link, group = (self._link, self._group) if not fresh else self._meet(seats)
             assert link is not None and group is not None
-            invited = self._broker.fix(incarnation, id, version, group)
+            invited = self._broker.fix(epoch, id, version, group)
             try:
                 if fresh:
                     link.open(group.id, group.world, self._seconds)
@@ -133,13 +133,13 @@ class Broadcast:
                 self.close()  # members that still wait end at once
             entries = self._until(
                 "transfer: acknowledgements", self._seconds, lambda now: transfers.unacknowledged(group, now),
-                first=self._broker.look(incarnation, id, version),
-                look=lambda: self._broker.look(incarnation, id, version),
+                first=self._broker.look(epoch, id, version),
+                look=lambda: self._broker.look(epoch, id, version),
             )  # fmt: skip
         except BaseException:
             self.close()
             raise
-        self._broker.over(incarnation, id, version)
+        self._broker.over(epoch, id, version)
         found = transfers.outcome(invited, group, entries, digest)
         if trouble or any(group.seat(actor) for actor in found.missed):
             self.close()

@@ -22,7 +22,7 @@ import torch
 
 from broker.errors import EX_MISMATCH, SieveError
 from broker.queue.client import Broker
-from broker.queue.state import Incarnation
+from broker.queue.state import Epoch
 from broker.queue.wire import float32, int32
 from broker.weights.canary import (
     ANSWER_TOKENS,
@@ -102,9 +102,9 @@ class CanaryWatch:
             logprobs=tuple(scores),
         )
 
-    def put(self, canary: Canary, incarnation: Incarnation, kept: Sequence[int]) -> None:
+    def put(self, canary: Canary, epoch: Epoch, kept: Sequence[int]) -> None:
         """Hand it to the actors (rank 0), before its version is published. Safe to repeat."""
-        self._canaries.put(incarnation, canary, kept)
+        self._canaries.put(epoch, canary, kept)
 
     # --- in (rank 0)
 
@@ -129,7 +129,7 @@ class CanaryWatch:
                 bound=bound,
                 precision="/".join(sorted(self._precisions)),
                 sequences=[_sequence(samples, index) for index in exact],
-                logprobs=[float32(samples.behaviour[index]) for index in exact],
+                logprobs=[float32(samples.sampler[index]) for index in exact],
                 agreed=self._agreed(version, actors, bound),
             )
 
@@ -190,8 +190,8 @@ class CanaryWatch:
     def _alive(self, actor: str) -> bool:
         lease = self._config.broker.lease_seconds
         return any(
-            pulse.id == actor and pulse.age_seconds < lease and pulse.phase != "stopped"
-            for pulse in self._broker.services()
+            heartbeat.id == actor and heartbeat.age_seconds < lease and heartbeat.phase != "stopped"
+            for heartbeat in self._broker.services()
         )
 
     def _bound(self, *precisions: Precision) -> float:

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerFast
 from actor.service import ActorService
 from actor.weights.checks import VersionFiles
 from broker.queue.client import Broker
-from broker.queue.state import Incarnation, Member, RunSpec
+from broker.queue.state import Epoch, Member, RunSpec
 from broker.queue.wire import Verdict
 from broker.settings import BrokerSettings, RunSettings, WeightsSettings
 from broker.weights.store import WeightsDirectory
@@ -67,7 +67,7 @@ class Run:
         }  # fmt: skip
         self.spec = RunSpec.model_validate(spec | change)
         self.broker.open_run(self.spec, self.prompts, self.prompts[: self.spec.eval_prompts])
-        self.incarnation: Incarnation = self.broker.begin("learner")
+        self.epoch: Epoch = self.broker.begin("learner")
         self.step = 0
 
     def files(self, version: int) -> Path:
@@ -79,7 +79,7 @@ class Run:
         self.point(version)
 
     def point(self, version: int) -> None:
-        self.broker.publish(self.incarnation, version, self.step)
+        self.broker.publish(self.epoch, version, self.step)
 
     def judge(self) -> int:
         verdict = Verdict(outcome="pass", reason="right", seconds=0.0, verifier="none/1")
@@ -90,12 +90,12 @@ class Run:
     def train(self) -> list[Member] | None:
         """The members of the next step's groups, committed; None while they are not ready."""
         self.judge()
-        gids = self.broker.lease(self.incarnation, self.step + 1, self.spec.groups_per_step)
-        if gids is None:
+        group_ids = self.broker.lease(self.epoch, self.step + 1, self.spec.groups_per_step)
+        if group_ids is None:
             return None
-        members = [member for group in self.broker.groups(gids) for member in group.members]
+        members = [member for group in self.broker.groups(group_ids) for member in group.members]
         self.step += 1
-        self.broker.commit(self.incarnation, self.step, {})
+        self.broker.commit(self.epoch, self.step, {})
         return members
 
     def check(self, members: list[Member]) -> None:
@@ -106,7 +106,7 @@ class Run:
             for version, start, end in one.spans:
                 model = models.setdefault(version, llama(version + 1, vocabulary=VOCABULARY))
                 expected = reference(model, self.prompts[one.prompt], one.ids)
-                np.testing.assert_allclose(one.behaviour[start:end], expected[start:end], atol=1e-4)
+                np.testing.assert_allclose(one.sampler_logprobs[start:end], expected[start:end], atol=1e-4)
             assert one.text == " ".join(f"w{token}" for token in one.ids if token > EOS)
 
 
@@ -149,14 +149,16 @@ def test_groups_come_out_whole_and_versions_published_meanwhile_are_picked_up(re
                 members += step
                 if run.step < run.spec.steps:
                     run.publish(run.step)
-        run.broker.finish(run.incarnation)
+        run.broker.finish(run.epoch)
         eventually(service.finished.is_set)
         assert value(service, "sieve_actor_tokens_total") >= sum(len(one.completion.ids) for one in members)
         for part in ("fetch", "verify", "load", "pause"):
             assert value(service, "sieve_actor_update_seconds_count", part=part) >= 2
-    groups = {member.completion.gid for member in members}
+    groups = {member.completion.group_id for member in members}
     assert len(groups) == 48
-    assert {(one.completion.gid, one.completion.idx) for one in members} == {(g, i) for g in groups for i in range(4)}
+    assert {(one.completion.group_id, one.completion.idx) for one in members} == {
+        (g, i) for g in groups for i in range(4)
+    }
     assert len({version for one in members for version, _, _ in one.completion.spans}) > 1
     run.check(members)
     audit = run.broker.audit()
@@ -171,7 +173,7 @@ def test_an_evaluation_is_sampled_with_exactly_its_version_even_after_newer_ones
         run.publish(0)
         run.publish(3)
         eventually(lambda: run.train() and service.values.get("version") == 3)
-        run.broker.request_eval(run.incarnation, 0, 10, 6)
+        run.broker.request_eval(run.epoch, 0, 10, 6)
         members: list[Member] = []
         eventually(lambda: run.judge() + 1 and len(run.broker.eval_ready(0)) == 10)
         for group in run.broker.groups(run.broker.eval_ready(0)):
@@ -257,7 +259,7 @@ def test_tickets_that_went_to_others_are_dropped_and_counted_and_every_group_sti
         run.publish(0)
         while run.step < run.spec.steps:
             # As if this actor's lease had run out in the middle of sampling.
-            run.broker.hand_back(service.id, [f"{epoch}:{place}" for epoch in (0, 1) for place in range(40)])
+            run.broker.release(service.id, [f"{cycle}:{place}" for cycle in (0, 1) for place in range(40)])
             eventually(run.train)
         assert value(service, "sieve_actor_tickets_dropped_total", reason="stale") > 0
     audit = run.broker.audit()
@@ -266,7 +268,7 @@ def test_tickets_that_went_to_others_are_dropped_and_counted_and_every_group_sti
 
 def test_a_stop_before_the_run_is_opened_ends_at_once(redis_url, tmp_path, model_path):
     with serving(tree(tmp_path, model_path), redis_url) as service:
-        eventually(lambda: service.pulse().waiting_on == "learner: the run is not opened yet")
+        eventually(lambda: service.heartbeat().waiting_on == "learner: the run is not opened yet")
 
 
 def test_a_model_that_cannot_be_opened_ends_the_actor_with_one_line(redis_url, tmp_path, model_path, capfd):
@@ -311,7 +313,9 @@ def test_with_a_cache_versions_arrive_as_deltas_and_are_sampled_exactly(redis_ur
     assert [path.name for path in (tmp_path / "cache" / "test").glob("v*")] == ["v00000001"]
     for one in (member.completion for member in members):
         if {version for version, _, _ in one.spans} == {1}:
-            np.testing.assert_allclose(one.behaviour, reference(base, run.prompts[one.prompt], one.ids), atol=1e-4)
+            np.testing.assert_allclose(
+                one.sampler_logprobs, reference(base, run.prompts[one.prompt], one.ids), atol=1e-4
+            )
 
 
 @pytest.mark.slow
@@ -345,7 +349,7 @@ def test_killed_and_stopped_actors_lose_and_repeat_nothing(redis_url, tmp_path, 
             members += step or []
         assert run.step == run.spec.steps
         run.check(members)
-        run.broker.finish(run.incarnation)
+        run.broker.finish(run.epoch)
         assert first.wait(30) == 0
     finally:
         for process in (first, second):

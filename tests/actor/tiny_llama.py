@@ -65,9 +65,9 @@ def ticket(
     missing: Iterable[int] | None = None,
 ) -> Ticket:
     seed = 1000 + index if seed is None else seed
-    gid = f"e{version}:{index}" if lane == "eval" else f"0:{index}"
+    group_id = f"e{version}:{index}" if lane == "eval" else f"0:{index}"
     return Ticket(
-        gid=gid, lane=lane, prompt=index, n=n, seed=seed, version=version, attempt=1,
+        group_id=group_id, lane=lane, prompt=index, n=n, seed=seed, version=version, attempt=1,
         missing=tuple(range(n) if missing is None else missing),
     )  # fmt: skip
 

@@ -38,10 +38,18 @@ def open_run(broker: Broker, **change: object) -> RunSpec:
 def complete(ticket: Ticket, idx: int, version: int | None = None, tokens: int = 3) -> Completion:
     version = ticket.version if version is None else version
     return Completion(
-        gid=ticket.gid, lane=ticket.lane, prompt=ticket.prompt, idx=idx, n=ticket.n, tokens=int32(np.arange(tokens)),
-        logprobs=float32(-np.ones(tokens)), spans=((version, 0, tokens),), finish="stop",
-        text=f"answer {idx}", actor="a",
-    )  # fmt: skip
+        group_id=ticket.group_id,
+        lane=ticket.lane,
+        prompt=ticket.prompt,
+        idx=idx,
+        n=ticket.n,
+        tokens=int32(np.arange(tokens)),
+        logprobs=float32(-np.ones(tokens)),
+        spans=((version, 0, tokens),),
+        finish="stop",
+        text=f"answer {idx}",
+        actor="a",
+    )
 
 
 def offer_all(broker: Broker, actor: str, tickets: list[Ticket], version: int | None = None) -> None:

@@ -18,13 +18,13 @@ def tree(tmp_path: Path) -> dict[str, Any]:
     model.mkdir()
     (model / "config.json").write_text("{}")
     (model / "model.safetensors").write_bytes(b"")
-    for name, count in (("train", 8), ("held_out", 4)):
+    for name, count in (("train", 8), ("eval", 4)):
         lines = [{"prompt": f"p{i}", "verifier": "arithmetic", "record": {"target": i}} for i in range(count)]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return {
         "run": {"name": "small", "directory": str(tmp_path / "runs")},
         "model": {"path": str(model)},
-        "data": {"train": str(tmp_path / "train.jsonl"), "held_out": str(tmp_path / "held_out.jsonl")},
+        "data": {"train": str(tmp_path / "train.jsonl"), "eval": str(tmp_path / "eval.jsonl")},
         "sampling": {"group_size": 4, "max_new_tokens": 16},
         "schedule": {"steps": 20, "groups_per_step": 2},
         "evaluation": {"prompts": 4, "samples": 4},

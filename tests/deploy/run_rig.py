@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from broker.queue.client import Broker
-from broker.queue.heartbeat import Pulse
+from broker.queue.heartbeat import Heartbeat
 from broker.runtime.redis_server import read_endpoint
 from broker.settings import BrokerSettings, RunSettings
 
@@ -37,7 +37,7 @@ class Started:
         tree = {
             "run": {"name": "t", "directory": str(self.run.directory)},
             "model": {"path": str(COUNTDOWN / "base")},
-            "data": {"train": str(COUNTDOWN / "train.jsonl"), "held_out": str(COUNTDOWN / "held_out.jsonl")},
+            "data": {"train": str(COUNTDOWN / "train.jsonl"), "eval": str(COUNTDOWN / "eval.jsonl")},
             "broker": {"lease_seconds": 4.0},
             "sampling": {"group_size": 4, "max_new_tokens": 14},
             "schedule": {"steps": STEPS, "groups_per_step": 8, "checkpoint_every": 3, "max_staleness": 2},
@@ -100,14 +100,14 @@ class Started:
         finally:
             broker.close()
 
-    def pulses(self, role: str) -> dict[int, Pulse]:
+    def heartbeats(self, role: str) -> dict[int, Heartbeat]:
         """What the living services of a role say, by process id."""
         with self.broker() as broker:
             alive = [p for p in broker.services() if p.role == role and p.phase != "stopped" and p.age_seconds < 4]
-        return {pulse.pid: pulse for pulse in alive}
+        return {heartbeat.pid: heartbeat for heartbeat in alive}
 
     def pids(self, role: str) -> list[int]:
-        return list(self.pulses(role))
+        return list(self.heartbeats(role))
 
     def wait(self, process: subprocess.Popen[bytes]) -> int:
         try:

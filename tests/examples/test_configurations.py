@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from deploy.config.tree import Config, load
+from deploy.config.load import load
+from deploy.config.tree import Config
 from learner.data.rows import Row, rows
 from verifier.builtin.lean.extraction import read_record as lean_record
 from verifier.builtin.math.verifier import MathAnswer
@@ -48,10 +49,10 @@ def settings(model: Path, tmp_path: Path) -> dict[str, list[str]]:
     """What a person has to bring, per example."""
     statements = tmp_path / "statements.parquet"
     pq.write_table(pa.Table.from_pylist(STATEMENTS), statements)
-    held_out = tmp_path / "held_out.parquet"
-    pq.write_table(pa.Table.from_pylist(STATEMENTS), held_out)
+    eval_split = tmp_path / "eval.parquet"
+    pq.write_table(pa.Table.from_pylist(STATEMENTS), eval_split)
     here = [f"model.path={model}"]
-    return {"math": here, "code": here, "lean": [*here, f"data.train={statements}", f"data.held_out={held_out}"]}
+    return {"math": here, "code": here, "lean": [*here, f"data.train={statements}", f"data.eval={eval_split}"]}
 
 
 def load_example(name: str, settings: dict[str, list[str]], monkeypatch: pytest.MonkeyPatch) -> Config:
@@ -60,8 +61,8 @@ def load_example(name: str, settings: dict[str, list[str]], monkeypatch: pytest.
 
 
 def every(config: Config) -> list[Row]:
-    assert config.data.held_out is not None
-    return [row for source in (config.data.train, config.data.held_out) for row in rows(source, config.data)]
+    assert config.data.eval is not None
+    return [row for source in (config.data.train, config.data.eval) for row in rows(source, config.data)]
 
 
 @pytest.mark.parametrize("name", ["math", "code", "lean"])
@@ -83,7 +84,7 @@ def test_without_a_model_it_asks_for_exactly_what_is_missing(name: str, monkeypa
     with pytest.raises(ConfigError) as caught:
         load(EXAMPLES / name / f"{name}.yaml", [], {})
     keys = [problem.partition(" = ")[0] for problem in caught.value.problems]
-    assert keys == (["model.path", "data.train", "data.held_out"] if name == "lean" else ["model.path"])
+    assert keys == (["model.path", "data.train", "data.eval"] if name == "lean" else ["model.path"])
 
 
 def test_the_answers_of_math_are_right_by_its_own_verifier(
@@ -145,7 +146,7 @@ def test_the_prompt_files_are_small_and_all_different() -> None:
     for name in ("math", "code"):
         lines = [
             line
-            for split in ("train", "held_out")
+            for split in ("train", "eval")
             for line in (EXAMPLES / name / f"{split}.jsonl").read_text().splitlines()
         ]
         assert len(lines) <= 30 and len({json.dumps(json.loads(line)) for line in lines}) == len(lines)

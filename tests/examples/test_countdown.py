@@ -22,7 +22,7 @@ sys.path.insert(0, str(FOLDER))
 import make_base  # noqa: E402
 import task  # noqa: E402
 
-SPLITS = ("train", "validation", "held_out")
+SPLITS = ("train", "validation", "eval")
 
 
 def lines(split: str) -> list[dict]:
@@ -139,7 +139,7 @@ def tokenizer():
 
 def test_the_tokenizer_round_trips_every_prompt_and_answer_one_token_per_word(tokenizer):
     texts = [line["prompt"] for split in SPLITS for line in lines(split)]
-    texts += [text for line in lines("held_out") for text in task.solutions(key(line)[0])[key(line)[1]]]
+    texts += [text for line in lines("eval") for text in task.solutions(key(line)[0])[key(line)[1]]]
     for text, ids in zip(texts, tokenizer(texts)["input_ids"], strict=True):
         assert len(ids) == len(text.split())
         assert tokenizer.unk_token_id not in ids
@@ -161,7 +161,7 @@ def test_the_base_is_sometimes_right_and_mostly_wrong(tokenizer):
     """What training is to improve: on 64 held-out prompts x 16 samples the pass rate is between .06 and .25."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(FOLDER / "base").eval()
-    chosen = lines("held_out")[:64]
+    chosen = lines("eval")[:64]
     batch = tokenizer([line["prompt"] for line in chosen], padding=True, return_tensors="pt")
     sampled = model.generate(
         **batch, do_sample=True, temperature=1.0, top_k=0, max_new_tokens=task.MAX_NEW_TOKENS, num_return_sequences=16

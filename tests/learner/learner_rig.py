@@ -49,7 +49,7 @@ def save_prompts(path: Path, count: int) -> Path:
 
 
 def uniform_completion(
-    draw: np.random.Generator, gid: str, prompt: int, idx: int, n: int, version: int, longest: int
+    draw: np.random.Generator, group_id: str, prompt: int, idx: int, n: int, version: int, longest: int
 ) -> tuple[Completion, Verdict]:
     """A draw from the uniform policy: its μ is exact whatever version it claims. An even first token passes."""
     ids: list[int] = []
@@ -57,10 +57,18 @@ def uniform_completion(
         ids.append(int(draw.integers(0, VOCABULARY)))
     passed = ids[0] % 2 == 0
     completion = Completion(
-        gid=gid, lane="eval" if gid.startswith("e") else "train", prompt=prompt, idx=idx, n=n, tokens=int32(ids),
-        logprobs=float32(np.full(len(ids), -np.log(VOCABULARY))), spans=((version, 0, len(ids)),),
-        finish="stop" if ids[-1] == EOS else "length", text=" ".join(map(str, ids)), actor="hand",
-    )  # fmt: skip
+        group_id=group_id,
+        lane="eval" if group_id.startswith("e") else "train",
+        prompt=prompt,
+        idx=idx,
+        n=n,
+        tokens=int32(ids),
+        logprobs=float32(np.full(len(ids), -np.log(VOCABULARY))),
+        spans=((version, 0, len(ids)),),
+        finish="stop" if ids[-1] == EOS else "length",
+        text=" ".join(map(str, ids)),
+        actor="hand",
+    )
     verdict = Verdict(
         outcome="pass" if passed else "fail", reason="even" if passed else "odd", seconds=0.0, verifier="even/1",
         answer=str(ids[0]) if passed else "",
@@ -75,7 +83,7 @@ def make_groups(
     draw = np.random.default_rng(seed)
     groups = []
     for number in range(start, start + count):
-        gid = f"0:{number}"
-        pairs = [uniform_completion(draw, gid, number, idx, n, version, longest) for idx in range(n)]
-        groups.append(Group(gid, number, n, version, version, 0, 0.0, [Member(*pair, None) for pair in pairs]))
+        group_id = f"0:{number}"
+        pairs = [uniform_completion(draw, group_id, number, idx, n, version, longest) for idx in range(n)]
+        groups.append(Group(group_id, number, n, version, version, 0, 0.0, [Member(*pair, None) for pair in pairs]))
     return groups

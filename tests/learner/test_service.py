@@ -21,7 +21,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from broker.queue.client import Broker
-from broker.queue.heartbeat import Pulse
+from broker.queue.heartbeat import Heartbeat
 from broker.queue.state import Work
 from broker.queue.wire import Verdict
 from broker.weights.cache import WeightsCache
@@ -44,7 +44,7 @@ class Job:
             "model": {"path": str(save_model(path / "base"))},
             "data": {
                 "train": str(save_prompts(path / "train.jsonl", 40)),
-                "held_out": str(save_prompts(path / "held_out.jsonl", 3)),
+                "eval": str(save_prompts(path / "eval.jsonl", 3)),
             },
             "sampling": {"group_size": 4, "max_new_tokens": LONGEST},
             "schedule": {"steps": 8, "groups_per_step": 6, "checkpoint_every": 3, "max_staleness": 2},
@@ -87,11 +87,13 @@ class Job:
         """Sample and judge what there is; False when there was nothing."""
         if self.broker.run_spec(fresh=True) is None:
             return False
-        self.broker.heartbeat(Pulse(id="hand", role="actor", phase="sampling", since=time.time(), values=self.values))
+        self.broker.heartbeat(
+            Heartbeat(id="hand", role="actor", phase="sampling", since=time.time(), values=self.values)
+        )
         grant = self.broker.take("hand", 64)
         completions = [
             uniform_completion(
-                self.draw, ticket.gid, ticket.prompt, idx, ticket.n,
+                self.draw, ticket.group_id, ticket.prompt, idx, ticket.n,
                 ticket.version if ticket.lane == "eval" else grant.version, LONGEST,
             )[0]
             for ticket in grant.tickets
@@ -302,7 +304,7 @@ def test_two_ranks_stop_together_and_one_rank_goes_on_from_their_checkpoint(job:
 def test_metrics_endpoint_shows_the_step(job: Job) -> None:
     job.start()
     job.until(lambda: len(job.lines()) >= 2)
-    address = next(pulse.metrics_url for pulse in job.broker.services() if pulse.role == "learner")
+    address = next(heartbeat.metrics_url for heartbeat in job.broker.services() if heartbeat.role == "learner")
     text = urllib.request.urlopen(address, timeout=5).read().decode()
     for series in (
         "sieve_up 1", 'sieve_learner_ess_ratio{weight="rho_alpha"}', "sieve_learner_partition_mean",

@@ -15,7 +15,7 @@ from verifier.pool import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, Pool, Resu
 
 def work(entry: str, text: str) -> Work:
     completion = Completion(
-        gid="0:0", lane="train", prompt=0, idx=0, n=1, tokens=int32([1]), logprobs=float32([-1]),
+        group_id="0:0", lane="train", prompt=0, idx=0, n=1, tokens=int32([1]), logprobs=float32([-1]),
         spans=((0, 0, 1),), finish="stop", text=text,
     )  # fmt: skip
     return Work(entry, completion, Prompt(index=0, text="", tokens=b"", verifier="obedient", record={}), 1)

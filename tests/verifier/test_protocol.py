@@ -46,7 +46,7 @@ def prompt() -> Prompt:
 
 def completion(text: str, finish: Finish = "stop") -> Completion:
     return Completion(
-        gid="0:0", lane="train", prompt=0, idx=0, n=1, tokens=int32([1, 2]), logprobs=float32([-0.5, -0.1]),
+        group_id="0:0", lane="train", prompt=0, idx=0, n=1, tokens=int32([1, 2]), logprobs=float32([-0.5, -0.1]),
         spans=((0, 0, 2),), finish=finish, text=text,
     )  # fmt: skip
 

@@ -27,7 +27,7 @@ def test_three_outcomes_reach_the_group_or_the_dead_letters(rig: Rig) -> None:
     service = VerifierService(rig.config(obedient()), url=rig.url)
     with serving(service):
         until(lambda: ready(broker) == 1, 20, "the group is judged")
-    group = broker.groups(broker.lease(rig.incarnation, 1, 1) or [])[0]
+    group = broker.groups(broker.lease(rig.epoch, 1, 1) or [])[0]
     said = Counter((m.completion.text, m.verdict.outcome, m.verdict.reason, m.verdict.answer) for m in group.members)
     assert said == Counter(
         [("pass a", "pass", "told", "pass a"), ("fail", "fail", "told", ""), ("pass b", "fail", "truncated", "")]
@@ -98,7 +98,7 @@ def test_two_queues_are_served_by_one_process(rig: Rig) -> None:
     service = VerifierService(rig.config({**obedient(), "arithmetic": {}}), url=rig.url)
     with serving(service):
         until(lambda: ready(broker) == 4, 20, "all groups are judged")
-    answers = [m.verdict.answer for g in broker.groups(broker.lease(rig.incarnation, 1, 4) or []) for m in g.members]
+    answers = [m.verdict.answer for g in broker.groups(broker.lease(rig.epoch, 1, 4) or []) for m in g.members]
     assert sorted(answers) == ["", "", "2*(3+7)", "2*(3+7)"]
 
 
@@ -208,7 +208,7 @@ def test_killing_a_verifier_loses_nothing(rig: Rig) -> None:
         for process in processes:
             process.kill()
             process.wait()
-    groups = broker.groups(broker.lease(rig.incarnation, 1, 100) or [])
+    groups = broker.groups(broker.lease(rig.epoch, 1, 100) or [])
     texts = sorted(member.completion.text for group in groups for member in group.members)
     assert texts == sorted(f"sleep 0.01 {i}" for i in range(300))
     assert broker.audit().lost == 0
@@ -220,7 +220,7 @@ def test_the_service_ends_by_itself_when_the_run_is_finished(rig: Rig) -> None:
     service = VerifierService(rig.config(obedient()), url=rig.url)
     with serving(service) as codes:
         until(lambda: ready(broker) == 1, 20, "the group is judged")
-        broker.finish(rig.incarnation)
+        broker.finish(rig.epoch)
         until(lambda: bool(codes), 10, "the service ends")
     assert codes == [0]
 
@@ -228,7 +228,7 @@ def test_the_service_ends_by_itself_when_the_run_is_finished(rig: Rig) -> None:
 def test_a_verifier_may_start_before_the_run_exists(rig: Rig) -> None:
     service = VerifierService(rig.config(obedient()), url=rig.url)
     with serving(service) as codes:
-        until(lambda: service.pulse().phase == "idle", 10, "the service is idle")
+        until(lambda: service.heartbeat().phase == "idle", 10, "the service is idle")
         broker = rig.open(["pass"])
         until(lambda: ready(broker) == 1, 20, "the group is judged")
     assert codes == [0]
@@ -270,7 +270,7 @@ def test_arithmetic_reaches_5000_verdicts_a_cpu_second_without_a_round_trip_each
     process = rig.process(rig.config({"arithmetic": {}}))
     try:
         until(lambda: ready(broker) == count // 50, 60, "all groups are judged")
-        broker.finish(rig.incarnation)
+        broker.finish(rig.epoch)
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert process.wait(20) == 0
     finally:

@@ -74,7 +74,7 @@ def test_the_service_runs_it(installed: Path, rig: Rig) -> None:
     finally:
         service.terminate()
         assert service.wait(20) in (0, -15, 143)
-    (group,) = broker.groups(broker.lease(rig.incarnation, 1, 1) or [])
+    (group,) = broker.groups(broker.lease(rig.epoch, 1, 1) or [])
     said = sorted((m.completion.text, m.verdict.outcome, m.verdict.answer, m.verdict.verifier) for m in group.members)
     assert said == [
         ("CBA", "pass", "cba", "reverse/1"), ("abc", "fail", "", "reverse/1"), ("cba", "pass", "cba", "reverse/1")

@@ -93,7 +93,7 @@ def test_equal_answers_are_judged_once_over_services_and_runs(rig: Rig, tmp_path
         service = VerifierService(rig.config(serve), url=rig.url)
         with serving(service):
             until(lambda b=broker: ready(b) == 1, 20, "the group is judged")
-        (group,) = broker.groups(broker.lease(rig.incarnation, 1, 1) or [])
+        (group,) = broker.groups(broker.lease(rig.epoch, 1, 1) or [])
         said = sorted((m.completion.text, m.verdict.outcome, m.verdict.reason, m.verdict.answer) for m in group.members)
         assert said == [
             ("fail same", "fail", "told", ""),

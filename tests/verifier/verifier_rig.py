@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from broker.queue.client import Broker
-from broker.queue.heartbeat import Pulse
+from broker.queue.heartbeat import Heartbeat
 from broker.queue.state import RunSpec
 from broker.queue.wire import Completion, Prompt, float32, int32
 from broker.settings import BrokerSettings, DataSettings, MetricsSettings, ModelSettings, RunSettings
@@ -99,10 +99,10 @@ class Rig:
             ],
             [],
         )  # fmt: skip
-        broker.heartbeat(Pulse(id="learner", role="learner", phase="learning", since=time.time()))
-        self.incarnation = broker.begin("learner")
-        broker.publish(self.incarnation, 0, 0)
-        broker.heartbeat(Pulse(id="actor", role="actor", phase="sampling", since=time.time()))
+        broker.heartbeat(Heartbeat(id="learner", role="learner", phase="learning", since=time.time()))
+        self.epoch = broker.begin("learner")
+        broker.publish(self.epoch, 0, 0)
+        broker.heartbeat(Heartbeat(id="actor", role="actor", phase="sampling", since=time.time()))
         left = list(answers)
         while left:
             tickets = broker.take("actor", len(left)).tickets
@@ -114,11 +114,18 @@ class Rig:
                     cut = text.startswith("length:")
                     completions.append(
                         Completion(
-                            gid=ticket.gid, lane="train", prompt=ticket.prompt, idx=idx, n=n, tokens=int32([5, 6]),
-                            logprobs=float32([-1, -1]), spans=((0, 0, 2),), finish="length" if cut else "stop",
+                            group_id=ticket.group_id,
+                            lane="train",
+                            prompt=ticket.prompt,
+                            idx=idx,
+                            n=n,
+                            tokens=int32([5, 6]),
+                            logprobs=float32([-1, -1]),
+                            spans=((0, 0, 2),),
+                            finish="length" if cut else "stop",
                             text=text.removeprefix("length:"),
                         )
-                    )  # fmt: skip
+                    )
             assert set(broker.offer("actor", completions)) == {"new"}
         return broker
 

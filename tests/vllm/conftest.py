@@ -72,5 +72,5 @@ def shared_engine(open_vllm: Callable[..., Any], model_path: Path) -> Any:
 @pytest.fixture
 def sampler(shared_engine: Any) -> Any:
     """The shared engine with nothing in flight; whatever version the test before loaded."""
-    shared_engine.cancel({request.ticket.gid for request in shared_engine._requests.values()})
+    shared_engine.cancel({request.ticket.group_id for request in shared_engine._requests.values()})
     return shared_engine

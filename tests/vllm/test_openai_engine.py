@@ -83,9 +83,16 @@ def prompt(tokens: list[int], index: int = 0) -> Prompt:
 
 
 def ticket(index: int, n: int = 4, *, version: int = 0, lane: Lane = "train") -> Ticket:
-    gid = f"e{version}:{index}" if lane == "eval" else f"0:{index}"
+    group_id = f"e{version}:{index}" if lane == "eval" else f"0:{index}"
     return Ticket(
-        gid=gid, lane=lane, prompt=index, n=n, seed=7 + index, version=version, attempt=1, missing=tuple(range(n))
+        group_id=group_id,
+        lane=lane,
+        prompt=index,
+        n=n,
+        seed=7 + index,
+        version=version,
+        attempt=1,
+        missing=tuple(range(n)),
     )
 
 
@@ -101,7 +108,7 @@ def drain(sampler: OpenAIEngine, seconds: float = 240.0) -> list[Completion]:
 
 
 def keys(done: list[Completion]) -> list[tuple[str, int]]:
-    return sorted((one.gid, one.idx) for one in done)
+    return sorted((one.group_id, one.idx) for one in done)
 
 
 @torch.inference_mode()
@@ -117,7 +124,7 @@ def check(done: list[Completion], published: list[tuple[Any, Path]]) -> None:
         assert [span[0] for span in one.spans] == sorted({span[0] for span in one.spans})
         for version, start, end in one.spans:
             expected = reference(published[version % len(published)][0], QUESTIONS[one.prompt], one.ids)
-            np.testing.assert_allclose(one.behaviour[start:end], expected[start:end], atol=TOLERANCE)
+            np.testing.assert_allclose(one.sampler_logprobs[start:end], expected[start:end], atol=TOLERANCE)
 
 
 def test_log_probs_are_transformers_own_ends_are_kept_and_every_attempt_meets_the_same_noise(engine, published):
@@ -131,7 +138,7 @@ def test_log_probs_are_transformers_own_ends_are_kept_and_every_attempt_meets_th
         for question in QUESTIONS:
             sampler.submit(ticket(question.index, n=8), question)
         assert sampler.in_flight == 48 and sampler.oldest_version() == 0
-        rounds.append({(one.gid, one.idx): one for one in drain(sampler)})
+        rounds.append({(one.group_id, one.idx): one for one in drain(sampler)})
     first, second = rounds
     assert len(first) == 48 and {one.finish for one in first.values()} == {"stop", "length"}
     assert len({one.tokens for one in first.values()}) > 24
@@ -218,7 +225,7 @@ def test_cancelled_completions_leave_the_server_and_the_others_are_untouched(eng
     assert sampler.cancel(["0:0", "0:3", "0:4"]) == 12 and sampler.in_flight == 12
     server.ask("/resume", "POST")
     done = drain(sampler)
-    assert sorted({one.gid for one in done}) == ["0:1", "0:2", "0:5"] and len(done) == 12
+    assert sorted({one.group_id for one in done}) == ["0:1", "0:2", "0:5"] and len(done) == 12
     check(done, published)
     while server.running() and time.monotonic() < until:
         time.sleep(0.2)
@@ -236,7 +243,7 @@ def test_a_second_actor_at_the_same_server_is_noticed_and_believed_by_neither(en
     second.submit(ticket(1), QUESTIONS[1])
     for one in drain(second):
         expected = reference(published[1][0], QUESTIONS[1], one.ids)
-        np.testing.assert_allclose(one.behaviour, expected, atol=TOLERANCE)
+        np.testing.assert_allclose(one.sampler_logprobs, expected, atol=TOLERANCE)
     with pytest.raises(ServerShared):
         first.load(1, published[1][1])
 
@@ -286,7 +293,7 @@ def test_a_server_that_is_killed_and_started_again_gets_its_weights_back_and_not
         assert sampler.version is None and sampler.in_flight == waiting
         sampler.load(1, published[1][1])
         done += drain(sampler)
-        assert sorted((one.gid, one.idx) for one in done) == sorted(
+        assert sorted((one.group_id, one.idx) for one in done) == sorted(
             (f"0:{q.index}", i) for q in QUESTIONS for i in range(4)
         )
         assert all(one.spans == ((1, 0, len(one.ids)),) for one in done)
@@ -318,7 +325,7 @@ def test_a_server_without_endpoints_for_weights_serves_version_0_and_no_other(en
         assert len(done) == 4
         for one in done:
             assert one.spans == ((0, 0, len(one.ids)),)
-            np.testing.assert_allclose(one.behaviour, reference(base, QUESTIONS[1], one.ids), atol=TOLERANCE)
+            np.testing.assert_allclose(one.sampler_logprobs, reference(base, QUESTIONS[1], one.ids), atol=TOLERANCE)
         with pytest.raises(ServerFixed, match="VLLM_SERVER_DEV_MODE=1"):
             sampler.load(1, BASE)
     finally:

@@ -51,7 +51,9 @@ def test_a_published_adapter_is_the_merged_model(
         engine.submit(ticket(version, n=3, version=version), prompt(question.tolist(), version))
         for one in drain(engine):
             assert one.spans == ((version, 0, len(one.ids)),) and 1 <= len(one.ids) <= MAX_NEW
-            np.testing.assert_allclose(one.behaviour, log_probs(tmp_path / "merged", question, one.ids), atol=TOLERANCE)
+            np.testing.assert_allclose(
+                one.sampler_logprobs, log_probs(tmp_path / "merged", question, one.ids), atol=TOLERANCE
+            )
         moved.append(float(np.abs(wanted - base).max()))
         draw = torch.Generator().manual_seed(version)
         with torch.no_grad():

@@ -19,7 +19,7 @@ from actor.engine import ArgumentRefused
 from actor.engines.factory import open_engine, open_receiver
 from actor.weights.broadcast import Receiving
 from broker.queue.client import Broker
-from broker.queue.heartbeat import Pulse
+from broker.queue.heartbeat import Heartbeat
 from broker.queue.wire import Completion
 from broker.settings import BrokerSettings, RunSettings, WeightsSettings
 from broker.weights.broadcast import Outcome, TransferBroken, Transfers
@@ -43,9 +43,9 @@ class Both:
         settings, run = BrokerSettings(lease_seconds=3600.0), RunSettings(name="test")
         self.learner, self.actor = (Broker.connect(settings, run, url=url) for _ in range(2))
         self.learner.open_run(spec((EOS,), MAX_NEW), ragged(1, vocabulary=VOCABULARY), [])
-        self.incarnation = self.learner.begin("learner")
+        self.epoch = self.learner.begin("learner")
         self.engine = open_engine(config, spec((EOS,), MAX_NEW), ACTOR)
-        self.actor.heartbeat(Pulse(id=ACTOR, role="actor", phase="sampling", since=0))
+        self.actor.heartbeat(Heartbeat(id=ACTOR, role="actor", phase="sampling", since=0))
         receiver = open_receiver(config, self.engine)
         assert receiver is not None and receiver.ranks == (2 if parallel else 1)
         self.outcomes: list[str] = []
@@ -64,7 +64,7 @@ class Both:
         """Broadcast on a thread while the engine's thread, this one, samples and looks."""
         found: list[Outcome] = []
         sender = threading.Thread(
-            target=lambda: found.append(self.broadcast.send(self.incarnation, version, tensors)), daemon=True
+            target=lambda: found.append(self.broadcast.send(self.epoch, version, tensors)), daemon=True
         )
         sender.start()
         until = time.monotonic() + 300
@@ -126,13 +126,13 @@ def test_running_completions_go_on_with_a_version_that_was_broadcast(both, model
         switched += len(one.spans) > 1
         for version, start, end in one.spans:
             expected = reference(models[version], question, one.ids)
-            np.testing.assert_allclose(one.behaviour[start:end], expected[start:end], atol=TOLERANCE)
+            np.testing.assert_allclose(one.sampler_logprobs[start:end], expected[start:end], atol=TOLERANCE)
     for question in prompts:  # and all that comes after is the new one's alone
         both.engine.submit(ticket(question.index + 300, n=2, version=2), question)
     for one in drain(both.engine):
         assert one.spans == ((2, 0, len(one.ids)),)
         expected = reference(models[2], prompts[one.prompt % 100], one.ids)
-        np.testing.assert_allclose(one.behaviour, expected, atol=TOLERANCE)
+        np.testing.assert_allclose(one.sampler_logprobs, expected, atol=TOLERANCE)
     assert both.metrics.groups._value.get() == 1
     assert switched, "no completion was running when weights arrived: lengthen them"
 
@@ -156,20 +156,20 @@ def test_a_broadcast_that_breaks_off_leaves_the_old_weights_whole_and_the_next_o
     both.engine.submit(ticket(1, n=4, version=3), question)
     for one in drain(both.engine):
         expected = reference(served_llama(0), question, one.ids)
-        np.testing.assert_allclose(one.behaviour, expected, atol=TOLERANCE)
+        np.testing.assert_allclose(one.sampler_logprobs, expected, atol=TOLERANCE)
         assert one.spans == ((3, 0, len(one.ids)),)
     assert both.send(5, tensors(models[1])).received == (ACTOR,)
     both.engine.submit(ticket(2, n=4, version=5), question)
     for one in drain(both.engine):
         expected = reference(models[1], question, one.ids)
-        np.testing.assert_allclose(one.behaviour, expected, atol=TOLERANCE)
+        np.testing.assert_allclose(one.sampler_logprobs, expected, atol=TOLERANCE)
         assert one.spans == ((5, 0, len(one.ids)),)
     # Files come in as before.
     both.engine.load(6, model_path)
     both.engine.submit(ticket(3, n=4, version=6), question)
     for one in drain(both.engine):
         expected = reference(served_llama(0), question, one.ids)
-        np.testing.assert_allclose(one.behaviour, expected, atol=TOLERANCE)
+        np.testing.assert_allclose(one.sampler_logprobs, expected, atol=TOLERANCE)
 
 
 def test_nccl_is_refused_where_there_is_no_gpu(tmp_path, model_path):
@@ -196,7 +196,7 @@ def test_the_same_over_nccl(redis_url, tmp_path, model_path, versions, monkeypat
             here.engine.submit(ticket(version, n=4, version=version), question)
             for one in drain(here.engine):
                 expected = reference(versions[0][version - 1], question, one.ids)
-                np.testing.assert_allclose(one.behaviour, expected, atol=1e-3)
+                np.testing.assert_allclose(one.sampler_logprobs, expected, atol=1e-3)
         assert here.metrics.groups._value.get() == 1
     finally:
         here.broadcast.close()

@@ -30,9 +30,13 @@ def test_log_probs_equal_a_plain_forward_pass_for_ragged_prompts(sampler, versio
     for question in prompts:
         sampler.submit(ticket(question.index, n=5, version=1), question)
     done = drain(sampler)
-    assert sorted((one.gid, one.idx) for one in done) == sorted((f"0:{p.index}", i) for p in prompts for i in range(5))
+    assert sorted((one.group_id, one.idx) for one in done) == sorted(
+        (f"0:{p.index}", i) for p in prompts for i in range(5)
+    )
     for one in done:
-        np.testing.assert_allclose(one.behaviour, reference(models[0], prompts[one.prompt], one.ids), atol=TOLERANCE)
+        np.testing.assert_allclose(
+            one.sampler_logprobs, reference(models[0], prompts[one.prompt], one.ids), atol=TOLERANCE
+        )
         assert one.spans == ((1, 0, len(one.ids)),)
 
 
@@ -79,7 +83,7 @@ def test_a_completion_is_the_same_alone_in_a_crowd_and_on_another_attempt(sample
     assert len({one.tokens for one in together.values()}) > 4
     for idx, other in [*crowded.items(), *alone.items()]:
         assert together[idx].tokens == other.tokens
-        np.testing.assert_allclose(together[idx].behaviour, other.behaviour, atol=TOLERANCE)
+        np.testing.assert_allclose(together[idx].sampler_logprobs, other.sampler_logprobs, atol=TOLERANCE)
 
 
 def test_the_end_token_is_kept_with_its_log_prob_and_a_completion_leaves_before_its_group(sampler, versions):
@@ -138,7 +142,9 @@ def test_cancelled_tickets_leave_and_the_others_are_untouched(sampler, versions)
     done += drain(sampler)
     assert Counter(one.prompt for one in done if one.prompt in (1, 2)) == {1: 10, 2: 10}
     for one in done:
-        np.testing.assert_allclose(one.behaviour, reference(models[0], prompts[one.prompt], one.ids), atol=TOLERANCE)
+        np.testing.assert_allclose(
+            one.sampler_logprobs, reference(models[0], prompts[one.prompt], one.ids), atol=TOLERANCE
+        )
     assert sampler.poll(0.2) == []
 
 
@@ -156,7 +162,7 @@ def test_the_prompt_of_a_group_is_computed_once(sampler, versions):
     done = drain(sampler)
     assert hits() - before == 7 * 96
     for one in done:
-        np.testing.assert_allclose(one.behaviour, reference(models[0], question, one.ids), atol=TOLERANCE)
+        np.testing.assert_allclose(one.sampler_logprobs, reference(models[0], question, one.ids), atol=TOLERANCE)
 
 
 def test_scores_are_those_of_the_sampler_and_disturb_nothing_that_runs(sampler, versions):
@@ -180,7 +186,7 @@ def test_scores_are_those_of_the_sampler_and_disturb_nothing_that_runs(sampler, 
     assert len(done) == 24
     again = sampler.score([(np.frombuffer(prompts[one.prompt].tokens, "<i4"), one.ids) for one in done])
     for one, found in zip(done, again, strict=True):
-        np.testing.assert_allclose(found, one.behaviour, atol=TOLERANCE)
+        np.testing.assert_allclose(found, one.sampler_logprobs, atol=TOLERANCE)
     assert sampler.tokens >= tokens
     with pytest.raises(PromptTooLong, match="sequence 0 has 200 prompt and 57 answer tokens"):
         sampler.score([(np.full(200, 3, np.int32), np.full(57, 3, np.int32))])

@@ -75,16 +75,18 @@ def test_adapters_change_in_flight_and_the_spans_tell_which(open_vllm, tmp_path)
         if not sampler.in_flight:
             break
         sampler.load(version, directories[version % 3])
-    assert sorted((one.gid, one.idx) for one in done) == sorted((f"0:{p.index}", i) for p in prompts for i in range(4))
+    assert sorted((one.group_id, one.idx) for one in done) == sorted(
+        (f"0:{p.index}", i) for p in prompts for i in range(4)
+    )
     assert sum(len(one.spans) > 1 for one in done) >= 4
     for one in done:
         for used, start, end in one.spans:
             expected = reference(models[used % 3], prompts[one.prompt], one.ids)
-            np.testing.assert_allclose(one.behaviour[start:end], expected[start:end], atol=TOLERANCE)
+            np.testing.assert_allclose(one.sampler_logprobs[start:end], expected[start:end], atol=TOLERANCE)
     for one in (one for one in done if one.spans[0][0] == 0):  # version 0 is the base
         end = one.spans[0][2]
         np.testing.assert_allclose(
-            one.behaviour[:end], reference(base, prompts[one.prompt], one.ids)[:end], atol=TOLERANCE
+            one.sampler_logprobs[:end], reference(base, prompts[one.prompt], one.ids)[:end], atol=TOLERANCE
         )
 
     wrong = dict(sets[1])
@@ -100,4 +102,4 @@ def test_adapters_change_in_flight_and_the_spans_tell_which(open_vllm, tmp_path)
     sampler.submit(ticket(99, n=4, version=0), prompts[0])
     for one in drain(sampler):
         expected = reference(models[sampler.version % 3], prompts[0], one.ids)
-        np.testing.assert_allclose(one.behaviour, expected, atol=TOLERANCE)
+        np.testing.assert_allclose(one.sampler_logprobs, expected, atol=TOLERANCE)

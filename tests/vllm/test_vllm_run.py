@@ -32,7 +32,7 @@ def started(tmp_path: Path) -> Iterator[Callable[..., Started]]:
 
 
 def metrics(run: Started, pid: int) -> str:
-    with urllib.request.urlopen(run.pulses("actor")[pid].metrics_url, timeout=30) as answer:
+    with urllib.request.urlopen(run.heartbeats("actor")[pid].metrics_url, timeout=30) as answer:
         return answer.read().decode()
 
 

@@ -41,7 +41,9 @@ def sample_across_updates(sampler, directories, prompts, n, first=0):
 
 def sound(done, prompts, n):
     """Everything once, and spans that partition each completion in rising versions."""
-    assert Counter((one.gid, one.idx) for one in done) == {(f"0:{p.index}", i): 1 for p in prompts for i in range(n)}
+    assert Counter((one.group_id, one.idx) for one in done) == {
+        (f"0:{p.index}", i): 1 for p in prompts for i in range(n)
+    }
     for one in done:
         used = [version for version, _, _ in one.spans]
         assert used == sorted(set(used))
@@ -52,7 +54,7 @@ def truthful(done, prompts, models):
     for one in done:
         for used, start, end in one.spans:
             expected = reference(models[used % 3], prompts[one.prompt], one.ids)
-            np.testing.assert_allclose(one.behaviour[start:end], expected[start:end], atol=TOLERANCE)
+            np.testing.assert_allclose(one.sampler_logprobs[start:end], expected[start:end], atol=TOLERANCE)
 
 
 def test_each_token_has_the_log_prob_of_the_version_its_span_names(sampler, versions):
@@ -78,7 +80,7 @@ def test_two_loads_without_a_token_between_leave_no_empty_span(sampler, versions
     for one in done + drain(sampler):
         for used, start, end in one.spans:
             expected = reference(models[used], question, one.ids)
-            np.testing.assert_allclose(one.behaviour[start:end], expected[start:end], atol=TOLERANCE)
+            np.testing.assert_allclose(one.sampler_logprobs[start:end], expected[start:end], atol=TOLERANCE)
 
 
 def test_a_prompt_that_was_cached_is_computed_again_with_the_new_weights(sampler, versions):
@@ -88,7 +90,9 @@ def test_a_prompt_that_was_cached_is_computed_again_with_the_new_weights(sampler
         sampler.load(version, directories[version])
         sampler.submit(ticket(version, n=3, version=version), question)
         for one in drain(sampler):
-            np.testing.assert_allclose(one.behaviour, reference(models[version], question, one.ids), atol=TOLERANCE)
+            np.testing.assert_allclose(
+                one.sampler_logprobs, reference(models[version], question, one.ids), atol=TOLERANCE
+            )
 
 
 def test_what_does_not_fit_one_step_is_computed_again_over_several(open_vllm, model_path, versions):
@@ -154,7 +158,7 @@ def test_weights_that_do_not_fit_are_named_and_the_old_ones_go_on(sampler, versi
     sampler.submit(ticket(1, n=4, version=5), question)
     for one in done + drain(sampler):
         assert one.spans == ((5, 0, len(one.ids)),)
-        np.testing.assert_allclose(one.behaviour, reference(models[0], question, one.ids), atol=TOLERANCE)
+        np.testing.assert_allclose(one.sampler_logprobs, reference(models[0], question, one.ids), atol=TOLERANCE)
 
 
 @torch.inference_mode()
@@ -188,10 +192,10 @@ def test_with_the_cache_kept_the_recorded_log_probs_are_the_samplers_own_mixture
     pure = 0.0
     for one in done:
         question = prompts[one.prompt]
-        np.testing.assert_allclose(one.behaviour, mixture(models, question, one), atol=TOLERANCE)
+        np.testing.assert_allclose(one.sampler_logprobs, mixture(models, question, one), atol=TOLERANCE)
         for used, start, end in one.spans[1:]:
             expected = reference(models[used % 3], question, one.ids)
-            pure = max(pure, float(np.abs(one.behaviour[start:end] - expected[start:end]).max()))
+            pure = max(pure, float(np.abs(one.sampler_logprobs[start:end] - expected[start:end]).max()))
     assert pure > 0.01  # they belong to no single version
 
 
@@ -219,7 +223,7 @@ def test_tied_embeddings_are_renewed_everywhere_and_a_load_that_fails_midway_end
         sampler.submit(ticket(version, n=6, version=version), question)
         for one in drain(sampler):
             expected = reference(models[version % 2], question, one.ids)
-            np.testing.assert_allclose(one.behaviour, expected, atol=TOLERANCE)
+            np.testing.assert_allclose(one.sampler_logprobs, expected, atol=TOLERANCE)
 
     torn = tmp_path / "torn"
     torn.mkdir()

@@ -189,11 +189,11 @@ class OpenAIEngine:
         )
         assert self._version is not None  # else it would not have been admitted
         for idx in ticket.missing:
-            flight = self._flights[ticket.gid, idx] = _Flight(ticket, idx, tokens, self._version)
+            flight = self._flights[ticket.group_id, idx] = _Flight(ticket, idx, tokens, self._version)
             self._send(flight)
 
-    def cancel(self, gids: Collection[str]) -> int:
-        gone = [key for key in self._flights if key[0] in gids]
+    def cancel(self, group_ids: Collection[str]) -> int:
+        gone = [key for key in self._flights if key[0] in group_ids]
         for key in gone:
             self._drop(self._flights.pop(key))
         return len(gone)
@@ -206,7 +206,7 @@ class OpenAIEngine:
                 flight, attempt, answer = self._answers.get(timeout=max(0.0, until - time.monotonic()))
             except queue.Empty:
                 break
-            key = flight.ticket.gid, flight.idx
+            key = flight.ticket.group_id, flight.idx
             if self._flights.get(key) is not flight or flight.reason or attempt != flight.attempts:
                 continue  # cancelled, or taken back from a server that lost our weights
             sampled = self._take(flight, answer)
@@ -492,8 +492,8 @@ class OpenAIEngine:
     def _again(self, flight: _Flight, reason: str) -> None:
         if flight.attempts >= ATTEMPTS:
             raise ServerUnavailable(
-                f"completion {flight.idx} of {flight.ticket.gid} failed {ATTEMPTS} times, last: {reason}; look at the "
-                f"server's log"
+                f"completion {flight.idx} of {flight.ticket.group_id} failed {ATTEMPTS} times, last: {reason}; "
+                f"look at the server's log"
             )
         flight.reason, self._failed = reason, time.monotonic()
 
@@ -513,7 +513,7 @@ class OpenAIEngine:
     def _completion(self, flight: _Flight, sampled: wire.Sampled, text: str) -> Completion:
         ticket = flight.ticket
         return Completion(
-            gid=ticket.gid,
+            group_id=ticket.group_id,
             lane=ticket.lane,
             prompt=ticket.prompt,
             idx=flight.idx,

@@ -165,11 +165,11 @@ class TorchEngine:
             self._groups.append(_Group(ticket, tokens, deque(ticket.missing)))
 
     @torch.inference_mode()
-    def cancel(self, gids: Collection[str]) -> int:
+    def cancel(self, group_ids: Collection[str]) -> int:
         before = self.in_flight
-        self._groups = deque(group for group in self._groups if group.ticket.gid not in gids)
-        self._ended = [ended for ended in self._ended if ended[0].group.ticket.gid not in gids]
-        gone = [slot for slot, row in enumerate(self._rows) if row.group.ticket.gid in gids]
+        self._groups = deque(group for group in self._groups if group.ticket.group_id not in group_ids)
+        self._ended = [ended for ended in self._ended if ended[0].group.ticket.group_id not in group_ids]
+        gone = [slot for slot, row in enumerate(self._rows) if row.group.ticket.group_id in group_ids]
         if gone:
             self._compact(gone)
         return before - self.in_flight
@@ -322,11 +322,11 @@ class TorchEngine:
         if not np.isfinite(scores).all():
             raise WeightsUnusable(
                 f"versions {[version for version, _ in row.starts]} gave a log-prob that is not finite "
-                f"for {ticket.gid}; use model.dtype: float32, or a lower learning rate"
+                f"for {ticket.group_id}; use model.dtype: float32, or a lower learning rate"
             )
         ends = [start for _, start in row.starts[1:]] + [len(ids)]
         return Completion(
-            gid=ticket.gid,
+            group_id=ticket.group_id,
             lane=ticket.lane,
             prompt=ticket.prompt,
             idx=row.idx,

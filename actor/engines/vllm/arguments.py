@@ -32,7 +32,7 @@ OWNED = {
     "max_cpu_loras": "it follows from model.lora",
     "weight_transfer_config": "it follows from weights.transport",
     "worker_extension_cls": "sieve's own brings the weights in",
-    "disable_log_stats": "the actor measures with them",
+    "disable_log_stats": "the actor metrics with them",
 }
 """Arguments that are not the user's to give, and why."""
 

@@ -199,13 +199,13 @@ class VllmEngine:
         started = []
         for idx in ticket.missing:
             self._count += 1
-            key = f"{ticket.gid}/{idx}/{self._count}"
+            key = f"{ticket.group_id}/{idx}/{self._count}"
             self._requests[key] = _Request(ticket, idx, self._version)
             started.append((key, self._params(ticket.seed, idx)))
         self._loop.call_soon_threadsafe(self._start, tokens, started)
 
-    def cancel(self, gids: Collection[str]) -> int:
-        gone = [key for key, request in self._requests.items() if request.ticket.gid in gids]
+    def cancel(self, group_ids: Collection[str]) -> int:
+        gone = [key for key, request in self._requests.items() if request.ticket.group_id in group_ids]
         for key in gone:
             del self._requests[key]
         if gone:
@@ -366,10 +366,10 @@ class VllmEngine:
         if not np.isfinite(scores).all():
             raise WeightsUnusable(
                 f"versions {[version for version, _, _ in spans]} gave a log-prob that is not finite "
-                f"for {ticket.gid}; use model.dtype: float32, or a lower learning rate"
+                f"for {ticket.group_id}; use model.dtype: float32, or a lower learning rate"
             )
         return Completion(
-            gid=ticket.gid,
+            group_id=ticket.group_id,
             lane=ticket.lane,
             prompt=ticket.prompt,
             idx=request.idx,

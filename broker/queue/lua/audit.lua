@@ -1,16 +1,16 @@
 -- Account for every issued group and every completion (read only). Returns JSON. A group is lost when it is neither committed
 -- nor dropped nor anywhere on its way; a completion is lost when it was offered, is not settled, and no queue holds it.
 local issued, live, nowhere, waiting = num('issued'), redis.call('ZRANGE', LIVE, 0, -1), 0, 0
-local function count_waiting(gid)
-  local g = redis.call('HMGET', group(gid), 'offered', 'judged', 'short')
+local function count_waiting(group_id)
+  local g = redis.call('HMGET', group(group_id), 'offered', 'judged', 'short')
   local w = tonumber(g[1] or '0') - tonumber(g[2] or '0') - tonumber(g[3] or '0')
   waiting = waiting + w
   return w
 end
-for _, gid in ipairs(live) do
-  local somewhere = redis.call('HEXISTS', HELD, gid) == 1 or redis.call('ZSCORE', RETURNED, gid)
-    or redis.call('ZSCORE', ready('train'), gid) or redis.call('HEXISTS', LEASED, gid) == 1
-  if count_waiting(gid) == 0 and not somewhere then nowhere = nowhere + 1 end
+for _, group_id in ipairs(live) do
+  local somewhere = redis.call('HEXISTS', HELD, group_id) == 1 or redis.call('ZSCORE', RETURNED, group_id)
+    or redis.call('ZSCORE', ready('train'), group_id) or redis.call('HEXISTS', LEASED, group_id) == 1
+  if count_waiting(group_id) == 0 and not somewhere then nowhere = nowhere + 1 end
 end
 local evals = redis.call('HGETALL', P .. 'evals')
 for i = 1, #evals, 2 do

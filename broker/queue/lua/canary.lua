@@ -1,4 +1,4 @@
--- The canary of a version that is about to be published. ARGV: incarnation, version, message, versions whose canaries and reports
+-- The canary of a version that is about to be published. ARGV: epoch, version, message, versions whose canaries and reports
 -- stay … . Idempotent.
 local refused = fence(ARGV[1])
 if refused then return refused end

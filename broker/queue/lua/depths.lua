@@ -18,8 +18,8 @@ for i = 1, math.min(#held, 2000), 2 do
   local g = redis.call('HMGET', group(held[i]), 'lane', 'version')
   if g[1] == 'train' then flight[#flight + 1] = version - tonumber(g[2]) end
 end
-for _, gid in ipairs(redis.call('ZRANGE', ready('train'), 0, 999)) do
-  queue[#queue + 1] = version - tonumber(redis.call('HGET', group(gid), 'oldest'))
+for _, group_id in ipairs(redis.call('ZRANGE', ready('train'), 0, 999)) do
+  queue[#queue + 1] = version - tonumber(redis.call('HGET', group(group_id), 'oldest'))
 end
 out.staleness_in_flight, out.staleness_in_queue, out.verify = flight, queue, verify
 return cjson.encode(out)

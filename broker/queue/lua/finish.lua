@@ -1,4 +1,4 @@
--- The run is over. ARGV: incarnation.
+-- The run is over. ARGV: epoch.
 local refused = fence(ARGV[1])
 if refused then return refused end
 redis.call('HSET', STATE, 'finished', 1)

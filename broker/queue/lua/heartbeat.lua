@@ -1,4 +1,4 @@
--- A sign of life, and the reaper: ARGV id, pulse (JSON), phase, lease seconds. What dead or stopped actors held is given to
+-- A sign of life, and the reaper: ARGV id, heartbeat (JSON), phase, lease seconds. What dead or stopped actors held is given to
 -- others. Verifier work returns by its own idle time (XAUTOCLAIM), which the living refresh.
 local t, lease = now(), tonumber(ARGV[4])
 if ARGV[3] == 'stopped' then
@@ -17,7 +17,7 @@ for i = 1, #held, 2 do
     alive[actor] = seen and t - tonumber(seen) < lease or false
   end
   if not alive[actor] then
-    requeue(held[i])
+    reissue(held[i])
     returned = returned + 1
   end
 end

@@ -1,4 +1,4 @@
--- TRANSFER, the learner's side. ARGV: incarnation, transfer id, version, lease seconds, then fields and their values
+-- TRANSFER, the learner's side. ARGV: epoch, transfer id, version, lease seconds, then fields and their values
 -- (state: open | fixed | over). A new id replaces the transfer before it; the same one again only sets its fields.
 -- The version counts as used from here on, whatever comes of it: a learner that starts again publishes above it.
 -- Returns, per actor that can receive, {actor, ranks, alive (0/1), answer, acknowledgement}.

@@ -1,4 +1,4 @@
--- A new version is on disk: move the pointer, and absorb the groups of the steps it contains. ARGV: incarnation, version, step,
+-- A new version is on disk: move the pointer, and absorb the groups of the steps it contains. ARGV: epoch, version, step,
 -- groups_per_step, admitted staleness ('' leaves it). Idempotent per version.
 local refused = fence(ARGV[1])
 if refused then return refused end

@@ -5,12 +5,12 @@ local found = redis.call('XRANGE', DEAD, ARGV[1], ARGV[1])
 if not found[1] then return 'gone' end
 local f = {}
 for j = 1, #found[1][2], 2 do f[found[1][2][j]] = found[1][2][j + 1] end
-local gid, key = f.g or '', group(f.g or '')
+local group_id, key = f.g or '', group(f.g or '')
 local g = redis.call('HMGET', key, 'lane', 'left', 'j' .. (f.i or ''))
 if not g[1] or g[3] or num('finished') == 1 then return 'closed' end
 if tonumber(g[2]) <= 0 then
   -- An evaluation is read group by group as it gets ready: what has been read is not opened again.
-  if g[1] ~= 'train' or redis.call('ZREM', ready('train'), gid) == 0 then return 'closed' end
+  if g[1] ~= 'train' or redis.call('ZREM', ready('train'), group_id) == 0 then return 'closed' end
 end
 redis.call('XDEL', DEAD, ARGV[1])
 redis.call('HINCRBY', STATE, 'dead', -1)
@@ -18,5 +18,5 @@ redis.call('HINCRBY', key, 'short', -1)
 redis.call('HINCRBY', key, 'left', 1)
 redis.call('HINCRBY', key, 'bytes', #f.p)
 redis.call('HINCRBY', STATE, 'bytes', #f.p)
-redis.call('XADD', stream(f.verifier), '*', 'g', gid, 'i', f.i, 'v', ARGV[2], 't', 0, 'w', '', 'p', f.p)
+redis.call('XADD', stream(f.verifier), '*', 'g', group_id, 'i', f.i, 'v', ARGV[2], 't', 0, 'w', '', 'p', f.p)
 return 'retried'

@@ -1,4 +1,4 @@
--- Base log-probs beside their completions. ARGV: gid, idx, float32 bytes…. A group that is gone is left alone.
+-- Base log-probs beside their completions. ARGV: group_id, idx, float32 bytes…. A group that is gone is left alone.
 for i = 1, #ARGV, 3 do
   local key = group(ARGV[i])
   if redis.call('EXISTS', key) == 1 and redis.call('HSETNX', key, 'b' .. ARGV[i + 1], ARGV[i + 2]) == 1 then

@@ -19,7 +19,7 @@ import torch
 from prometheus_client import CollectorRegistry
 
 from broker.queue.client import Broker
-from broker.queue.state import Incarnation, Member
+from broker.queue.state import Epoch, Member
 from broker.queue.wire import Completion, Verdict
 from broker.settings import BrokerSettings, RunSettings, WeightsSettings
 from broker.weights.broadcast import Outcome, Transfers
@@ -55,10 +55,10 @@ def sending(broker: Broker) -> Broadcast:
     return Broadcast(Transfers(broker), link_maker(GLOO), GLOO, metrics, log, wait, pack_bytes=4096, join_seconds=60.0)
 
 
-def send_and_die(url: str, incarnation: Incarnation) -> None:
+def send_and_die(url: str, epoch: Epoch) -> None:
     """A learner that is killed in the middle of sending version 1."""
     broker = Broker.connect(BROKER, RunSettings(name="test"), url=url)
-    sending(broker).send(incarnation, 1, Watched(tensors(1), LAST, lambda: os.kill(os.getpid(), signal.SIGKILL)))
+    sending(broker).send(epoch, 1, Watched(tensors(1), LAST, lambda: os.kill(os.getpid(), signal.SIGKILL)))
 
 
 class Watched(dict[str, torch.Tensor]):
@@ -80,7 +80,7 @@ class Rig:
     def __init__(self, url: str, directory: Path, model: Path) -> None:
         self.run = Run(url, directory, steps=10**6, groups_per_step=4, max_staleness=100_000, max_queued_bytes=1 << 30)
         self.run.broker = Broker.connect(BROKER, RunSettings(name="test"), url=url)
-        self.run.incarnation = self.run.broker.begin("learner")
+        self.run.epoch = self.run.broker.begin("learner")
         self.url = url
         self.config = tree(directory, model).model_copy(update={"weights": GLOO, "broker": BROKER}).model_dump_json()
         self.broadcast = sending(self.run.broker)
@@ -98,14 +98,14 @@ class Rig:
     def ids(self) -> dict[int, str]:
         """Living actors that have loaded something: pid → id."""
         alive = {actor.pid for actor in self.actors if actor.is_alive()}
-        pulses = [p for p in self.run.broker.services() if p.role == "actor" and p.pid in alive]
-        return {p.pid: p.id for p in pulses if "version" in p.values}
+        heartbeats = [p for p in self.run.broker.services() if p.role == "actor" and p.pid in alive]
+        return {p.pid: p.id for p in heartbeats if "version" in p.values}
 
     def id(self, actor: BaseProcess) -> str:
         return self.ids()[actor.pid or 0]
 
     def send(self, version: int, weights: dict[str, torch.Tensor] | None = None) -> Outcome:
-        return self.broadcast.send(self.run.incarnation, version, weights or tensors(version))
+        return self.broadcast.send(self.run.epoch, version, weights or tensors(version))
 
     @property
     def groups(self) -> float:
@@ -136,7 +136,7 @@ class Rig:
 
     def counted(self, id: str, name: str, **labels: str) -> float:
         """A figure from an actor's own /metrics."""
-        url = next(pulse.metrics_url for pulse in self.run.broker.services() if pulse.id == id)
+        url = next(heartbeat.metrics_url for heartbeat in self.run.broker.services() if heartbeat.id == id)
         body = urllib.request.urlopen(url, timeout=30).read().decode()
         inside = ",".join(f'{key}="{value}"' for key, value in labels.items())
         found = re.search(rf"^{name}{re.escape('{' + inside + '}') if inside else ''} (\S+)$", body, re.M)
@@ -246,14 +246,14 @@ def test_receivers_of_a_sender_that_is_killed_recover_and_its_version_number_is_
     with rig(redis_url, tmp_path, model_path) as here:
         here.start(2)
         everyone = set(here.ids().values())
-        sender = PROCESSES.Process(target=send_and_die, args=(redis_url, here.run.incarnation), daemon=True)
+        sender = PROCESSES.Process(target=send_and_die, args=(redis_url, here.run.epoch), daemon=True)
         sender.start()
         sender.join(PATIENCE)
         assert sender.exitcode == -signal.SIGKILL
         for id in everyone:
             eventually(lambda id=id: here.counted(id, "sieve_actor_transfers_total", outcome="broken") == 1, PATIENCE)
         here.sampled(0, everyone)
-        here.run.incarnation = here.run.broker.begin("learner", here.run.step)
-        assert here.run.incarnation.version == 1  # so that the next to be published is 2
+        here.run.epoch = here.run.broker.begin("learner", here.run.step)
+        assert here.run.epoch.version == 1  # so that the next to be published is 2
         assert set(here.send(2).received) == everyone
         here.sampled(2, everyone)

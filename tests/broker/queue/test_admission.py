@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from broker.queue import admission
-from broker.queue.heartbeat import Pulse
+from broker.queue.heartbeat import Heartbeat
 from broker.queue.wire import Outcome
 from broker.settings import BrokerSettings, SamplingSettings, ScheduleSettings
 from tests.broker.builders import complete, connect, open_run, verdict
@@ -50,7 +50,7 @@ class World:
         self.aim = staleness
 
     def beat(self, actor: str, phase: str = "sampling") -> None:
-        self.broker.heartbeat(Pulse(id=actor, role="actor", phase=phase, since=0))
+        self.broker.heartbeat(Heartbeat(id=actor, role="actor", phase=phase, since=0))
 
     def move(self, name: str, pick: int) -> None:
         b, actor = self.broker, f"a{pick % 2}"
@@ -70,7 +70,7 @@ class World:
             ticket = self.tickets[actor].pop(pick % len(self.tickets[actor]))
             b.offer(actor, [complete(ticket, idx, b.version()) for idx in ticket.missing[: 1 + pick % 3]])
             if len(ticket.missing) > 1 + pick % 3:
-                b.hand_back(actor, [ticket.gid])
+                b.release(actor, [ticket.group_id])
         elif name in ("judge", "error"):
             outcome: Outcome = "error" if name == "error" and pick % 4 == 0 else "pass"
             works = b.receive("arithmetic", f"v{pick % 2}", 1 + pick, 0)
@@ -101,10 +101,10 @@ class World:
             self.tickets[actor] = []
         elif name == "learner_dies" and pick % 3 == 0:
             self.crashes += 1
-            b.heartbeat(Pulse(id="learner", role="learner", phase="stopped", since=0))
+            b.heartbeat(Heartbeat(id="learner", role="learner", phase="stopped", since=0))
             self.hold = b.begin("learner", self.checkpoint)
             b.commit(self.hold, self.checkpoint)
-            self.trained = {step: gids for step, gids in self.trained.items() if step <= self.checkpoint}
+            self.trained = {step: group_ids for step, group_ids in self.trained.items() if step <= self.checkpoint}
             self.step, self.committed, self.leased = self.checkpoint, self.checkpoint, None
             if self.published > self.step:  # what was published beyond the checkpoint is of a lost timeline
                 self.published = self.step
@@ -121,8 +121,8 @@ class World:
     def check(self) -> None:
         audit = self.broker.audit()
         assert (audit.lost_groups, audit.lost_completions, audit.duplicates) == (0, 0, 0)
-        gids = [gid for group in self.trained.values() for gid in group]
-        assert len(gids) == len(set(gids))
+        group_ids = [group_id for group in self.trained.values() for group_id in group]
+        assert len(group_ids) == len(set(group_ids))
         if not self.crashes:
             assert self.largest_staleness <= self.spec.max_staleness
             assert audit.stale == 0
@@ -138,7 +138,7 @@ class World:
         audit = self.broker.audit()
         assert audit.committed == self.spec.steps * self.spec.groups_per_step, audit
         assert audit.issued == audit.committed + audit.dropped and audit.bytes == 0
-        assert sum(len(gids) for gids in self.trained.values()) == audit.committed
+        assert sum(len(group_ids) for group_ids in self.trained.values()) == audit.committed
         self.check()
         self.broker.close()
 
@@ -241,9 +241,9 @@ def test_forced_staleness_samples_with_the_version_that_much_older_and_never_blo
         assert broker.sampling_version() == tickets[0].version
         broker.offer("a", [complete(ticket, idx, broker.sampling_version()) for ticket in tickets for idx in (0, 1)])
         broker.judge("arithmetic", "v", [(work, verdict()) for work in broker.receive("arithmetic", "v", 9, 0.01)])
-        gids = broker.lease(hold, step, 1)
-        assert gids
-        found.append(broker.version() - broker.groups(gids)[0].oldest)
+        group_ids = broker.lease(hold, step, 1)
+        assert group_ids
+        found.append(broker.version() - broker.groups(group_ids)[0].oldest)
         broker.publish(hold, step, step)
     assert found == [0, 1, 2, 2, 2, 2]
     broker.close()

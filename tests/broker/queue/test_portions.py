@@ -33,8 +33,8 @@ def test_a_completion_offered_twice_in_one_call_enters_the_queue_once(redis_url:
 def test_one_call_may_hold_verdicts_of_every_kind(redis_url: str) -> None:
     broker = connect(redis_url, verify_attempts=2)
     open_run(broker, group_size=4, groups_per_step=1)
-    incarnation = broker.begin("learner")
-    broker.publish(incarnation, 0, 0)
+    epoch = broker.begin("learner")
+    broker.publish(epoch, 0, 0)
     ticket = broker.take("a", 4).tickets[0]
     broker.offer("a", [complete(ticket, idx) for idx in range(4)])
     works = broker.receive("arithmetic", "v", 10, 0.01)
@@ -45,7 +45,7 @@ def test_one_call_may_hold_verdicts_of_every_kind(redis_url: str) -> None:
         (works[2], verdict("fail")),
     ]
     assert broker.judge("arithmetic", "v", said) == ["done", "duplicate", "retry", "done"]
-    assert broker.lease(incarnation, 1, 1) is None
+    assert broker.lease(epoch, 1, 1) is None
     again = broker.receive("arithmetic", "v", 10, 0.01)
     assert [(work.completion.idx, work.attempt) for work in again] == [(works[1].completion.idx, 2)]
     # The last attempt of one and the only one of another end the group: one short, in one call.
@@ -53,9 +53,9 @@ def test_one_call_may_hold_verdicts_of_every_kind(redis_url: str) -> None:
         "dead",
         "done",
     ]
-    gids = broker.lease(incarnation, 1, 1)
-    assert gids == [ticket.gid]
-    group = broker.groups(gids)[0]
+    group_ids = broker.lease(epoch, 1, 1)
+    assert group_ids == [ticket.group_id]
+    group = broker.groups(group_ids)[0]
     assert (len(group.members), group.closed_short) == (3, 1)
     audit = broker.audit()
     assert (audit.lost, audit.duplicates, audit.dead_letters, audit.repeated_verdicts) == (0, 0, 1, 1)
@@ -65,8 +65,8 @@ def test_one_call_may_hold_verdicts_of_every_kind(redis_url: str) -> None:
 def test_queued_bytes_return_to_zero_whatever_the_portions(redis_url: str, tokens: int) -> None:
     broker = connect(redis_url)
     open_run(broker, group_size=8, groups_per_step=2, max_queued_bytes=1 << 30)
-    incarnation = broker.begin("learner")
-    broker.publish(incarnation, 0, 0)
+    epoch = broker.begin("learner")
+    broker.publish(epoch, 0, 0)
     tickets = broker.take("a", 16).tickets
     offered = [complete(ticket, idx, tokens=tokens) for idx in range(8) for ticket in tickets]
     assert set(broker.offer("a", offered)) == {"new"}
@@ -75,12 +75,12 @@ def test_queued_bytes_return_to_zero_whatever_the_portions(redis_url: str, token
     while judged < 16:
         works = broker.receive("arithmetic", "v", 5, 1.0)
         judged += broker.judge("arithmetic", "v", [(work, verdict()) for work in works]).count("done")
-    gids = broker.lease(incarnation, 1, 2)
-    assert gids is not None
-    for group in broker.groups(gids):
+    group_ids = broker.lease(epoch, 1, 2)
+    assert group_ids is not None
+    for group in broker.groups(group_ids):
         assert [member.completion.idx for member in group.members] == list(range(8))
         assert all(len(member.completion.ids) == tokens for member in group.members)
-    broker.commit(incarnation, 1)
+    broker.commit(epoch, 1)
     assert broker.depths().queued_bytes == 0
     assert broker.audit().lost == 0
 

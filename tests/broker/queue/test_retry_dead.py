@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from broker.queue.client import Broker
-from broker.queue.state import Incarnation
+from broker.queue.state import Epoch
 from tests.broker.builders import complete, connect, judge_all, offer_all, open_run, verdict
 
 
@@ -16,7 +16,7 @@ def broker(redis_url: str):
     broker.close()
 
 
-def begin(broker: Broker, **change: object) -> Incarnation:
+def begin(broker: Broker, **change: object) -> Epoch:
     open_run(broker, steps=1, groups_per_step=1, max_staleness=0, **change)
     hold = broker.begin("learner")
     broker.publish(hold, 0, 0)
@@ -57,8 +57,8 @@ def test_a_ready_group_is_taken_back_and_becomes_whole(broker):
     assert counts(broker) == (0, 0, 0, 0)
     assert broker.lease(hold, 1, 1) is None
     judge_all(broker, "w")
-    (gid,) = broker.lease(hold, 1, 1) or []
-    (group,) = broker.groups([gid])
+    (group_id,) = broker.lease(hold, 1, 1) or []
+    (group,) = broker.groups([group_id])
     assert (len(group.members), group.closed_short) == (2, 0)
     broker.publish(hold, 1, 1)
     broker.commit(hold, 1)

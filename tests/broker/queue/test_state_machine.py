@@ -9,7 +9,7 @@ import redis
 
 from broker.errors import BrokerError, BrokerFull, BrokerUnavailable, Fenced, RunBusy, RunConflict, RunUnknown
 from broker.queue.client import Broker
-from broker.queue.heartbeat import Pulse
+from broker.queue.heartbeat import Heartbeat
 from broker.queue.wire import WireError, pack
 from broker.settings import BrokerSettings, RunSettings
 from tests.broker.builders import complete, connect, judge_all, offer_all, open_run, prompts, spec, verdict
@@ -23,7 +23,7 @@ def broker(redis_url: str):
 
 
 def beat(broker, id: str, phase: str = "sampling", role: str = "actor") -> None:
-    broker.heartbeat(Pulse(id=id, role=role, phase=phase, since=time.time()))
+    broker.heartbeat(Heartbeat(id=id, role=role, phase=phase, since=time.time()))
 
 
 def start(broker, **change: object):
@@ -48,9 +48,9 @@ def test_a_run_goes_from_tickets_to_commit_and_everything_is_accounted_for(broke
     broker.publish(hold, 0, 0)
     for step in range(1, run.steps + 1):
         finish_groups(broker)
-        gids = broker.lease(hold, step, run.groups_per_step)
-        assert gids is not None and len(gids) == 2
-        groups = broker.groups(gids)
+        group_ids = broker.lease(hold, step, run.groups_per_step)
+        assert group_ids is not None and len(group_ids) == 2
+        groups = broker.groups(group_ids)
         assert all(len(group.members) == group.n == 2 for group in groups)
         assert all(m.verdict.outcome == "pass" and m.completion.idx < 2 for g in groups for m in g.members)
         broker.publish(hold, step, step)
@@ -67,7 +67,7 @@ def test_a_run_goes_from_tickets_to_commit_and_everything_is_accounted_for(broke
 def test_tickets_visit_every_prompt_once_an_epoch_in_a_shuffled_order(broker):
     start(broker, steps=5, max_staleness=4)
     tickets = broker.take("a", 100).tickets
-    assert [ticket.gid for ticket in tickets] == [f"{k // 5}:{k % 5}" for k in range(10)]
+    assert [ticket.group_id for ticket in tickets] == [f"{k // 5}:{k % 5}" for k in range(10)]
     first, second = [t.prompt for t in tickets[:5]], [t.prompt for t in tickets[5:]]
     assert sorted(first) == sorted(second) == list(range(5)) and first != second
     assert len({ticket.seed for ticket in tickets}) == 10
@@ -96,9 +96,9 @@ def test_a_slow_group_stops_new_tickets_before_it_grows_too_old(broker):
     assert steps == 1  # three other groups were enough for one steps; then the pipeline waits for the slow one
     offer_all(broker, "a", [slow], 0)
     judge_all(broker)
-    gids = broker.lease(hold, steps + 1, 2)
-    assert gids is not None and slow.gid in gids
-    assert steps - broker.groups([slow.gid])[0].oldest <= 1
+    group_ids = broker.lease(hold, steps + 1, 2)
+    assert group_ids is not None and slow.group_id in group_ids
+    assert steps - broker.groups([slow.group_id])[0].oldest <= 1
 
 
 def test_queued_bytes_close_admission(broker):
@@ -142,10 +142,10 @@ def test_a_dead_actors_ticket_goes_to_another_which_samples_only_what_is_missing
     (ticket,) = broker.take("a", 1).tickets
     broker.offer("a", [complete(ticket, 1)])
     beat(broker, "b")
-    assert not [t for t in broker.take("b", 100).tickets if t.gid == ticket.gid]
+    assert not [t for t in broker.take("b", 100).tickets if t.group_id == ticket.group_id]
     time.sleep(1.1)
     beat(broker, "b")
-    again = next(t for t in broker.take("b", 1).tickets if t.gid == ticket.gid)
+    again = next(t for t in broker.take("b", 1).tickets if t.group_id == ticket.group_id)
     assert (again.attempt, again.missing, again.seed) == (2, (0,), ticket.seed)
     assert broker.offer("a", [complete(ticket, 0)]) == ["stale"]  # the dead one wakes up
     assert broker.offer("b", [complete(again, 0)]) == ["new"]
@@ -155,11 +155,11 @@ def test_a_dead_actors_ticket_goes_to_another_which_samples_only_what_is_missing
 def test_handing_back_and_stopping_return_tickets_at_once(broker):
     start(broker)
     first, second = broker.take("a", 4).tickets[:2]
-    assert broker.hand_back("a", [first.gid]) == 1
-    assert broker.hand_back("a", [first.gid]) == 0
-    assert broker.take("b", 1).tickets[0].gid == first.gid
+    assert broker.release("a", [first.group_id]) == 1
+    assert broker.release("a", [first.group_id]) == 0
+    assert broker.take("b", 1).tickets[0].group_id == first.group_id
     beat(broker, "a", "stopped")
-    assert broker.take("b", 1).tickets[0].gid == second.gid
+    assert broker.take("b", 1).tickets[0].group_id == second.group_id
 
 
 def test_an_error_is_retried_on_another_consumer_then_dead_lettered_and_the_group_closes_short(broker):
@@ -180,7 +180,7 @@ def test_an_error_is_retried_on_another_consumer_then_dead_lettered_and_the_grou
     (third,) = broker.receive("arithmetic", "v3", 10, 0.01)
     assert broker.judge("arithmetic", "v3", [(third, verdict("error"))]) == ["dead"]
     (letter,) = broker.dead_letters()
-    assert (letter.gid, letter.verifier) == (ticket.gid, "arithmetic") and letter.verdict.outcome == "error"
+    assert (letter.group_id, letter.verifier) == (ticket.group_id, "arithmetic") and letter.verdict.outcome == "error"
     time.sleep(1.1)
     judge_all(broker, "v1")  # what v2 never answered comes back after its lease
     (group,) = broker.groups(broker.lease(hold, 1, 1))
@@ -226,7 +226,7 @@ def test_work_put_back_is_there_at_once_with_its_attempts(broker):
     start(broker)
     offer_all(broker, "a", broker.take("a", 1).tickets)
     works = broker.receive("arithmetic", "v1", 10, 0.01)
-    assert broker.put_back("arithmetic", "v1", works) == 2
+    assert broker.requeue("arithmetic", "v1", works) == 2
     broker.leave("arithmetic", "v1")
     again = broker.receive("arithmetic", "v2", 10, 0.01)
     assert sorted(w.completion.idx for w in again) == [0, 1] and {w.attempt for w in again} == {1}
@@ -261,9 +261,9 @@ def test_leasing_the_same_step_again_gives_the_same_groups_oldest_first(broker):
     finish_groups(broker, room=4)
     broker.publish(hold, 1, 0)
     finish_groups(broker, room=8)
-    gids = broker.lease(hold, 1, 3)
-    assert gids == broker.lease(hold, 1, 3)
-    assert [group.oldest for group in broker.groups(gids)] == [0, 0, 1]
+    group_ids = broker.lease(hold, 1, 3)
+    assert group_ids == broker.lease(hold, 1, 3)
+    assert [group.oldest for group in broker.groups(group_ids)] == [0, 0, 1]
 
 
 def test_a_new_learner_fences_the_old_and_gets_its_uncommitted_groups_back(broker):
@@ -305,11 +305,11 @@ def test_a_checkpoint_newer_than_the_commit_is_committed_not_trained_again(broke
 def test_base_scores_are_kept_with_their_completion_and_survive_a_new_learner(broker):
     hold = start(broker)
     finish_groups(broker)
-    gids = broker.lease(hold, 1, 2)
-    (first, _) = broker.groups(gids)
+    group_ids = broker.lease(hold, 1, 2)
+    (first, _) = broker.groups(group_ids)
     data = b"\x00\x00\x80\xbf" * 3
-    broker.store_base({(first.gid, 0): data, ("0:4", 0): data})
-    again = broker.groups([first.gid])[0]
+    broker.store_base({(first.group_id, 0): data, ("0:4", 0): data})
+    again = broker.groups([first.group_id])[0]
     assert again.members[0].base.tolist() == [-1.0, -1.0, -1.0] and again.members[1].base is None
 
 
@@ -318,7 +318,7 @@ def test_evaluation_uses_its_own_lane_pinned_to_a_version(broker):
     broker.request_eval(hold, 0, 3, 4)
     broker.request_eval(hold, 0, 3, 4)
     tickets = broker.take("a", 12).tickets
-    assert [(t.gid, t.lane, t.prompt, t.n, t.version) for t in tickets] == [
+    assert [(t.group_id, t.lane, t.prompt, t.n, t.version) for t in tickets] == [
         (f"e0:{i}", "eval", i, 4, 0) for i in range(3)
     ]
     offer_all(broker, "a", tickets[:2])
@@ -367,9 +367,11 @@ def test_services_are_listed_with_the_age_of_their_heartbeat(broker):
     beat(broker, "v-1", "judging", "verifier")
     time.sleep(0.3)
     found = broker.services()
-    assert [pulse.id for pulse in found] == ["a-1", "v-1"] and all(0.2 < pulse.age_seconds < 2 for pulse in found)
+    assert [heartbeat.id for heartbeat in found] == ["a-1", "v-1"] and all(
+        0.2 < heartbeat.age_seconds < 2 for heartbeat in found
+    )
     beat(broker, "a-1", "stopped")
-    assert [pulse.id for pulse in broker.services()] == ["v-1"]
+    assert [heartbeat.id for heartbeat in broker.services()] == ["v-1"]
 
 
 def test_redis_at_its_memory_limit_is_named_and_judging_still_works(broker, redis_url):

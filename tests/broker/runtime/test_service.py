@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from broker.errors import BrokerFull, RunConflict
 from broker.queue.client import Broker
-from broker.queue.heartbeat import Pulse
+from broker.queue.heartbeat import Heartbeat
 from broker.runtime.redis_server import Server
 from broker.runtime.service import Service
 from broker.settings import BrokerSettings, MetricsSettings, RunSettings
@@ -130,10 +130,10 @@ def running(service: Service) -> Iterator[list[int]]:
         assert not thread.is_alive()
 
 
-def seen(url: str, config: Config) -> dict[str, Pulse]:
+def seen(url: str, config: Config) -> dict[str, Heartbeat]:
     broker = Broker.connect(config.broker, config.run, url=url)
     try:
-        return {pulse.id: pulse for pulse in broker.services()}
+        return {heartbeat.id: heartbeat for heartbeat in broker.services()}
     finally:
         broker.close()
 
@@ -207,7 +207,7 @@ def test_a_stop_while_connecting_is_heeded_at_once(tmp_path: Path) -> None:
     config = Config(RunSettings(directory=tmp_path), BrokerSettings(connect_seconds=60))
     service = Counting(config)
     with running(service) as codes:
-        assert until(lambda: service.pulse().waiting_on == "broker")
+        assert until(lambda: service.heartbeat().waiting_on == "broker")
         begin = time.monotonic()
         service.request_stop()
         assert until(lambda: codes)
@@ -334,14 +334,14 @@ def test_a_brief_outage_is_named_and_survived(config: Config) -> None:
         with running(service) as codes:
             assert until(lambda: service.steps > 3)
             os.kill(server.pid, signal.SIGKILL)
-            assert until(lambda: service.pulse().phase == "broker unreachable", 3)
+            assert until(lambda: service.heartbeat().phase == "broker unreachable", 3)
             measured = samples(service.metrics_url)
             assert measured["sieve_phase", "broker unreachable"] == 1
             assert measured["sieve_phase", "counting"] == 0
             assert "broker unreachable" in get(service.metrics_url.replace("/metrics", "/healthz"))[1]
             assert until(lambda: get(service.metrics_url.replace("/metrics", "/readyz"))[0] == 503, 3)
             assert server.ensure()
-            assert until(lambda: service.pulse().phase == "counting", 5)
+            assert until(lambda: service.heartbeat().phase == "counting", 5)
             steps = service.steps
             assert until(lambda: service.steps > steps + 3)
             assert until(lambda: service.id in seen(server.url, config))
@@ -374,12 +374,12 @@ def test_a_long_outage_ends_with_69_within_its_deadline(tmp_path: Path, asks: bo
 def test_the_heartbeat_tells_who_and_what_and_the_last_one_that_it_left(config: Config, redis_url: str) -> None:
     service = Counting(config, url=redis_url, index=4)
     with running(service) as codes:
-        assert until(lambda: seen(redis_url, config).get(service.id, service.pulse()).values == {"version": 3.0})
+        assert until(lambda: seen(redis_url, config).get(service.id, service.heartbeat()).values == {"version": 3.0})
         assert until(lambda: service.id in seen(redis_url, config))
-        pulse = seen(redis_url, config)[service.id]
-        assert (pulse.role, pulse.index, pulse.pid) == ("actor", 4, os.getpid())
-        assert pulse.metrics_url == service.metrics_url
-        assert pulse.age_seconds < 1
+        heartbeat = seen(redis_url, config)[service.id]
+        assert (heartbeat.role, heartbeat.index, heartbeat.pid) == ("actor", 4, os.getpid())
+        assert heartbeat.metrics_url == service.metrics_url
+        assert heartbeat.age_seconds < 1
         service.request_stop()
         assert until(lambda: codes)
     last = seen(redis_url, config).get(service.id)
@@ -389,7 +389,7 @@ def test_the_heartbeat_tells_who_and_what_and_the_last_one_that_it_left(config: 
 def test_a_long_step_does_not_hold_the_heartbeat_back(config: Config, redis_url: str) -> None:
     service = Counting(config, lambda self: time.sleep(2.5), url=redis_url)
     with running(service):
-        assert until(lambda: service.pulse().phase == "counting")
+        assert until(lambda: service.heartbeat().phase == "counting")
         ages = []
         for _ in range(8):
             time.sleep(0.25)
@@ -451,12 +451,12 @@ def test_it_is_healthy_while_it_moves_and_ready_when_it_is_set_up(config: Config
 def test_repeated_short_waits_for_one_thing_are_one_wait_to_a_reader(config: Config) -> None:
     service = Counting(config)
     with service.waiting("tickets"):
-        since = service.pulse().since
+        since = service.heartbeat().since
     time.sleep(0.05)
     service.phase("sampling")
     with service.waiting("tickets"):
-        assert service.pulse().since == since
-        assert service.pulse().waiting_on == "tickets"
+        assert service.heartbeat().since == since
+        assert service.heartbeat().waiting_on == "tickets"
     with service.waiting("weights"):
-        assert service.pulse().since > since
-    assert service.pulse().waiting_on == ""
+        assert service.heartbeat().since > since
+    assert service.heartbeat().waiting_on == ""

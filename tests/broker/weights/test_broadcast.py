@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.errors import Fenced
-from broker.queue.heartbeat import Pulse
+from broker.queue.heartbeat import Heartbeat
 from broker.weights.broadcast import (
     ALIGN,
     JOIN,
@@ -121,7 +121,7 @@ def run(redis_url):
 
 
 def beat(broker, actor: str) -> None:
-    broker.heartbeat(Pulse(id=actor, role="actor", phase="sampling", since=0))
+    broker.heartbeat(Heartbeat(id=actor, role="actor", phase="sampling", since=0))
 
 
 def seat(actor: str) -> Group:
@@ -129,54 +129,54 @@ def seat(actor: str) -> Group:
 
 
 def test_a_transfer_from_invitation_to_acknowledgement_each_call_repeated(run):
-    broker, here, incarnation = run
+    broker, here, epoch = run
     beat(broker, "a")
     for _ in range(2):
         assert here.seen("a", 2) == ("", 0, "")
         assert not here.answer("a", 2, "t1", JOIN)
     for _ in range(2):
-        assert here.open(incarnation, "t1", 1, LAYOUT) == [Entry("a", 2, True, "", "")]
+        assert here.open(epoch, "t1", 1, LAYOUT) == [Entry("a", 2, True, "", "")]
         assert here.seen("a", 2) == ("t1", 1, "open")
         assert here.members("t1") is None
     for _ in range(2):
         assert here.answer("a", 2, "t1", JOIN)
-    assert here.look(incarnation, "t1", 1) == [Entry("a", 2, True, JOIN, "")]
+    assert here.look(epoch, "t1", 1) == [Entry("a", 2, True, JOIN, "")]
     for _ in range(2):
-        here.fix(incarnation, "t1", 1, seat("a"))
+        here.fix(epoch, "t1", 1, seat("a"))
     assert not here.answer("a", 2, "t1", JOIN)
     assert here.members("t1") == (seat("a"), LAYOUT)
     assert here.members("t0") is None
     for _ in range(2):
         here.acknowledge("a", 2, "t1", "digest")
-    assert here.over(incarnation, "t1", 1) == [Entry("a", 2, True, JOIN, "digest")]
+    assert here.over(epoch, "t1", 1) == [Entry("a", 2, True, JOIN, "digest")]
     assert here.seen("a", 2) == ("t1", 1, "over")
     # A late word on it does not touch the next one.
-    assert here.open(incarnation, "t2", 2, LAYOUT) == [Entry("a", 2, True, "", "")]
+    assert here.open(epoch, "t2", 2, LAYOUT) == [Entry("a", 2, True, "", "")]
     here.acknowledge("a", 2, "t1", "digest")
-    assert here.look(incarnation, "t2", 2) == [Entry("a", 2, True, "", "")]
+    assert here.look(epoch, "t2", 2) == [Entry("a", 2, True, "", "")]
     here.leave("a")
-    assert here.look(incarnation, "t2", 2) == []
+    assert here.look(epoch, "t2", 2) == []
 
 
 def test_who_is_dead_or_late_is_not_waited_for_again_until_it_shows_itself(run):
-    broker, here, incarnation = run
+    broker, here, epoch = run
     beat(broker, "late")
     here.seen("late", 1)
     here.seen("dead", 1)
-    assert {(e.actor, e.alive) for e in here.open(incarnation, "t1", 1, LAYOUT)} == {("late", True), ("dead", False)}
-    here.fix(incarnation, "t1", 1, seat("other"))
-    assert here.open(incarnation, "t2", 2, LAYOUT) == []
+    assert {(e.actor, e.alive) for e in here.open(epoch, "t1", 1, LAYOUT)} == {("late", True), ("dead", False)}
+    here.fix(epoch, "t1", 1, seat("other"))
+    assert here.open(epoch, "t2", 2, LAYOUT) == []
     here.seen("late", 1)
-    assert [e.actor for e in here.look(incarnation, "t2", 2)] == ["late"]
+    assert [e.actor for e in here.look(epoch, "t2", 2)] == ["late"]
 
 
 def test_a_version_that_was_sent_is_never_used_again_by_a_learner_that_starts_anew(run):
-    broker, here, incarnation = run
-    broker.publish(incarnation, 0, 0)
-    here.open(incarnation, "t1", 1, LAYOUT)
+    broker, here, epoch = run
+    broker.publish(epoch, 0, 0)
+    here.open(epoch, "t1", 1, LAYOUT)
     again = broker.begin("learner")
     assert (again.version, broker.version()) == (1, 0)
     with pytest.raises(Fenced):
-        here.open(incarnation, "t2", 2, LAYOUT)
+        here.open(epoch, "t2", 2, LAYOUT)
     broker.publish(again, 2, 0)
     assert broker.begin("learner").version == 2

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from deploy.cli.main import app
 from deploy.config.doctor import Finding, examine
-from deploy.config.tree import load
+from deploy.config.load import load
 
 
 def findings(path: Path) -> dict[str, list[Finding]]:

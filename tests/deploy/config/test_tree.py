@@ -16,7 +16,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy.config.tree import Config, ConfigError, dump, explain, load, plain
+from deploy.config.load import load
+from deploy.config.tree import Config, ConfigError, dump, explain, plain
 
 Write = Callable[[Any], Path]
 
@@ -81,7 +82,7 @@ def test_variables_without_a_double_underscore_are_somebody_elses(tree: dict[str
             ["learner.objective.pass_k = 9", "sampling.group_size = 4"],
         ),
         (["learner.optimizer.warmup_steps=21"], ["learner.optimizer.warmup_steps = 21", "schedule.steps = 20"]),
-        (["data.held_out=null", "evaluation.every=5"], ["evaluation.every = 5", "data.held_out"]),
+        (["data.eval=null", "evaluation.every=5"], ["evaluation.every = 5", "data.eval"]),
         (["evaluation.prompts=5"], ["evaluation.prompts = 5", "only 4 rows", "evaluation.prompts = 4"]),
         (["model.path=/nowhere"], ["model.path = /nowhere", "no such directory", "Hugging Face"]),
         (["data.train=/nowhere.jsonl"], ["data.train = /nowhere.jsonl", "no such file"]),
@@ -152,7 +153,7 @@ def test_a_fixed_z_needs_a_pass_rate_with_every_prompt(tree: dict[str, Any], wri
 
 
 def test_held_out_prompts_must_not_be_the_training_prompts(tree: dict[str, Any], write: Write) -> None:
-    tree["data"]["held_out"] = tree["data"]["train"]
+    tree["data"]["eval"] = tree["data"]["train"]
     assert any("measure memory" in problem for problem in refusals(write(tree)))
 
 

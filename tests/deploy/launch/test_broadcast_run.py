@@ -24,8 +24,8 @@ def started(tmp_path: Path) -> Iterator[Callable[..., Started]]:
 
 def figure(run: Started, role: str, name: str) -> float:
     """A figure that the only living service of a role exports (of several, the first's)."""
-    pulse = next(iter(run.pulses(role).values()))
-    with urllib.request.urlopen(pulse.metrics_url, timeout=30) as answer:
+    heartbeat = next(iter(run.heartbeats(role).values()))
+    with urllib.request.urlopen(heartbeat.metrics_url, timeout=30) as answer:
         found = re.search(rf"^{re.escape(name)} (\S+)$", answer.read().decode(), re.M)
     assert found, name
     return float(found[1])

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from broker.errors import SieveError
-from deploy.config.tree import load
+from deploy.config.load import load
 from deploy.rundir.lock import RunDirectory, RunDirectoryError
 from tests.deploy.run_rig import COUNTDOWN, STEPS, Started, runs_in, sound
 

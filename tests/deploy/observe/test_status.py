@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from broker.queue.heartbeat import Pulse
+from broker.queue.heartbeat import Heartbeat
 from broker.queue.state import Depths
 from deploy.observe.snapshot import Snapshot, Tail, stuck
 from deploy.observe.view import View, line, render
@@ -23,10 +23,10 @@ def depths(**more: Any) -> Depths:
     return Depths.model_validate({**names, "finished": False, "opened": True, **lists, **more})
 
 
-def pulse(
+def heartbeat(
     role: str, *, age: float = 1.0, waiting_on: str = "", since: float = NOW - 1, phase: str = "working"
-) -> Pulse:
-    return Pulse.model_validate(
+) -> Heartbeat:
+    return Heartbeat.model_validate(
         {
             "id": f"{role}-0-host-1-abc", "role": role, "phase": phase, "waiting_on": waiting_on, "since": since,
             "age_seconds": age,
@@ -34,7 +34,7 @@ def pulse(
     )  # fmt: skip
 
 
-ALL = [pulse("actor"), pulse("learner"), pulse("verifier")]
+ALL = [heartbeat("actor"), heartbeat("learner"), heartbeat("verifier")]
 
 
 def test_a_run_that_moves_is_not_stuck() -> None:
@@ -42,9 +42,9 @@ def test_a_run_that_moves_is_not_stuck() -> None:
 
 
 def test_the_worst_canary_of_the_live_actors_is_shown() -> None:
-    actors = [pulse("actor").model_copy(update={"values": {"canary_mismatch": gap}}) for gap in (2e-6, 0.31)]
-    gone = pulse("actor", age=99.0).model_copy(update={"values": {"canary_mismatch": 7.0}})
-    assert Snapshot(NOW, depths(), [*actors, gone, pulse("actor")]).canary_mismatch == 0.31
+    actors = [heartbeat("actor").model_copy(update={"values": {"canary_mismatch": gap}}) for gap in (2e-6, 0.31)]
+    gone = heartbeat("actor", age=99.0).model_copy(update={"values": {"canary_mismatch": 7.0}})
+    assert Snapshot(NOW, depths(), [*actors, gone, heartbeat("actor")]).canary_mismatch == 0.31
     assert Snapshot(NOW, depths(), ALL).canary_mismatch is None
 
 
@@ -67,21 +67,21 @@ def test_the_edge_without_a_live_service_is_named_with_the_remedy(
 ) -> None:
     services = [found for found in ALL if found.role != role]
     if gone == "silent":
-        services.append(pulse(role, age=11.0))
+        services.append(heartbeat(role, age=11.0))
     if gone == "stopped":
-        services.append(pulse(role, phase="stopped"))
+        services.append(heartbeat(role, phase="stopped"))
     said = stuck(Snapshot(NOW, depths(**more), services))
     assert len(said) == 1 and said[0].startswith(edge) and "start `sieve " in said[0]
 
 
 def test_everybody_waiting_for_long_is_stuck_and_names_the_waits() -> None:
     services = [
-        pulse(role, waiting_on=reason, since=NOW - 60)
+        heartbeat(role, waiting_on=reason, since=NOW - 60)
         for role, reason in (("actor", "admission"), ("learner", "ready groups"), ("verifier", "verify queue"))
     ]
     said = stuck(Snapshot(NOW, depths(), services))
     assert any("admission for 60 s" in line for line in said) and any("ready groups" in line for line in said)
-    services[0] = pulse("actor")
+    services[0] = heartbeat("actor")
     assert stuck(Snapshot(NOW, depths(), services)) == []
 
 

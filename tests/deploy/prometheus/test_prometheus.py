@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from broker.queue.heartbeat import Pulse
+from broker.queue.heartbeat import Heartbeat
 from deploy.observe.exporter import scrape_targets
 
 REPOSITORY = Path(__file__).parents[3]
@@ -45,12 +45,17 @@ def test_every_series_an_alert_reads_is_exported_by_a_room() -> None:
 
 
 def test_targets_are_grouped_by_role_and_leave_out_who_has_gone() -> None:
-    def pulse(role: str, port: int, phase: str = "working") -> Pulse:
-        return Pulse.model_validate(
+    def heartbeat(role: str, port: int, phase: str = "working") -> Heartbeat:
+        return Heartbeat.model_validate(
             {"id": f"{role}{port}", "role": role, "phase": phase, "since": 0, "metrics_url": f"http://h:{port}/metrics"}
         )
 
-    services = [pulse("actor", 2), pulse("actor", 1), pulse("learner", 3), pulse("verifier", 4, "stopped")]
+    services = [
+        heartbeat("actor", 2),
+        heartbeat("actor", 1),
+        heartbeat("learner", 3),
+        heartbeat("verifier", 4, "stopped"),
+    ]
     assert scrape_targets(services) == [
         {"targets": ["h:1", "h:2"], "labels": {"role": "actor"}},
         {"targets": ["h:3"], "labels": {"role": "learner"}},

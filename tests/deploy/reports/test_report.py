@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 
 from deploy.reports.plots import running_mean
-from deploy.reports.report import build, show, write
+from deploy.reports.report import show, write
+from deploy.reports.summary import build
 from deploy.rundir import run_files
 from deploy.rundir.run_files import RecordError
 

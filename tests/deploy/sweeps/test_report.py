@@ -168,7 +168,7 @@ def test_a_sweep_goes_on_where_its_checkout_has_moved_to_unless_model_or_prompts
     extended(tmp_path / "trial", tree)
     moved = shutil.copytree(tmp_path, tmp_path.with_name("moved"))
     tree["model"]["path"] = str(moved / "model")
-    tree["data"] = {name: str(moved / f"{name}.jsonl") for name in ("train", "held_out")}
+    tree["data"] = {name: str(moved / f"{name}.jsonl") for name in ("train", "eval")}
     tree["run"] |= {"directory": str(moved / "runs"), "seed": 7}
     extended(moved / "trial", tree)
     prompts = (moved / "train.jsonl").read_text()

@@ -27,7 +27,7 @@ class Project:
         tree = {
             "run": {"name": "trial", "directory": str(self.runs)},
             "model": {"path": str(COUNTDOWN / "base")},
-            "data": {"train": str(COUNTDOWN / "train.jsonl"), "held_out": str(COUNTDOWN / "held_out.jsonl")},
+            "data": {"train": str(COUNTDOWN / "train.jsonl"), "eval": str(COUNTDOWN / "eval.jsonl")},
             "broker": {"lease_seconds": 4.0},
             "sampling": {"group_size": 4, "max_new_tokens": 14},
             "schedule": {"steps": 3, "groups_per_step": 8, "checkpoint_every": 2, "max_staleness": 1},

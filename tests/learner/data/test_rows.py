@@ -171,9 +171,9 @@ def test_settings_that_cannot_work_are_refused(data: dict[str, Any], message: st
 
 
 def test_settings_survive_the_way_to_another_process() -> None:
-    settings = DataSettings.model_validate({"train": "a.parquet", "held_out": "datasets:o/n/c@v1:test[:5]", **MAPPED})
+    settings = DataSettings.model_validate({"train": "a.parquet", "eval": "datasets:o/n/c@v1:test[:5]", **MAPPED})
     again = DataSettings.model_validate_json(settings.model_dump_json())
-    assert again == settings and isinstance(again.train, Path) and isinstance(again.held_out, str)
+    assert again == settings and isinstance(again.train, Path) and isinstance(again.eval, str)
 
 
 # --- chat templates

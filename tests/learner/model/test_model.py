@@ -89,9 +89,9 @@ def test_tables_carry_each_completions_own_values(model_path: Path) -> None:
     samples = samples_of()
     for rows in plan(samples.shapes, 60, 256).micro_batches:
         layout = lay_out(rows, samples.prompts, samples.completions, samples.first)
-        found = table(layout, samples.behaviour)
+        found = table(layout, samples.sampler)
         for place, sample in enumerate(layout.samples.tolist()):
-            assert found[place][layout.mask[place]].tolist() == samples.behaviour[sample].tolist()
+            assert found[place][layout.mask[place]].tolist() == samples.sampler[sample].tolist()
 
 
 def test_a_head_with_scaled_logits_is_refused(model_path: Path) -> None:

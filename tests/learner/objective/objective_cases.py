@@ -19,11 +19,11 @@ ALPHAS = (0.0, 0.25, 0.5, 0.75, 0.9, 0.999, 1.0)
 
 @dataclass(frozen=True)
 class Case:
-    """A problem, a policy being trained, and the behaviour of each of three members of a group."""
+    """A problem, a policy being trained, and the sampler of each of three members of a group."""
 
     problem: ExactProblem
     policy: Tensor
-    behaviours: tuple[Tensor, ...]
+    samplers: tuple[Tensor, ...]
 
     @property
     def space(self) -> OutputSpace:
@@ -55,17 +55,17 @@ def objective(**settings: object) -> Objective:
 
 
 def draw(given: Case, groups: int, *, seed: int = 1) -> tuple[Sequences, Tensor]:
-    """`groups` groups, member i from behaviour i; the sequences and the output each one is, (N,)."""
+    """`groups` groups, member i from sampler i; the sequences and the output each one is, (N,)."""
     random = torch.Generator().manual_seed(seed)
     members = [
-        torch.multinomial(behaviour.sum(1).exp(), groups, replacement=True, generator=random)
-        for behaviour in given.behaviours
+        torch.multinomial(sampler.sum(1).exp(), groups, replacement=True, generator=random)
+        for sampler in given.samplers
     ]
     outputs = torch.stack(members, 1).flatten()
     seat = torch.arange(len(members)).repeat(groups)
-    behaviour = torch.stack(list(given.behaviours))[seat, outputs]
+    sampler = torch.stack(list(given.samplers))[seat, outputs]
     group = torch.arange(groups).repeat_interleave(len(members))
-    return given.problem.sequences(given.policy, behaviour, outputs, group), outputs
+    return given.problem.sequences(given.policy, sampler, outputs, group), outputs
 
 
 def relative_error(found: Tensor, true: Tensor) -> float:
@@ -87,7 +87,7 @@ def random_sequences(
     right = torch.rand(count, generator=random) < 0.5 if passed is None else torch.full((count,), passed)
     return Sequences(
         policy=policy,
-        behaviour=policy + scale * torch.randn(count, tokens, generator=random),
+        sampler=policy + scale * torch.randn(count, tokens, generator=random),
         base=policy + scale * torch.randn(count, tokens, generator=random),
         mask=torch.arange(tokens)[None, :] < lengths,
         passed=right,

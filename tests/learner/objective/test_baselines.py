@@ -22,7 +22,7 @@ FLOAT32 = 2e-6
 
 
 def ascent(given: Case, **settings: object) -> torch.Tensor:
-    return given.problem.expected_gradient(objective(truncation=None, **settings), given.policy, given.behaviours)
+    return given.problem.expected_gradient(objective(truncation=None, **settings), given.policy, given.samplers)
 
 
 @pytest.mark.parametrize("kind", ["on_policy", "stale"])
@@ -102,8 +102,8 @@ def test_trajectory_balance_is_the_kl_gradient_on_policy_and_at_rest_at_its_opti
     right = torch.tensor([True, False, True, False])
     problem = ExactProblem(space, base, right)
     optimum = base + right[space.tokens[:, 0].argsort()].double() / 0.5
-    behaviour = space.log_probs(torch.zeros_like(base))
-    rest = problem.expected_gradient(objective(name="tba", kl_beta=0.5), optimum, (behaviour,) * 3)
+    sampler = space.log_probs(torch.zeros_like(base))
+    rest = problem.expected_gradient(objective(name="tba", kl_beta=0.5), optimum, (sampler,) * 3)
     assert float(rest.norm()) < 1e-6
 
 
@@ -136,16 +136,16 @@ def test_gpg_scales_by_the_whole_step_and_not_by_what_it_is_given() -> None:
     """Groups of a micro-batch all have both answers; of the step's, one in four has."""
     sequences = replace(random_sequences([4], scale=0.0), passed=torch.tensor([True, False, True, False]))
     gpg = objective(name="gpg")
-    assert torch.allclose(gpg.values(sequences, telling=0.25)[:, 0], torch.tensor([2.0, -2, 2, -2]))
+    assert torch.allclose(gpg.values(sequences, mixed_share=0.25)[:, 0], torch.tensor([2.0, -2, 2, -2]))
     assert torch.allclose(gpg.values(sequences)[:, 0], torch.tensor([0.5, -0.5, 0.5, -0.5]))
-    penalised = objective(name="gpg", kl_beta=0.1).values(sequences, telling=0.25)
+    penalised = objective(name="gpg", kl_beta=0.1).values(sequences, mixed_share=0.25)
     assert torch.allclose(penalised, objective(name="dr_grpo", kl_beta=0.1).values(sequences))
 
 
 def test_unlikeliness_prefers_the_rare_of_two_right_answers() -> None:
     sequences = random_sequences([6], scale=0.0, passed=True)
     found = objective(name="unlikeliness", grpo_length=False)(sequences).values[:, 0]
-    likely = torch.where(sequences.mask, sequences.behaviour, 0.0).sum(1)
+    likely = torch.where(sequences.mask, sequences.sampler, 0.0).sum(1)
     assert (found[likely.argsort()].diff() < 0).all()
     worst, best = found[likely.argmax()], found[likely.argmin()]
     reward = torch.arange(6) / 6 * 0.25

@@ -52,7 +52,7 @@ def test_the_mean_reward_estimate_finds_the_exact_one_within_its_error(alpha: fl
 
 def test_a_wrong_behaviour_log_probability_raises_the_calibration_alarm() -> None:
     sequences, _ = draw(case("stale"), 2_000)
-    shifted = replace(sequences, behaviour=torch.where(sequences.mask, sequences.behaviour - 1.0, 0.0))
+    shifted = replace(sequences, sampler=torch.where(sequences.mask, sequences.sampler - 1.0, 0.0))
     assert float(objective()(shifted).diagnostics["mean_r_alarm"]) == 1
 
 
@@ -86,7 +86,7 @@ def test_truncation_and_clip_are_reported() -> None:
     far = replace(
         sequences,
         policy=torch.where(sequences.mask, -0.1, 0.0),
-        behaviour=torch.where(sequences.mask, -0.1 - 3.0 / sequences.tokens[:, None], 0.0),
+        sampler=torch.where(sequences.mask, -0.1 - 3.0 / sequences.tokens[:, None], 0.0),
     )
     found = objective(truncation=2.0, alpha=1.0)(far).diagnostics
     assert float(found["truncated_share"]) == 1

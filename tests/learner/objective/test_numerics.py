@@ -86,7 +86,7 @@ def test_a_groups_coefficients_depend_on_that_group_only(
     sequences = random_sequences(sizes, seed=seed)
 
     def configured(given: Sequences) -> torch.Tensor:
-        return objective(name=name, correction=correction).values(given, telling=0.5)
+        return objective(name=name, correction=correction).values(given, mixed_share=0.5)
 
     whole = configured(sequences)
     shuffled = torch.randperm(len(sequences), generator=torch.Generator().manual_seed(seed))
@@ -119,12 +119,12 @@ def test_the_control_variate_does_not_see_its_own_sample_through_the_others_z(
     """Ẑ of every other sample of a new prompt contains sample 0: its verdict moves their Ẑ, and still not its own c."""
     sequences = random_sequences(sizes, seed=seed)
     log_base = torch.where(sequences.mask, sequences.base, 0.0).sum(1).numpy()
-    log_behaviour = torch.where(sequences.mask, sequences.behaviour, 0.0).sum(1).numpy()
+    log_sampler = torch.where(sequences.mask, sequences.sampler, 0.0).sum(1).numpy()
 
     def own(value: bool, kind: str) -> float:
         passed = sequences.passed.clone()
         passed[0] = value
-        weights = importance_weights(log_base, log_behaviour, passed.numpy(), 10.0)
+        weights = importance_weights(log_base, log_sampler, passed.numpy(), 10.0)
         log_z = PartitionFunction(PartitionSettings(prior_mean=0.2)).log_z(sequences.group.numpy(), weights)
         given = replace(sequences, passed=passed, log_z=torch.from_numpy(log_z))
         return float(objective(control_variate=kind).values(given)[0, 0])
@@ -137,8 +137,8 @@ def test_wrong_answers_push_away_in_proportion_to_how_current_they_are() -> None
     """A wrong answer's coefficient is −c·ρ: nothing when the current policy would not have given it any more."""
     sequences = random_sequences([4], scale=0.0)
     passed = torch.tensor([False, True, True, False])
-    unlikely = torch.where(torch.arange(4)[:, None] == 0, sequences.behaviour + 3.0, sequences.behaviour)
-    found = objective()(replace(sequences, passed=passed, behaviour=unlikely)).values[:, 0]
+    unlikely = torch.where(torch.arange(4)[:, None] == 0, sequences.sampler + 3.0, sequences.sampler)
+    found = objective()(replace(sequences, passed=passed, sampler=unlikely)).values[:, 0]
     assert float(found[3]) < float(found[0]) < 0
 
 
@@ -146,7 +146,7 @@ def test_padding_is_never_read() -> None:
     sequences = random_sequences([4, 4])
     poisoned = {
         field: torch.where(sequences.mask, getattr(sequences, field), torch.nan)
-        for field in ("policy", "behaviour", "base")
+        for field in ("policy", "sampler", "base")
     }
     for correction in get_args(Correction):
         clean = objective(correction=correction)(sequences)

@@ -23,7 +23,7 @@ FLOAT32 = 2e-6
 
 def bias(given: Case, alpha: float, **settings: object) -> float:
     """‖E[ĝ] − g‖ / ‖g‖ over all groups."""
-    estimate = given.problem.expected_gradient(objective(alpha=alpha, **settings), given.policy, given.behaviours)
+    estimate = given.problem.expected_gradient(objective(alpha=alpha, **settings), given.policy, given.samplers)
     return relative_error(estimate, -given.problem.gradient(given.policy, alpha))
 
 
@@ -40,7 +40,7 @@ def test_the_gradient_estimate_has_no_bias(kind: str, alpha: float, control_vari
 def test_treating_stale_samples_as_current_ones_fails_the_same_test(alpha: float) -> None:
     stale = case("stale")
     naive = objective(alpha=alpha, correction="none", **EXACT)
-    estimate = stale.problem.expected_gradient(naive, stale.policy, stale.behaviours)
+    estimate = stale.problem.expected_gradient(naive, stale.policy, stale.samplers)
     true = -stale.problem.gradient(stale.policy, alpha)
     assert relative_error(estimate, true) > 0.1
     assert cosine(estimate, true) < 0.995
@@ -119,10 +119,10 @@ def test_truncation_and_clip_bias_no_more_than_the_mass_they_remove(alpha: float
     biases = []
     for limit in (1.0, 2.0, 5.0, 1e4):
         settings = {"alpha": alpha, "control_variate": control_variate, "truncation": limit, "clip": limit}
-        estimate = problem.expected_gradient(objective(**settings), stale.policy, stale.behaviours)
+        estimate = problem.expected_gradient(objective(**settings), stale.policy, stale.samplers)
         removed = 0.0
-        for behaviour in stale.behaviours:
-            log_mu = behaviour.sum(1)
+        for sampler in stale.samplers:
+            log_mu = sampler.sum(1)
             mu, rho = log_mu.exp(), (log_pi - log_mu).exp()
             ratio = torch.where(problem.right, problem.target / mu, 0.0) ** (1 - alpha)
             ratio = torch.where(problem.right, ratio, 0.0)
@@ -144,8 +144,8 @@ def test_pooled_z_keeps_the_gradients_length_and_z_from_the_same_group_does_not(
     scores = stale.space.scores(stale.policy).sum(1)[outputs]
     true = -stale.problem.gradient(stale.policy, alpha)
     log_base = stale.problem.log_base[outputs].numpy()
-    log_behaviour = sequences.behaviour.sum(1).numpy()
-    weights = importance_weights(log_base, log_behaviour, sequences.passed.numpy(), None)
+    log_sampler = sequences.sampler.sum(1).numpy()
+    weights = importance_weights(log_base, log_sampler, sequences.passed.numpy(), None)
 
     def length(mode: str) -> float:
         """Estimated gradient along the true one, as a share of it."""

@@ -24,7 +24,7 @@ def ints(*values: int) -> np.ndarray:
 @pytest.mark.parametrize("member", [0, 1, 2])
 def test_every_behaviour_policy_estimates_the_same_z(member: int) -> None:
     stale = case("stale")
-    log_mu = stale.behaviours[member].sum(1)
+    log_mu = stale.samplers[member].sum(1)
     draws = torch.multinomial(log_mu.exp(), 40_000, replacement=True, generator=torch.Generator().manual_seed(3))
     weights = importance_weights(
         stale.problem.log_base[draws].numpy(), log_mu[draws].numpy(), stale.problem.right[draws].numpy(), None
@@ -86,7 +86,7 @@ def test_pooling_over_visits_sharpens_the_estimate() -> None:
 @pytest.mark.parametrize(("member", "count"), [("base", 16), ("base", 64), (0, 256), (1, 256), (2, 256)])
 def test_the_interval_covers_z_as_often_as_it_says(member: int | str, count: int) -> None:
     stale = case("stale", seed=2)
-    log_mu = stale.problem.log_base if member == "base" else stale.behaviours[int(member)].sum(1)
+    log_mu = stale.problem.log_base if member == "base" else stale.samplers[int(member)].sum(1)
     random = torch.Generator().manual_seed(5)
     covered = 0
     for _ in range(300):

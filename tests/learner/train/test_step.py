@@ -79,7 +79,7 @@ def test_base_scores_are_computed_once_and_frozen(trainer: Trainer) -> None:
     for left, right in zip(first, again.base, strict=True):
         np.testing.assert_allclose(left, right, atol=1e-6)
     given = samples_of(groups)
-    given.base = [np.full_like(values, -1.0) for values in given.behaviour]
+    given.base = [np.full_like(values, -1.0) for values in given.sampler]
     trainer.step(given, step=3, progress=0.5, version=3)
     assert all((values == -1.0).all() for values in given.base if values is not None)
 
@@ -129,7 +129,7 @@ def test_the_mismatch_is_measured_on_the_freshest_samples(trainer: Trainer, rank
     sequences = whole_step(ranks, report)
     assert sequences is not None
     line = figures(sequences, report, trainer.objective, step=1, version=1, progress=0.5, current=True)
-    gaps = np.concatenate([np.abs(b - m) for b, m in zip(samples.base, samples.behaviour, strict=True)])
+    gaps = np.concatenate([np.abs(b - m) for b, m in zip(samples.base, samples.sampler, strict=True)])
     assert line["mismatch_mean"] == pytest.approx(gaps.mean(), rel=1e-4)
     assert line["mismatch_max"] == pytest.approx(gaps.max(), rel=1e-4)
     stale = figures(sequences, report, trainer.objective, step=1, version=1, progress=0.5, current=False)

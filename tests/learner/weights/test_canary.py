@@ -19,12 +19,12 @@ from actor.engine import Engine, NoAnswer
 from actor.engines.torch import weights as torch_weights
 from actor.engines.torch.engine import TorchEngine
 from actor.engines.torch.model import Policy
-from actor.metrics import Measures
+from actor.metrics import ActorMetrics
 from actor.weights.canary import LOOK_SECONDS
 from actor.weights.canary import CanaryWatch as ActorWatch
 from broker.errors import EX_MISMATCH, Fenced
 from broker.queue.client import Broker
-from broker.queue.heartbeat import Pulse
+from broker.queue.heartbeat import Heartbeat
 from broker.queue.state import RunSpec
 from broker.queue.wire import float32, int32
 from broker.weights.canary import SEQUENCES, Canaries, Canary, Report, difference
@@ -92,7 +92,7 @@ class Bench:
             ),
             [], [],
         )  # fmt: skip
-        self.incarnation = self.broker.begin("learner")
+        self.epoch = self.broker.begin("learner")
         self.ranks = Ranks("cpu", 60.0)
         model = load(self.base, torch.float32)
         self.policy: Scorer = shard(model, self.ranks.mesh, compute=torch.float32, trainable=True)
@@ -115,7 +115,7 @@ class Bench:
             self.weights, self.version, self.policy, self.base, torch.float32, first=True, step=self.version
         )
         canary = self.watch.canary(self.version, self.policy)
-        self.watch.put(canary, self.incarnation, self.weights.versions())
+        self.watch.put(canary, self.epoch, self.weights.versions())
         return canary
 
     def engine(self, make: Callable[[Any], Policy] = Policy, dtype: torch.dtype = torch.float32) -> TorchEngine:
@@ -126,9 +126,9 @@ class Bench:
 
     def actor(self, name: str = "actor-0", precision: Any = "float32") -> tuple[ActorWatch, CollectorRegistry]:
         registry = CollectorRegistry()
-        self.broker.heartbeat(Pulse(id=name, role="actor", phase="sampling", since=time.time()))
+        self.broker.heartbeat(Heartbeat(id=name, role="actor", phase="sampling", since=time.time()))
         watch = ActorWatch(
-            Canaries(self.broker), Measures(registry), logging.getLogger("test"),
+            Canaries(self.broker), ActorMetrics(registry), logging.getLogger("test"),
             actor=name, engine="torch", precision=precision,
         )  # fmt: skip
         return watch, registry
@@ -195,7 +195,7 @@ def test_an_engine_that_is_away_is_asked_again_and_one_that_lost_its_weights_sho
         assert actor.look(engine) is None
     assert caplog.text.count("canary of version 0 is to be scored again: the server is gone") == 1
     engine.score = answers  # type: ignore[method-assign]
-    run.broker.heartbeat(Pulse(id="actor-0", role="actor", phase="sampling", since=time.time()))
+    run.broker.heartbeat(Heartbeat(id="actor-0", role="actor", phase="sampling", since=time.time()))
     while actor.look(engine) is None:
         assert time.monotonic() < until + 10
     engine._version = None
@@ -299,7 +299,7 @@ def test_published_files_that_are_not_the_learners_are_blamed_before_any_sampler
     run.publish()
     with torch.no_grad():  # what is published is not what the learner scores with
         run.policy.causal_lm.model.layers[0].mlp.up_proj.weight.add_(0.5)
-    run.watch.put(run.watch.canary(1, run.policy), run.incarnation, run.weights.versions())
+    run.watch.put(run.watch.canary(1, run.policy), run.epoch, run.weights.versions())
     run.take_over(engine, actor)
     assert run.trouble()
     text = run.verdict(current=True)
@@ -316,7 +316,7 @@ def test_the_report_of_an_actor_that_has_gone_stops_nothing(bench: Callable[...,
     run.learn(0)
     run.publish()
     assert run.take_over(engine, actor) > BOUNDS["float32"]
-    run.broker.heartbeat(Pulse(id="actor-0", role="actor", phase="stopped", since=time.time()))
+    run.broker.heartbeat(Heartbeat(id="actor-0", role="actor", phase="stopped", since=time.time()))
     assert not run.trouble()
 
 
@@ -328,7 +328,7 @@ def test_weights_can_be_here_before_their_canary(bench: Callable[..., Bench]) ->
     publish_weights(run.weights, 1, run.policy, run.base, torch.float32, first=True, step=1)
     engine.load(1, run.weights.fetch(1))
     assert actor.look(engine) is None
-    run.watch.put(run.watch.canary(1, run.policy), run.incarnation, run.weights.versions())
+    run.watch.put(run.watch.canary(1, run.policy), run.epoch, run.weights.versions())
     actor._not_before = 0.0
     mean = actor.look(engine)
     assert mean is not None and mean < 1e-5 and not run.trouble()
@@ -352,7 +352,7 @@ def test_canaries_and_reports_go_with_their_versions_and_only_the_newest_learner
     assert [report.actor for report in canaries.reports()] == ["actor-0"]
     run.broker._scripts("begin", "another", 0, 2, 60, 1)
     with pytest.raises(Fenced):
-        run.watch.put(canary, run.incarnation, [])
+        run.watch.put(canary, run.epoch, [])
 
 
 def test_numbers_that_are_none_and_answers_of_another_length_are_infinitely_far() -> None:

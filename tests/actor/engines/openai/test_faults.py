@@ -157,7 +157,7 @@ def test_a_sound_answer_becomes_a_completion_and_asks_for_the_policy_itself(peer
     assert sorted(one.idx for one in done) == [0, 1]
     for one in done:
         assert one.ids.tolist() == [5, 6, EOS] and one.finish == "stop" and one.spans == ((0, 0, 3),)
-        np.testing.assert_array_equal(one.behaviour, np.full(3, -0.5, np.float32))
+        np.testing.assert_array_equal(one.sampler_logprobs, np.full(3, -0.5, np.float32))
     assert {header["Authorization"] for header in peer.headers} == {f"Bearer {KEY}"}
     for request in peer.requests:
         asked = request["sampling_params"]
@@ -409,7 +409,7 @@ def test_a_cancelled_completion_is_never_returned(peer, sampler):
     assert sampler.in_flight == 4 and sampler.pinned(0) == 0
     assert sampler.cancel(["0:0"]) == 3
     gate.set()
-    assert [one.gid for one in drain(sampler)] == ["0:1"]
+    assert [one.group_id for one in drain(sampler)] == ["0:1"]
 
 
 @pytest.mark.parametrize(

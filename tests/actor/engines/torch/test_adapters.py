@@ -66,7 +66,7 @@ def test_each_adapter_is_merged_into_the_untouched_base(tmp_path: Path) -> None:
             sampler.submit(ticket(question.index, n=3, version=version), question)
         for one in drain(sampler):
             expected = reference(adapted[version % 3], prompts[one.prompt], one.ids)
-            np.testing.assert_allclose(one.behaviour, expected, atol=TOLERANCE)
+            np.testing.assert_allclose(one.sampler_logprobs, expected, atol=TOLERANCE)
     assert all((score == firsts[0]).all() for score in firsts)
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, bases[name])}
     assert changed == {f"{module}.weight" for module in MODULES}
@@ -107,7 +107,7 @@ def test_running_completions_go_on_under_another_adapter(tmp_path: Path) -> None
     for one in done:
         for version, start, end in one.spans:
             expected = reference(adapted[version], question, one.ids)[start:end]
-            np.testing.assert_allclose(one.behaviour[start:end], expected, atol=TOLERANCE)
+            np.testing.assert_allclose(one.sampler_logprobs[start:end], expected, atol=TOLERANCE)
 
 
 def spoil(directory: Path, damage: str) -> None:

@@ -37,9 +37,13 @@ def test_log_probs_equal_a_plain_forward_pass_for_ragged_prompts(versions, optio
     for question in prompts:
         sampler.submit(ticket(question.index, n=5), question)
     done = drain(sampler)
-    assert sorted((one.gid, one.idx) for one in done) == sorted((f"0:{p.index}", i) for p in prompts for i in range(5))
+    assert sorted((one.group_id, one.idx) for one in done) == sorted(
+        (f"0:{p.index}", i) for p in prompts for i in range(5)
+    )
     for one in done:
-        np.testing.assert_allclose(one.behaviour, reference(models[0], prompts[one.prompt], one.ids), atol=TOLERANCE)
+        np.testing.assert_allclose(
+            one.sampler_logprobs, reference(models[0], prompts[one.prompt], one.ids), atol=TOLERANCE
+        )
         assert one.spans == ((0, 0, len(one.ids)),)
 
 
@@ -51,7 +55,7 @@ def test_attention_shapes_and_tied_embeddings(tmp_path, kind):
     question = prompt([5, 6, 7])
     sampler.submit(ticket(0, n=6), question)
     for one in drain(sampler):
-        np.testing.assert_allclose(one.behaviour, reference(model, question, one.ids), atol=TOLERANCE)
+        np.testing.assert_allclose(one.sampler_logprobs, reference(model, question, one.ids), atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("pass_tokens", [16, 8192])
@@ -76,7 +80,7 @@ def test_weights_change_under_running_completions_and_the_spans_tell_the_truth(v
     for one in done:
         for used, start, end in one.spans:
             expected = reference(models[used % 3], prompts[one.prompt], one.ids)
-            np.testing.assert_allclose(one.behaviour[start:end], expected[start:end], atol=TOLERANCE)
+            np.testing.assert_allclose(one.sampler_logprobs[start:end], expected[start:end], atol=TOLERANCE)
         assert [span[0] for span in one.spans] == sorted({span[0] for span in one.spans})
 
 
@@ -95,9 +99,9 @@ def test_scores_are_the_log_probs_that_sampling_reported_and_disturb_nothing(ver
     while sampler.in_flight:
         done += sampler.poll(0)
         for one, scores in zip(undisturbed, sampler.score(asked), strict=True):
-            np.testing.assert_allclose(scores, one.behaviour, atol=TOLERANCE)
+            np.testing.assert_allclose(scores, one.sampler_logprobs, atol=TOLERANCE)
             assert scores.dtype == np.float32
-    key = lambda one: (one.gid, one.idx)  # noqa: E731
+    key = lambda one: (one.group_id, one.idx)  # noqa: E731
     for mine, theirs in zip(sorted(done, key=key), sorted(undisturbed, key=key), strict=True):
         assert mine.tokens == theirs.tokens and mine.spans == theirs.spans
     sampler.load(1, directories[1])
@@ -145,7 +149,7 @@ def test_two_loads_without_a_token_between_leave_no_empty_span(versions):
         assert 1 not in {version for version, _, _ in one.spans}
         for used, start, end in one.spans:
             expected = reference(models[used], question, one.ids)
-            np.testing.assert_allclose(one.behaviour[start:end], expected[start:end], atol=TOLERANCE)
+            np.testing.assert_allclose(one.sampler_logprobs[start:end], expected[start:end], atol=TOLERANCE)
 
 
 def test_weights_that_change_between_two_completions_of_a_group_also_apply_to_its_prompt(versions):
@@ -163,7 +167,7 @@ def test_weights_that_change_between_two_completions_of_a_group_also_apply_to_it
     assert [one.spans for one in done] == [((index, 0, len(one.ids)),) for index, one in enumerate(done)]
     for index, one in enumerate(done):
         expected = reference(models[index % 3], question, one.ids)
-        np.testing.assert_allclose(one.behaviour, expected, atol=TOLERANCE)
+        np.testing.assert_allclose(one.sampler_logprobs, expected, atol=TOLERANCE)
 
 
 def test_sampling_follows_the_models_distribution_exactly(tmp_path):
@@ -222,7 +226,7 @@ def test_a_completion_is_the_same_alone_in_its_group_and_on_another_attempt(vers
     for idx in range(8):
         for other in (crowded[idx], alone[idx]):
             assert together[idx].tokens == other.tokens
-            np.testing.assert_allclose(together[idx].behaviour, other.behaviour, atol=TOLERANCE)
+            np.testing.assert_allclose(together[idx].sampler_logprobs, other.sampler_logprobs, atol=TOLERANCE)
 
 
 def test_the_end_token_is_kept_with_its_log_prob_and_the_rest_ends_by_length(versions):
@@ -302,7 +306,9 @@ def test_cancelled_tickets_leave_and_the_others_are_untouched(versions):
     done += drain(sampler)
     assert Counter(one.prompt for one in done if one.prompt in (1, 2)) == {1: 5, 2: 5}
     for one in done:
-        np.testing.assert_allclose(one.behaviour, reference(models[0], prompts[one.prompt], one.ids), atol=TOLERANCE)
+        np.testing.assert_allclose(
+            one.sampler_logprobs, reference(models[0], prompts[one.prompt], one.ids), atol=TOLERANCE
+        )
 
 
 def test_weights_that_do_not_fit_are_named_and_the_old_ones_stay(versions, tmp_path):
@@ -328,7 +334,7 @@ def test_weights_that_do_not_fit_are_named_and_the_old_ones_stay(versions, tmp_p
     question = prompt([5, 6])
     sampler.submit(ticket(0), question)
     for one in drain(sampler):
-        np.testing.assert_allclose(one.behaviour, reference(models[0], question, one.ids), atol=TOLERANCE)
+        np.testing.assert_allclose(one.sampler_logprobs, reference(models[0], question, one.ids), atol=TOLERANCE)
 
 
 def test_prompts_that_do_not_fit_the_model_are_refused(versions):

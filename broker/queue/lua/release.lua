@@ -1,8 +1,8 @@
--- TICKET, returned: ARGV actor, gid…. Only what this actor still holds goes back to the queue.
+-- TICKET, returned: ARGV actor, group_id…. Only what this actor still holds goes back to the queue.
 local count = 0
 for i = 2, #ARGV do
   if redis.call('HGET', HELD, ARGV[i]) == ARGV[1] then
-    requeue(ARGV[i])
+    reissue(ARGV[i])
     count = count + 1
   end
 end
