@@ -28,6 +28,7 @@ from broker.weights.cache import WeightsCache
 from broker.weights.store import WeightsDirectory
 from learner.settings import LearnerConfig
 from tests.learner.learner_rig import ROOT, save_model, save_prompts, uniform_completion
+from tests.ports import hold_port
 
 LONGEST = 4
 RUNNER = Path(__file__).with_name("run_learner.py")
@@ -65,13 +66,14 @@ class Job:
         self.values: dict[str, float] = {}
         """What the hand's heartbeat tells."""
 
-    def start(self, ranks: int = 1, port: int = 29700) -> None:
+    def start(self, ranks: int = 1) -> None:
+        port = str(hold_port())
         for rank in range(ranks):
             environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
             if ranks > 1:
                 environment |= {
                     "RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank),
-                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port + os.getpid() % 1000),
+                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
                 }  # fmt: skip
             self.processes.append(
                 subprocess.Popen(
