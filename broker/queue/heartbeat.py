@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Role = Literal["actor", "verifier", "learner", "broker", "launcher"]
+MAX_QUEUES = 256
+"""The most verify queues that one service can name in its heartbeat, and so the most that a run can have."""
 
 
 class Heartbeat(BaseModel):
@@ -32,6 +34,8 @@ class Heartbeat(BaseModel):
     """Where /metrics answers; empty while it does not."""
     index: Annotated[int, Field(ge=0)] = 0
     """Position among the services of the same role, as the launcher counts them."""
+    queues: Annotated[tuple[Annotated[str, Field(max_length=64)], ...], Field(max_length=MAX_QUEUES)] = ()
+    """Names of the verify queues that this service serves; empty for every role but the verifier."""
     values: Annotated[dict[str, float], Field(max_length=64)] = {}
     """A few figures for the terminal: `tokens_per_second`, `version` …"""
     age_seconds: Annotated[float, Field(ge=0)] = 0.0

@@ -97,6 +97,8 @@ class Service(ABC):
         self.finished = threading.Event()
         self.values: dict[str, float] = {}
         """A few figures sent with the heartbeat, for `sieve status`."""
+        self.queues: tuple[str, ...] = ()
+        """Verify queues that this service serves, sent with the heartbeat; set by the verifying service only."""
         self.metrics_url = ""
         self._config = config
         self._url = url
@@ -227,7 +229,8 @@ class Service(ABC):
                 phase, since = UNREACHABLE_PHASE, self._away_since
         return Heartbeat(
             id=self.id, role=self.role, phase=phase, waiting_on=waiting_on[:200], since=since, pid=os.getpid(),
-            host=self.host, metrics_url=self.metrics_url, index=self.index, values=dict(self.values),
+            host=self.host, metrics_url=self.metrics_url, index=self.index, queues=self.queues,
+            values=dict(self.values),
         )  # fmt: skip
 
     def _line(self) -> str:

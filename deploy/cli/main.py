@@ -112,8 +112,11 @@ def learner(config: ConfigPath, set_: Sets = None) -> int:
     Under torchrun: one rank of it.
     """
     from deploy.launch.roles import make
+    from deploy.rundir.schema import mark_schema
 
-    return make("learner", load_config(config, set_, "all"), index=int(os.environ.get("RANK", "0")), url=None).run()
+    settings = load_config(config, set_, "all")
+    mark_schema(settings.run.path)  # what the learner writes makes the directory a run
+    return make("learner", settings, index=int(os.environ.get("RANK", "0")), url=None).run()
 
 
 @app.command("config")

@@ -11,6 +11,7 @@ import typer
 
 from deploy.config.load import Checks, load
 from deploy.config.tree import Config
+from deploy.rundir.schema import check_schema
 
 if typing.TYPE_CHECKING:
     from rich.console import Console
@@ -32,7 +33,11 @@ def console() -> Console:
 
 
 def load_config(path: Path, sets: list[str] | None, check: Checks) -> Config:
-    return load(path / "config.yaml" if path.is_dir() else path, sets or (), check=check)
+    """The configuration in a YAML file or a run directory. Raises ConfigError, SchemaError."""
+    if path.is_dir():
+        check_schema(path)  # first: what an earlier release wrote would be refused key by key
+        path = path / "config.yaml"
+    return load(path, sets or (), check=check)
 
 
 def quiet_ray() -> None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from deploy.rundir import run_files
 from deploy.rundir.run_files import RecordError, Samples
+from deploy.rundir.schema import check_schema
 from learner.evaluation.stats import bootstrap, pass_at_k
 
 SUMMARY_KS = (1, 16, 64, 128)
@@ -51,6 +52,7 @@ def build(run: Path, audit: dict[str, Any] | None = None) -> Report:
 
     Raises RecordError when nothing was trained yet or the files contradict each other.
     """
+    check_schema(run)
     steps = run_files.steps(run)
     evaluated = run_files.evaluations(run)
     if not steps and not evaluated:

@@ -23,8 +23,10 @@ from deploy.config.tree import Config, ConfigError
 from deploy.reports import eval_stats
 from deploy.reports.eval_stats import Counted
 from deploy.rundir import run_files
+from deploy.rundir.schema import check_schema, traces
 from learner.data import fingerprint
-from learner.evaluation.stats import LEVELS, perplexity
+from learner.difficulty import LEVELS
+from learner.evaluation.stats import perplexity
 
 SHOWN = ("pass@1", "pass@4", "pass@16", "pass@64", "pass@128", "pass@256", "distinct_correct", "shannon",
          "gini_simpson")  # fmt: skip
@@ -36,6 +38,7 @@ def evaluate(config: Config, checkpoint: Path, console: Console, *, fresh: bool,
     """Evaluate `checkpoint` and the base, write evaluation.json, show the table. The exit code."""
     from transformers.utils.logging import disable_progress_bar
 
+    check_schema(config.run.path)
     disable_progress_bar()  # of loading a model: the terminal is the view's
     checkpoint = checkpoint.resolve()
     model = _model(config, checkpoint)
@@ -170,9 +173,8 @@ def _through_the_lane(
     if not fresh and _same_measure(own, run.path) and _text(measured) == wanted:
         return run.path, EX_OK
     from deploy.launch.launcher import launch
-    from deploy.rundir.lock import TRACES
 
-    there = any((run.path / trace).exists() for trace in TRACES)
+    there = bool(traces(run.path))
     # One that was cut off goes on; one of another model, prompts or samples, or one to be done again, is put aside.
     cut_off = there and not fresh and not run_files.evaluations(run.path)
     code = launch(own, console, resume=cut_off, fresh=there and not cut_off, live=view)

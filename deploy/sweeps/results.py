@@ -17,6 +17,7 @@ from deploy.reports import eval_stats
 from deploy.reports.eval_stats import Counted
 from deploy.rundir import run_files
 from deploy.rundir.run_files import RecordError
+from deploy.rundir.schema import check_schema
 from deploy.sweeps.plan import BASE
 from deploy.sweeps.runner import MANIFEST, read_manifest
 
@@ -79,6 +80,7 @@ def collect(directory: Path) -> dict[str, Any]:
     runs = []
     for planned in manifest["runs"]:
         path = directory / planned["name"]
+        check_schema(path)
         wanted = steps if planned["point"] else 0
         evaluated = run_files.evaluations(path)
         if not evaluated or int(evaluated[-1]["step"]) != wanted:

@@ -23,6 +23,7 @@ from rich.console import Console
 from broker.errors import EX_OK, EX_USAGE, SieveError
 from deploy.config.tree import Config, ConfigError, explain, plain
 from deploy.rundir import run_files
+from deploy.rundir.schema import traces
 from deploy.sweeps.plan import Planned, Point, plan
 from learner.data import fingerprint
 
@@ -67,7 +68,6 @@ def _execute(runs: Sequence[Planned], console: Console, view: bool) -> int:
 
     from deploy.launch.launcher import launch
     from deploy.launch.ray_units import connect
-    from deploy.rundir.lock import TRACES
 
     failed: dict[str, SieveError] = {}
     begin = time.time()
@@ -77,7 +77,7 @@ def _execute(runs: Sequence[Planned], console: Console, view: bool) -> int:
             if done(planned):
                 console.print(f"{head}: done before", highlight=False, soft_wrap=True)
                 continue
-            there = any((planned.path / trace).exists() for trace in TRACES)
+            there = bool(traces(planned.path))
             resumed = " (goes on)" if there else ""
             console.print(f"{head}: {planned.path}{resumed}", highlight=False, soft_wrap=True)
             if not ray.is_initialized():

@@ -98,6 +98,8 @@ def test_two_queues_are_served_by_one_process(rig: Rig) -> None:
     service = VerifierService(rig.config({**obedient(), "arithmetic": {}}), url=rig.url)
     with serving(service):
         until(lambda: ready(broker) == 4, 20, "all groups are judged")
+        said = {heartbeat.role: heartbeat.queues for heartbeat in broker.services()}
+        assert said == {"learner": (), "actor": (), "verifier": ("obedient", "arithmetic")}
     answers = [m.verdict.answer for g in broker.groups(broker.lease(rig.epoch, 1, 4) or []) for m in g.members]
     assert sorted(answers) == ["", "", "2*(3+7)", "2*(3+7)"]
 

@@ -15,6 +15,13 @@ from deploy.reports.report import show, write
 from deploy.reports.summary import build
 from deploy.rundir import run_files
 from deploy.rundir.run_files import RecordError
+from deploy.rundir.schema import mark_schema
+
+
+@pytest.fixture(autouse=True)
+def run_of_this_release(tmp_path: Path) -> None:
+    mark_schema(tmp_path)
+
 
 KEYS = {
     "base", "tuned", "wall_seconds", "groups_trained", "completions", "duplicates", "lost", "staleness_mean",
@@ -86,6 +93,7 @@ def test_the_picture_is_drawn_with_and_without_data(tmp_path: Path) -> None:
     _, picture = write(build(tmp_path), tmp_path)
     assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and picture.stat().st_size > 20_000
     bare = tmp_path / "bare"
+    mark_schema(bare)
     put(bare / "metrics.jsonl", [{"step": 1, "time": 1.0, "completions": 0, "seconds": 1.0}])
     _, picture = write(build(bare), bare)
     assert picture.stat().st_size > 5_000
