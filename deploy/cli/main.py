@@ -176,9 +176,9 @@ def report(
     # A run that was moved aside still says its old path in its own config.yaml.
     path = config.resolve() if config.is_dir() else settings.run.path
     from deploy.reports.report import show, write
-    from deploy.reports.summary import build
+    from deploy.reports.summary import summarize
 
-    built = build(path)
+    built = summarize(path)
     shown = console()
     show(built, shown)
     for file in write(built, path):

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from deploy.cli.main import app
 from deploy.config.load import load
-from deploy.reports.summary import build
+from deploy.reports.summary import summarize
 from deploy.rundir.lock import RunDirectory
 from deploy.rundir.run_files import RecordError
 from deploy.rundir.schema import SCHEMA, RunDirectoryError, SchemaError, check_schema, mark_schema
@@ -71,7 +71,7 @@ def test_every_command_refuses_a_run_of_before(
 def test_a_later_schema_is_refused_with_both_numbers(old_run: Path) -> None:
     (old_run / "run.json").write_text('{"schema": 7}')
     with pytest.raises(SchemaError, match=f"have schema 7, this release reads schema {SCHEMA}"):
-        build(old_run)
+        summarize(old_run)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": "2"}', "\x00"])
