@@ -1,10 +1,11 @@
-r"""The program that compares final answers with math-verify, in a process of its own that may be killed at any moment.
+r"""The program that compares final answers with math-verify, in a process that may be killed at any moment.
 
-One JSON object a line in, `{"gold": latex, "answer": latex, "seconds": float}`; out come two lines: `{"gold": bool}` as
-soon as the record's answer is read (so that whoever waits knows whose fault a death is), then `{"equal": bool}` or
-`{"unreadable": true}`, with `spoilt` if memory ran short. A CPU timer kills this process when one answer has used its
-`seconds` of computing: the kernel does it, in the middle of any C loop, and waiting for a busy machine does not count.
-Reads nothing else, writes nothing else, ends when its input does. Started as a file: imports nothing of the project.
+Each line of input is a JSON object, `{"gold": latex, "answer": latex, "seconds": float}`. The output for it is two
+lines: `{"gold": bool}` as soon as the record's answer has been read (so that a later death can be attributed to the
+answer), then `{"equal": bool}` or `{"unreadable": true}`, with `spoilt` if memory ran short. A CPU timer kills this
+process when one answer has used `seconds` of computing: the kernel does it, in the middle of any C loop, and waiting on
+a busy machine does not count. The program ends when its input does. It is started as a file and imports nothing of the
+project.
 """
 
 from __future__ import annotations
@@ -19,16 +20,18 @@ from functools import lru_cache
 from typing import Any
 
 DIGITS = 60
-"""Decimal digits of numerical comparisons: no fraction with the digits an answer may have comes that near to a root."""
+"""Decimal digits of numerical comparisons: no fraction with as many digits as an answer may have is that close to a
+root."""
 
 
 def main() -> None:
+    """Compare the answers on stdin until it ends; the argument is the limit of the address space in bytes."""
     memory = int(sys.argv[1])
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     out = os.fdopen(os.dup(1), "w", encoding="ascii")
-    os.dup2(2, 1)  # what a library prints is not an answer
+    os.dup2(2, 1)  # keep what a library prints apart from the answers
     logging.disable(logging.CRITICAL)
     from math_verify import LatexExtractionConfig, parse, verify
     from sympy import Basic, nan, zoo
@@ -36,7 +39,7 @@ def main() -> None:
     config = [LatexExtractionConfig(boxed_match_priority=0, try_extract_without_anchor=False)]
 
     def read(latex: str) -> list[Any]:
-        # Its own timers are off (they need SIGALRM and the main thread): ours is the one that counts.
+        # math-verify's own timers are off (they need SIGALRM and the main thread); compare() sets ours.
         return list(
             parse(
                 f"\\boxed{{{latex}}}",
@@ -48,16 +51,16 @@ def main() -> None:
         )
 
     def defined(value: Any) -> bool:
-        # x + 0/0 is simplified to anything one likes; an undefined part makes the whole undefined.
+        # x + 0/0 could be simplified to anything; an undefined part makes the whole undefined.
         return not isinstance(value, Basic) or not value.doit().has(zoo, nan)
 
-    @lru_cache(maxsize=64)  # the completions of a group share it
+    @lru_cache(maxsize=64)  # the completions of a group share the record's answer
     def read_gold(latex: str) -> list[Any]:
         gold = read(latex)
         return gold if all(map(defined, gold)) else []
 
     def spoilt() -> bool:
-        """Whether memory ran short here at any time: what was read or compared then is not to be believed."""
+        """Whether memory ever ran short in this process: what was read or compared since cannot be trusted."""
         with open("/proc/self/status", encoding="ascii") as status:
             peak = next(int(line.split()[1]) for line in status if line.startswith("VmPeak"))
         return peak * 1024 > 0.9 * memory
@@ -72,7 +75,7 @@ def main() -> None:
         say(gold=bool(gold))
         if gold:
             answer = read(job["answer"])
-            # Gold first: the comparison is not symmetric, and the other way round it is the more lenient.
+            # Gold first: the comparison is not symmetric, and is more lenient the other way round.
             equal = (
                 bool(answer)
                 and all(map(defined, answer))
@@ -89,7 +92,7 @@ def main() -> None:
             say(**({"equal": bool(equal)} if answer else {"unreadable": True}), spoilt=spoilt())
         signal.setitimer(signal.ITIMER_PROF, 0)
 
-    # Much is imported and tabulated at the first comparison: that is not to be charged to anybody's answer.
+    # The first comparisons import modules and build tables, which must not be charged to an answer.
     for one, other in ((r"\frac{x^2-1}{x-1}", "x+1"), (r"\sqrt{8}", r"2\sqrt{2}"), ("[1,2)", "(1,2)"), ("x>3", "y=2x")):
         verify(read(one), read(other), timeout_seconds=None)
     say(ready=True)
@@ -98,7 +101,7 @@ def main() -> None:
             compare(json.loads(line))
         except MemoryError:
             say(spoilt=True)
-            say(spoilt=True)  # whichever of the two lines is still awaited
+            say(spoilt=True)  # twice, since one or two lines may still be awaited
             return
 
 

@@ -1,4 +1,4 @@
-r"""Final answers: what is the same, what the record says, and whose fault it is when no verdict is reached."""
+r"""The verifier `math`: equality of final answers, malformed records, and fail or error when no comparison ends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from verifier.builtin.math.final_answer import Refused, clean, last_boxed, number
+from verifier.builtin.failed import Failed
+from verifier.builtin.math.final_answer import clean, last_boxed
+from verifier.builtin.math.notation import number
 from verifier.builtin.math.verifier import MathAnswer
 from verifier.protocol import VerifierError, make
 
@@ -71,7 +73,7 @@ def test_the_same_in_another_form_passes_and_is_one_answer(verifier: MathAnswer,
     assert len({s.answer for s in said}) == 1 and said[0].answer
 
 
-def test_any_of_a_records_answers_will_do(verifier: MathAnswer) -> None:
+def test_any_of_a_records_answers_passes(verifier: MathAnswer) -> None:
     record = {"answer": ["1024", "2^{10}"]}
     assert verifier.judge(record, box("2^{10}")).answer == verifier.judge(record, box("1024")).answer == "1024"
     assert verifier.judge(record, box("1025")).outcome == "fail"
@@ -85,7 +87,7 @@ def test_any_of_a_records_answers_will_do(verifier: MathAnswer) -> None:
         {"answer": r"\frac{0}{0}+x"}, {"answer": "x+)("},
     ],
 )  # fmt: skip
-def test_a_record_that_makes_no_sense_is_an_error(verifier: MathAnswer, record: dict[str, object]) -> None:
+def test_a_malformed_record_is_an_error(verifier: MathAnswer, record: dict[str, object]) -> None:
     said = verifier.judge(record, box("x+1"))
     assert (said.outcome, said.reason) == ("error", "malformed_record"), said
 
@@ -114,13 +116,13 @@ def test_every_way_to_write_a_number_has_one_value(top: int, bottom: int) -> Non
 def test_what_is_cut_out_is_balanced_and_the_last(text: str) -> None:
     try:
         inner = last_boxed(text)
-    except Refused:
+    except Failed:
         return
     assert inner.replace(r"\{", "").replace(r"\}", "").count("{") <= inner.count("}") + text.count("\\")
     assert text.rfind("boxed") <= text.rfind(inner) or not inner
 
 
-# --- whose fault
+# --- fail or error
 
 
 def children() -> list[psutil.Process]:
@@ -129,7 +131,7 @@ def children() -> list[psutil.Process]:
 
 @pytest.fixture
 def fresh() -> Iterator[tuple[MathAnswer, psutil.Process]]:
-    """A verifier of its own, and its one worker."""
+    """A verifier with a single worker, and the worker."""
     before = {child.pid for child in children()}
     verifier = MathAnswer(cpu_seconds=0.5)
     assert verifier.judge({"answer": "x+1"}, box("1+x")).outcome == "pass"
@@ -148,7 +150,7 @@ def test_a_worker_killed_from_outside_is_an_error_and_the_next_answer_is_judged(
     assert verifier.judge({"answer": "x+1"}, box("1+x")).outcome == "pass"
 
 
-def test_an_answer_that_uses_up_its_computing_time_fails_whatever_the_clock_says(
+def test_an_answer_that_uses_up_its_cpu_seconds_fails(
     fresh: tuple[MathAnswer, psutil.Process],
 ) -> None:
     verifier, worker = fresh
@@ -167,7 +169,7 @@ def test_a_worker_that_gets_no_cpu_is_an_error_and_not_a_wrong_answer(fresh: tup
     assert not psutil.pid_exists(worker.pid)
 
 
-def test_a_worker_sees_no_secrets_and_is_replaced_after_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_sees_no_secrets_and_is_recycled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIEVE_BROKER__URL", "redis://:sesame@nowhere")
     before = {child.pid for child in children()}
     verifier = MathAnswer(recycle=2)
@@ -187,7 +189,8 @@ def test_a_worker_sees_no_secrets_and_is_replaced_after_its_share(monkeypatch: p
 
 
 def test_running_out_of_memory_is_never_read_as_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker whose memory ran short says so, and the question goes to a fresh one; then it is the answer's cost."""
+    """A worker whose memory ran short reports it and the question goes to a fresh one; if that runs short too, the
+    answer fails."""
     verifier = MathAnswer(memory_bytes=256 << 20, cpu_seconds=20.0)
     said = verifier.judge({"answer": r"\sqrt{2}"}, box("(" * 8 + "2" + "^{9999})" * 2 + "^{99})" * 1 + "^{9})" * 5))
     assert (said.outcome, said.reason) == ("fail", "too_expensive")
@@ -195,7 +198,7 @@ def test_running_out_of_memory_is_never_read_as_an_answer(monkeypatch: pytest.Mo
     verifier.close()
 
 
-def test_threads_compare_side_by_side(verifier: MathAnswer) -> None:
+def test_threads_compare_in_parallel(verifier: MathAnswer) -> None:
     said: list[str] = []
 
     def work(number: int) -> None:
@@ -230,7 +233,7 @@ def test_workers_end_with_a_service_that_is_killed() -> None:
     assert not alive
 
 
-def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_math_verify_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(VerifierError, match=r"pip install 'sieve-rl\[math\]'"):
         make("math")

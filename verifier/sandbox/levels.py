@@ -1,7 +1,7 @@
-"""Which level of confinement works here: found by running a program at each and seeing it confined.
+"""The choice of the confinement level: a probe program is run at each level, strongest first, until one confines it.
 
-bubblewrap (own namespaces) > landlock (no new namespaces needed: works in an unprivileged pod) > refuse. A kernel
-feature that is compiled in may still be forbidden by a container's own filter, so nothing is concluded from versions.
+bubblewrap (own namespaces) > landlock (needs no new namespaces, so it works in an unprivileged pod) > refusal. A kernel
+feature that is compiled in may still be forbidden by a container's own filter, so versions prove nothing.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Literal
 
 from verifier.sandbox import kernel, seccomp
-from verifier.sandbox.limits import LADDER, Level, Limits, SandboxTrouble, SandboxUnavailable
+from verifier.sandbox.limits import LEVELS, Level, Limits, SandboxTrouble, SandboxUnavailable
 from verifier.sandbox.sandbox import Sandbox
 
 log = logging.getLogger("sieve.sandbox")
 
 REMEDY = (
     "install bubblewrap (apt install bubblewrap) where user namespaces are allowed, or run on Linux 5.13 or later with "
-    "Landlock switched on (lsm=landlock,…; the container's seccomp profile must allow its calls); or, only where every "
-    "program may be trusted with this service's files and network, say sandbox.level = unsafe"
+    "Landlock enabled (lsm=landlock,…; the container's seccomp profile must allow its calls); or, only where every "
+    "program may be trusted with this service's files and network, set sandbox.level = unsafe"
 )
 _CONFINED = 7
 _PROBE = """
@@ -40,27 +40,27 @@ _MEANING = {
 }
 
 
-def climb(
+def open_sandbox(
     level: Literal["auto"] | Level = "auto", *, readable: Sequence[Path | str] = (), directory: Path | None = None
 ) -> Sandbox:
-    """A sandbox at the strongest level that works, or at `level` exactly. Raises SandboxUnavailable."""
+    """A sandbox at the strongest level that works, or at exactly `level`. Raises SandboxUnavailable."""
     if level == "unsafe":
         log.warning("sandbox level unsafe: programs can read what this service can, and use the network")
         return Sandbox("unsafe", readable=readable, directory=directory)
     tried: list[str] = []
-    for rung in LADDER if level == "auto" else (level,):
-        sandbox = Sandbox(rung, readable=readable, directory=directory)
+    for candidate in LEVELS if level == "auto" else (level,):
+        sandbox = Sandbox(candidate, readable=readable, directory=directory)
         trouble = probe(sandbox)
         if not trouble:
-            log.info("sandbox level %s", rung)
+            log.info("sandbox level %s", candidate)
             return sandbox
         sandbox.close()
-        tried.append(f"{rung}: {trouble}")
+        tried.append(f"{candidate}: {trouble}")
     raise SandboxUnavailable(f"untrusted programs cannot be confined here ({'; '.join(tried)}); {REMEDY}")
 
 
 def probe(sandbox: Sandbox) -> str:
-    """Why this sandbox does not confine; empty if it does. Runs a small program in it."""
+    """Why this sandbox does not confine programs, or "" if it does; found by running a small program in it."""
     missing = _missing(sandbox.level)
     if missing:
         return missing
@@ -77,7 +77,7 @@ def probe(sandbox: Sandbox) -> str:
     if (outcome.ended, outcome.code) == ("exit", _CONFINED):
         return ""
     how = _MEANING.get(outcome.code, f"the probe ended by {outcome.ended} {outcome.code}")
-    return f"{how} {outcome.stderr[-300:].decode('utf-8', 'replace')}".strip()
+    return f"{how} {outcome.stderr_tail}".strip()
 
 
 def _missing(level: Level) -> str:
