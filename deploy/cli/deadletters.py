@@ -8,7 +8,7 @@ import typer
 
 from broker.errors import EX_DATA, EX_OK
 from deploy.cli.options import ConfigPath, Sets, load_config
-from deploy.config.tree import ConfigError
+from deploy.config.errors import ConfigError
 
 deadletter = typer.Typer(help="Completions that no verifier could judge.", rich_markup_mode=None)
 

@@ -18,7 +18,8 @@ from broker.errors import EX_DATA, EX_INTERNAL, EX_OK, EX_UNAVAILABLE, EX_USAGE,
 from deploy.cli.deadletters import deadletter
 from deploy.cli.options import ConfigPath, Sets, console, load_config, quiet_ray
 from deploy.cli.sweep_commands import evaluate, report_sweep, sweep
-from deploy.config.tree import ConfigError, dump
+from deploy.config.errors import ConfigError
+from deploy.config.tree import dump
 
 app = typer.Typer(
     name="sieve",

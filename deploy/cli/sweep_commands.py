@@ -11,7 +11,7 @@ import typer
 
 from broker.errors import EX_OK
 from deploy.cli.options import ConfigPath, Sets, console, load_config, quiet_ray
-from deploy.config.tree import ConfigError
+from deploy.config.errors import ConfigError
 
 
 def sweep(

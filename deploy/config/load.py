@@ -18,7 +18,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from deploy.config.checks import problems_of
-from deploy.config.tree import Config, ConfigError, explain
+from deploy.config.errors import ConfigError
+from deploy.config.explain import explain
+from deploy.config.tree import Config
 
 Checks = typing.Literal["all", "settings", "none"]
 PREFIX = "SIEVE_"

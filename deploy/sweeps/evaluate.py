@@ -19,7 +19,8 @@ from rich.table import Table
 
 from broker.errors import EX_OK
 from broker.weights.peft_format import is_adapter
-from deploy.config.tree import Config, ConfigError
+from deploy.config.errors import ConfigError
+from deploy.config.tree import Config
 from deploy.reports import eval_stats
 from deploy.reports.eval_stats import Counted
 from deploy.rundir import run_files

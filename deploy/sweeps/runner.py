@@ -21,7 +21,9 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from broker.errors import EX_OK, EX_USAGE, SieveError
-from deploy.config.tree import Config, ConfigError, explain, plain
+from deploy.config.errors import ConfigError
+from deploy.config.explain import explain
+from deploy.config.tree import Config, plain
 from deploy.rundir import run_files
 from deploy.rundir.schema import traces
 from deploy.sweeps.plan import Planned, Point, plan

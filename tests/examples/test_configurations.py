@@ -78,7 +78,7 @@ def test_sieve_config_accepts_it(name: str, settings: dict[str, list[str]]) -> N
 
 @pytest.mark.parametrize("name", ["math", "code", "lean"])
 def test_without_a_model_it_asks_for_exactly_what_is_missing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from deploy.config.tree import ConfigError
+    from deploy.config.errors import ConfigError
 
     monkeypatch.chdir(ROOT)
     with pytest.raises(ConfigError) as caught:

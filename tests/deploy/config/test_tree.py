@@ -16,8 +16,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deploy.config.errors import ConfigError
+from deploy.config.explain import explain
 from deploy.config.load import load
-from deploy.config.tree import Config, ConfigError, dump, explain, plain
+from deploy.config.tree import Config, dump, plain
 
 Write = Callable[[Any], Path]
 
@@ -216,6 +218,7 @@ def test_any_value_anywhere_is_refused_in_one_line_each(value: Any, section: str
             assert text and "\n" not in text
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("arguments", [["--help"], ["config"]])
 def test_the_command_line_answers_fast_and_loads_nothing_heavy(
     tree: dict[str, Any], write: Write, arguments: list[str]
@@ -263,4 +266,4 @@ def test_a_broadcast_is_refused_where_it_would_bring_the_wrong_weights_or_save_n
             tree[name] = section
     load(write(tree), environment={})
     with pytest.raises(ConfigError, match=re.escape(word)):
-        load(write({**tree, "weights": {"transport": "gloo"}}), environment={})
+        load(write({**tree, "weights": {"broadcast": "gloo"}}), environment={})

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from broker.settings import RunSettings
-from deploy.config.tree import Config, ConfigError
+from deploy.config.errors import ConfigError
+from deploy.config.tree import Config
 from deploy.sweeps.plan import plan, points, slug
 
 
@@ -78,7 +79,7 @@ def test_a_points_alpha_is_not_overruled_by_the_files_schedule(tree: dict[str, A
 
 
 def test_long_keys_that_begin_alike_are_runs_of_their_own(config: Config) -> None:
-    words = [f"grpo:grpo_std=false:grpo_length=false:truncation=2.5:kl_beta={beta}" for beta in (0.01, 0.02)]
+    words = [f"grpo:scale_by_std=false:mean_over_tokens=false:truncation=2.5:kl_beta={beta}" for beta in (0.01, 0.02)]
     runs = plan(config, "trial", points(words), 1)
     assert len({run.path for run in runs}) == 3
 
