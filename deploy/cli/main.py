@@ -19,7 +19,6 @@ from deploy.cli.deadletters import deadletter
 from deploy.cli.options import ConfigPath, Sets, console, load_config, quiet_ray
 from deploy.cli.sweep_commands import evaluate, report_sweep, sweep
 from deploy.config.errors import ConfigError
-from deploy.config.tree import dump
 
 app = typer.Typer(
     name="sieve",
@@ -123,6 +122,8 @@ def learner(config: ConfigPath, set_: Sets = None) -> int:
 @app.command("config")
 def show_config(config: ConfigPath, set_: Sets = None) -> int:
     """Validate and print the configuration."""
+    from deploy.config.tree import dump
+
     typer.echo(dump(load_config(config, set_, "all")), nl=False)
     return EX_OK
 

@@ -9,12 +9,11 @@ from typing import Annotated
 
 import typer
 
-from deploy.config.load import Checks, load
-from deploy.config.tree import Config
-from deploy.rundir.schema import check_schema
-
 if typing.TYPE_CHECKING:
     from rich.console import Console
+
+    from deploy.config.load import Checks
+    from deploy.config.tree import Config
 
 ConfigPath = Annotated[
     Path, typer.Argument(metavar="CONFIG", help="YAML file, or a run directory.", show_default=False)
@@ -34,6 +33,9 @@ def console() -> Console:
 
 def load_config(path: Path, sets: list[str] | None, check: Checks) -> Config:
     """The configuration in a YAML file or a run directory. Raises ConfigError, SchemaError."""
+    from deploy.config.load import load
+    from deploy.rundir.schema import check_schema
+
     if path.is_dir():
         check_schema(path)  # first: what an earlier release wrote would be refused key by key
         path = path / "config.yaml"
