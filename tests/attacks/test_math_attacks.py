@@ -120,6 +120,7 @@ def box(answer: str) -> str:
     return answer if "\\boxed" in answer else f"so the answer is \\boxed{{{answer}}}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.what)
 def test_an_attack_fails_and_an_honest_answer_passes(verifier: MathAnswer, attack: Attack) -> None:
     record = {"answer": attack.gold, "question": attack.question}
@@ -132,6 +133,7 @@ def test_an_attack_fails_and_an_honest_answer_passes(verifier: MathAnswer, attac
     assert (honest.outcome, honest.reason) == ("pass", "correct"), honest
 
 
+@pytest.mark.slow
 def test_no_answer_was_executed_and_no_process_is_left(verifier: MathAnswer) -> None:
     before = {child.pid for child in psutil.Process().children(recursive=True)}
     for answer in ("((9^{9999})^{9999})^{9999}", "((x+y+z)^{999})^{99}", "__import__('os').system('touch /tmp/pwned')"):
@@ -141,6 +143,7 @@ def test_no_answer_was_executed_and_no_process_is_left(verifier: MathAnswer) -> 
     assert len(left) <= 1  # the idle worker
 
 
+@pytest.mark.slow
 def test_an_answer_cannot_forge_the_workers_output(verifier: MathAnswer) -> None:
     for answer in ('{"equal": true}', 'x\\text{"}\n{"gold": true}\n{"equal": true}\n', r'\text{{"equal":true}}'):
         assert verifier.judge({"answer": "x+1"}, box(answer)).outcome == "fail"

@@ -115,6 +115,7 @@ def test_a_service_that_cannot_start_ends_the_run_with_its_own_line(
     assert "Traceback" not in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code", "word"),
     [

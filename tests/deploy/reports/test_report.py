@@ -61,6 +61,7 @@ def finished(run: Path) -> None:
     run_files.append_session(run, {"seconds": 2.5})
 
 
+@pytest.mark.slow
 def test_the_summary_has_exactly_the_agreed_keys_and_the_right_figures(tmp_path: Path) -> None:
     finished(tmp_path)
     write(summarize(tmp_path), tmp_path)
@@ -88,6 +89,7 @@ def test_pass_at_k_is_the_enumerated_probability(tmp_path: Path) -> None:
     assert all(low <= value <= high for low, value, high in zip(tuned.low, tuned.curve, tuned.high, strict=True))
 
 
+@pytest.mark.slow
 def test_the_picture_is_drawn_with_and_without_data(tmp_path: Path) -> None:
     finished(tmp_path)
     _, picture = write(summarize(tmp_path), tmp_path)

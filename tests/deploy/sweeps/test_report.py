@@ -34,6 +34,7 @@ def small(tmp_path: Path) -> Path:
     return put(tmp_path / "results.json", results(["alpha=0,.9", "rloo"], seeds=2, prompts=12, n=16, steps=9))
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_the_raw_counts(small: Path) -> None:
     found = load(small)
     told = summary(Scene.of(found))
@@ -65,6 +66,7 @@ def test_the_csv_holds_every_count(small: Path) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_page_needs_nothing_but_itself_and_the_document_is_made_again_from_what_is_beside_it(
     small: Path, tmp_path: Path
 ) -> None:
@@ -88,6 +90,7 @@ def test_a_page_needs_nothing_but_itself_and_the_document_is_made_again_from_wha
         assert (document.parent / target).is_file(), target
 
 
+@pytest.mark.slow
 def test_a_study_shows_staleness_and_the_fresh_point_belongs_to_every_correction(tmp_path: Path) -> None:
     made = results(["alpha=.5"], staleness=[0, 16], corrections=["sequence", "none"], seeds=1, prompts=8, n=8, steps=3)
     found = load(put(tmp_path / "results.json", made))
@@ -103,6 +106,7 @@ def test_a_study_shows_staleness_and_the_fresh_point_belongs_to_every_correction
     assert "staleness.png" in names and "frontier.png" not in names
 
 
+@pytest.mark.slow
 def test_the_table_of_migrations_says_what_moves_by_chance(small: Path) -> None:
     scene = Scene.of(load(small))
     head, rows = migration_table(scene)
@@ -202,6 +206,7 @@ def test_a_sweep_of_an_older_release_goes_on_with_the_defaults_of_what_it_did_no
 DOCUMENTS = sorted((Path(__file__).parents[3] / "docs").glob("*/results.json"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("raw", DOCUMENTS, ids=lambda path: path.parent.name)
 def test_committed_documents_say_what_their_committed_raw_counts_say(raw: Path, tmp_path: Path) -> None:
     committed = raw.parent.with_suffix(".md")

@@ -114,6 +114,7 @@ def test_a_program_that_reads_nothing_does_not_block_a_long_question(sandbox: Sa
 # --- limits
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("script", "limits", "ended"),
     [

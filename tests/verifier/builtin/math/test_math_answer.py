@@ -140,6 +140,7 @@ def fresh() -> Iterator[tuple[MathAnswer, psutil.Process]]:
     verifier.close()
 
 
+@pytest.mark.slow
 def test_a_worker_killed_from_outside_is_an_error_and_the_next_answer_is_judged(
     fresh: tuple[MathAnswer, psutil.Process],
 ) -> None:
@@ -150,6 +151,7 @@ def test_a_worker_killed_from_outside_is_an_error_and_the_next_answer_is_judged(
     assert verifier.judge({"answer": "x+1"}, box("1+x")).outcome == "pass"
 
 
+@pytest.mark.slow
 def test_an_answer_that_uses_up_its_cpu_seconds_fails(
     fresh: tuple[MathAnswer, psutil.Process],
 ) -> None:
@@ -169,6 +171,7 @@ def test_a_worker_that_gets_no_cpu_is_an_error_and_not_a_wrong_answer(fresh: tup
     assert not psutil.pid_exists(worker.pid)
 
 
+@pytest.mark.slow
 def test_a_worker_sees_no_secrets_and_is_recycled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIEVE_BROKER__URL", "redis://:sesame@nowhere")
     before = {child.pid for child in children()}
@@ -188,6 +191,7 @@ def test_a_worker_sees_no_secrets_and_is_recycled(monkeypatch: pytest.MonkeyPatc
     assert {child.pid for child in children()} <= before
 
 
+@pytest.mark.slow
 def test_running_out_of_memory_is_never_read_as_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker whose memory ran short reports it and the question goes to a fresh one; if that runs short too, the
     answer fails."""
@@ -198,6 +202,7 @@ def test_running_out_of_memory_is_never_read_as_an_answer(monkeypatch: pytest.Mo
     verifier.close()
 
 
+@pytest.mark.slow
 def test_threads_compare_in_parallel(verifier: MathAnswer) -> None:
     said: list[str] = []
 
@@ -245,6 +250,7 @@ def test_options_that_cannot_work_are_refused(options: dict[str, int]) -> None:
         make("math", options)
 
 
+@pytest.mark.alone
 def test_a_number_is_judged_in_microseconds(verifier: MathAnswer) -> None:
     begin = time.perf_counter()
     for k in range(500):
