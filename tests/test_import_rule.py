@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "broker": {
         "errors": "",
         "settings": "",
+        "extensions": "errors",
         "queue": "errors settings",
         "weights": "errors settings queue",
         "runtime": "errors settings queue",
@@ -60,18 +61,21 @@ MAY_IMPORT = {
     },
     "learner": {
         "ranks": "",
+        "difficulty": "",
+        "step_record": "",
         "data": "",
         "batch": "ranks data",
         "model": "ranks data batch",
-        "objective": "",
+        "objective": "difficulty",
         "train.partition": "",
         "settings": "objective train.partition",
         "train": "ranks batch model objective settings train.partition",
-        "weights": "ranks batch model settings",
-        "evaluation": "",
-        "metrics": "ranks objective train train.partition",
+        "weights": "ranks batch model settings step_record",
+        "evaluation": "difficulty",
+        "metrics": "ranks difficulty step_record objective train train.partition",
         "start": "ranks data batch model objective train train.partition settings",
-        "service": "ranks data batch model objective train train.partition weights evaluation metrics settings start",
+        "service": "ranks step_record data batch model objective train train.partition weights evaluation metrics settings "
+        "start",
     },
     "deploy": {
         "config": "",
@@ -80,6 +84,7 @@ MAY_IMPORT = {
         "reports": "config rundir",
         "launch": "config rundir observe reports",
         "sweeps": "config rundir observe reports launch",
+        "api": "config rundir reports sweeps",
         "cli": "config rundir observe reports launch sweeps",
     },
 }
@@ -245,7 +250,7 @@ def test_every_way_around_the_rule_is_seen(room: str, source: str) -> None:
     ("room", "source"),
     [
         ("broker", "from broker.wire import Ticket\nimport redis, numpy"),
-        ("actor", "import torch\nfrom broker.client import Broker\nfrom . import engine"),
+        ("actor", "import torch\nfrom broker.queue.actor_client import ActorClient\nfrom . import engine"),
         ("learner", "from broker import settings\nimport torch.distributed"),
         ("deploy", "import ray\nfrom learner.service import Learner\nfrom actor import service"),
         ("broker", "import rayon_like_name, torchless"),

@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from broker.errors import EX_TEMPORARY, BrokerFull, SieveError
-from broker.queue.client import Broker
 from broker.queue.heartbeat import Role
 from broker.queue.state import Work
+from broker.queue.verifier_client import VerifierClient
 from broker.runtime.service import UNREACHABLE, Service
 from broker.settings import Shared
 from verifier.metrics import VerifierMetrics
@@ -52,10 +52,11 @@ class VerifierStuck(SieveError):
     exit_code = EX_TEMPORARY
 
 
-class VerifierService(Service):
+class VerifierService(Service[VerifierClient]):
     """Serves the queues `names` (default: all of `verifier.serve`) until the run is finished or it is told to stop."""
 
     role: ClassVar[Role] = "verifier"
+    client = VerifierClient
 
     def __init__(
         self, config: VerifierConfig, *, index: int = 0, url: str | None = None, names: Sequence[str] = ()
@@ -229,11 +230,11 @@ class VerifierService(Service):
 
     def _requeue(self, pool: Pool, works: list[Work]) -> None:
         if works:
-            self.retrying(lambda: self.broker.requeue(pool.name, self.id, works))
+            self.retrying(lambda: self.broker.requeue(pool.name, works))
             pool.settled([work.entry for work in works])
             self.log.info("%s: requeued %d unfinished", pool.name, len(works))
 
-    def _keep(self, broker: Broker) -> None:
+    def _keep(self, broker: VerifierClient) -> None:
         """Renew the claim on everything held, several times within a lease; runs in its own thread."""
         try:
             while not self._ended.wait(self._lease_seconds / 4):
@@ -242,7 +243,7 @@ class VerifierService(Service):
                     if not entries:
                         continue
                     try:
-                        broker.keep(pool.name, self.id, entries)
+                        broker.refresh(pool.name, self.id, entries)
                     except (*UNREACHABLE, BrokerFull) as error:
                         # The loop and the heartbeat meet the same outage and decide how long to tolerate it.
                         self.log.warning("keep-alive of %d completions: %s", len(entries), error)

@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from broker.errors import BrokerFull
-from broker.queue.client import Broker
 from broker.queue.state import Work
+from broker.queue.verifier_client import VerifierClient
 from broker.queue.wire import Verdict
 from verifier.protocol import COMMON_REASONS, Verifier
 from verifier.settings import QueueSettings
@@ -41,7 +41,7 @@ class VerdictCache:
         """Whether to use the cache; `seconds` is the average time of one verdict, None while unknown."""
         return self._wanted if self._wanted is not None else seconds is not None and seconds > WORTH_SECONDS
 
-    def look_up(self, broker: Broker, works: Sequence[Work]) -> dict[str, Verdict]:
+    def look_up(self, broker: VerifierClient, works: Sequence[Work]) -> dict[str, Verdict]:
         """The cached verdicts by stream entry, with `seconds` set to 0."""
         asked = [work for work in works if work.completion.finish != "length"]
         keys = [self._key.digest(work.prompt.record, work.completion.text) for work in asked]
@@ -53,7 +53,7 @@ class VerdictCache:
         self._from_cache.update(found)
         return found
 
-    def remember(self, broker: Broker, judged: Sequence[tuple[Work, Verdict]]) -> None:
+    def remember(self, broker: VerifierClient, judged: Sequence[tuple[Work, Verdict]]) -> None:
         """Store the verdicts that were computed here; nothing is stored while Redis is at its memory limit."""
         fresh = {
             self._key.digest(work.prompt.record, work.completion.text): verdict

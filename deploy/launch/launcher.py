@@ -21,7 +21,7 @@ from ray.exceptions import RayError
 from rich.console import Console
 
 from broker.errors import EX_DATA, EX_OK, EX_UNAVAILABLE, SieveError
-from broker.queue.client import Broker
+from broker.queue.admin_client import AdminClient
 from broker.runtime.metrics import close_log, open_log
 from broker.runtime.redis_server import Server, answers, read_endpoint
 from deploy.config.tree import Config, plain
@@ -118,7 +118,7 @@ def _server(config: Config) -> tuple[Server | None, str]:
 
 def _audit(config: Config, url: str) -> dict[str, Any]:
     """The broker's audit, saved in the run directory because a private Redis ends with the run."""
-    broker = Broker.connect(config.broker, config.run, url=url)
+    broker = AdminClient.connect(config.broker, config.run, url=url)
     try:
         if broker.run_spec() is None:
             return {"lost": 0, "duplicates": 0}
@@ -255,7 +255,7 @@ class Supervisor:
 
     def _finished(self) -> bool:
         """Whether the run is finished, asked anew: the exporter's snapshot may be older than the learner's exit."""
-        broker = Broker.connect(self._config.broker, self._config.run, url=self._url)
+        broker = AdminClient.connect(self._config.broker, self._config.run, url=self._url)
         try:
             return broker.finished()
         finally:

@@ -17,10 +17,12 @@ SERVICES: dict[Startable, tuple[str, str]] = {
 }
 
 
-def make(role: Startable, config: Config, *, index: int, url: str | None, names: Sequence[str] = ()) -> Service:
+def make(
+    role: Startable, config: Config, *, index: int, url: str | None, names: Sequence[str] = ()
+) -> Service[typing.Any]:
     """A service of `role` that is ready to `run()`. `names` are the queues that a verifier serves, by default all of
     verifier.serve."""
     module, name = SERVICES[role]
     kind = getattr(importlib.import_module(module), name)
     more = {"names": tuple(names)} if role == "verifier" else {}
-    return typing.cast("Service", kind(config, index=index, url=url, **more))
+    return typing.cast("Service[typing.Any]", kind(config, index=index, url=url, **more))

@@ -20,7 +20,7 @@ from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 from broker.errors import SieveError
-from broker.queue.client import Broker
+from broker.queue.admin_client import AdminClient
 from broker.queue.heartbeat import Heartbeat, Role
 from broker.queue.state import Depths
 from broker.runtime.metrics import BaseMetrics, MetricsServer
@@ -145,12 +145,12 @@ class Exporter:
 
     def _watch(self) -> None:
         """Heartbeat, probe, export. An outage is exported, never fatal: the launcher decides what to do about it."""
-        broker: Broker | None = None
+        broker: AdminClient | None = None
         beat = 0.0
         while not self._stop.wait(PROBE_SECONDS):
             try:
                 if broker is None:
-                    broker = Broker.connect(self._config.broker, self._config.run, url=self._url)
+                    broker = AdminClient.connect(self._config.broker, self._config.run, url=self._url)
                 if time.monotonic() - beat > self._config.broker.lease_seconds / 4:
                     beat = time.monotonic()
                     broker.heartbeat(self._heartbeat("watching"))

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field
 
 from broker.errors import SieveError
-from broker.queue.client import Broker
+from broker.queue.admin_client import AdminClient
 from broker.queue.heartbeat import Heartbeat, Role
 from broker.queue.state import Depths
 from broker.runtime.service import UNREACHABLE, explain
@@ -54,7 +54,7 @@ class Snapshot:
         return max(found, default=None)
 
 
-def probe(broker: Broker) -> Snapshot:
+def probe(broker: AdminClient) -> Snapshot:
     """Ask the broker once. An outage is not raised but returned as the snapshot's `error`."""
     try:
         return Snapshot(time.time(), broker.depths(), broker.services(), lease_seconds=broker.settings.lease_seconds)

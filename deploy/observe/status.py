@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.live import Live
 
 from broker.errors import EX_OK, EX_TEMPORARY, EX_UNAVAILABLE, BrokerUnavailable
-from broker.queue.client import Broker
+from broker.queue.admin_client import AdminClient
 from broker.runtime.redis_server import Server, answers, read_endpoint, resolve_url
 from broker.settings import BrokerSettings
 from deploy.config.tree import Config
@@ -31,7 +31,7 @@ WATCH_SECONDS = 1.0
 
 
 @contextmanager
-def open_broker(config: Config) -> Iterator[Broker]:
+def open_broker(config: Config) -> Iterator[AdminClient]:
     """A connection to the run's Redis, which is started for this question where it is private and not running.
 
     Raises:
@@ -47,7 +47,9 @@ def open_broker(config: Config) -> Iterator[Broker]:
             raise BrokerUnavailable(f"{config.run.path}: holds no run; start one with `sieve run CONFIG`")
         server = Server.start(config.broker, config.run)
     try:
-        broker = Broker.connect(settings, config.run, url=server.url if server else resolve_url(settings, config.run))
+        broker = AdminClient.connect(
+            settings, config.run, url=server.url if server else resolve_url(settings, config.run)
+        )
         try:
             yield broker
         finally:
@@ -67,7 +69,7 @@ def status(config: Config, console: Console, *, watch: bool) -> int:
     tail = Tail(config.run.path)
     settings = _with_short_deadline(config)
     try:
-        broker = Broker.connect(settings, config.run, url=resolve_url(settings, config.run))
+        broker = AdminClient.connect(settings, config.run, url=resolve_url(settings, config.run))
     except BrokerUnavailable as error:
         return _show_stopped(config, console, tail, str(error))
     try:
@@ -108,7 +110,7 @@ def _show(config: Config, console: Console, tail: Tail, snapshot: Snapshot) -> i
     return EX_TEMPORARY if stalls else EX_OK
 
 
-def _watch(config: Config, console: Console, tail: Tail, broker: Broker) -> int:
+def _watch(config: Config, console: Console, tail: Tail, broker: AdminClient) -> int:
     with Live(console=console, refresh_per_second=2, transient=False) as live:
         try:
             while True:

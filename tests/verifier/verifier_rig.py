@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from broker.queue.client import Broker
 from broker.queue.heartbeat import Heartbeat
 from broker.queue.state import RunSpec
 from broker.queue.wire import Completion, Prompt, float32, int32
 from broker.settings import BrokerSettings, DataSettings, MetricsSettings, ModelSettings, RunSettings
+from tests.broker.builders import EveryRole
 from verifier.protocol import Judgement
 from verifier.service import VerifierConfig, VerifierService
 from verifier.settings import VerifierSettings
@@ -79,11 +79,11 @@ class Rig:
             verifier=VerifierSettings.model_validate({"serve": serve, **verifier}),
         )
 
-    def broker(self) -> Broker:
+    def broker(self) -> EveryRole:
         config = self.config({"arithmetic": {}})
-        return Broker.connect(config.broker, config.run, url=self.url)
+        return EveryRole.connect(config.broker, config.run, url=self.url)
 
-    def open(self, answers: Sequence[str], n: int = 1, verifier: str = "obedient", record: Any = None) -> Broker:
+    def open(self, answers: Sequence[str], n: int = 1, verifier: str = "obedient", record: Any = None) -> EveryRole:
         """Open the run and offer `answers`, n per group, as an actor would; `length:` in front makes one truncated."""
         broker = self.broker()
         groups = len(answers) // n
@@ -185,6 +185,6 @@ def until(condition: Callable[[], bool], seconds: float, what: str) -> float:
     return time.monotonic() - begin
 
 
-def ready(broker: Broker) -> int:
+def ready(broker: EveryRole) -> int:
     """The number of groups whose completions are all judged or dead-lettered."""
     return broker.depths().ready

@@ -23,11 +23,11 @@ from actor.engines.torch.engine import TorchEngine
 from actor.service import ActorService
 from actor.settings import ActorSettings
 from broker.errors import EX_MISMATCH
-from broker.queue.client import Broker
 from broker.queue.wire import Verdict
 from broker.settings import WeightsSettings
 from broker.weights.canary import Canaries
 from learner.settings import LearnerConfig
+from tests.broker.builders import EveryRole
 from tests.learner.learner_rig import ROOT, save_model, save_prompts
 from tests.ports import hold_port
 
@@ -57,7 +57,7 @@ class Job:
         file.write_text(json.dumps(body))
         self.config, self.url = Tree.model_validate(body), url
         self.run = self.config.run.path
-        self.broker = Broker.connect(self.config.broker, self.config.run, url=url)
+        self.broker = EveryRole.connect(self.config.broker, self.config.run, url=url)
         self.learners = []
         port = str(hold_port())
         for rank in range(ranks):
