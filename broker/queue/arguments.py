@@ -50,7 +50,7 @@ class Signature:
         """The arguments as one flat list, in the order of ARGV.
 
         Raises:
-            TypeError: a name is missing or unknown, in the call or in a record of its list.
+            TypeError: a name is missing or unknown, in the call or in a record of its list; or a list is a string.
         """
         if given.keys() != self.names:
             raise TypeError(f"{self.script}.lua takes {_listed(self.names)}, got {_listed(given)}")
@@ -69,6 +69,8 @@ class Signature:
                 values += [record[name] for name in fields]
         elif self.items:
             plain: Any = given[self.items]
+            if isinstance(plain, str | bytes):  # iterable, but never meant as a list of characters
+                raise TypeError(f"{self.script}.lua takes a list of values as {self.items}, got {plain!r:.80}")
             values += plain
         return values
 
@@ -77,16 +79,16 @@ class Signature:
         """Lua that assigns ARGV to locals of the declared names."""
         lines = [f"local {name} = {_read(at, kind)}" for at, (name, kind) in enumerate(self.scalars.items(), 1)]
         if self.items:
-            record = isinstance(self.item, Mapping)
-            kinds = self.item if isinstance(self.item, Mapping) else {"": self.item}
-            parts = [
-                f"{name} = {_read(f'i + {at}', kind)}" if record else _read("i", kind)
-                for at, (name, kind) in enumerate(kinds.items())
-            ]
-            body = "{" + ", ".join(parts) + "}" if record else parts[0]
+            first, step, value = len(self.scalars) + 1, "", _read("i", str(self.item))
+            if isinstance(self.item, Mapping):
+                places = ["i", *(f"i + {at}" for at in range(1, len(self.item)))]
+                reads = [
+                    f"{name} = {_read(at, kind)}" for at, (name, kind) in zip(places, self.item.items(), strict=True)
+                ]
+                step, value = f", {len(places)}", "{" + ", ".join(reads) + "}"
             lines += [
                 f"local {self.items} = {{}}",
-                f"for i = {len(self.scalars) + 1}, #ARGV, {len(kinds)} do {self.items}[#{self.items} + 1] = {body} end",
+                f"for i = {first}, #ARGV{step} do {self.items}[#{self.items} + 1] = {value} end",
             ]
         return "".join(f"{line}\n" for line in lines)
 

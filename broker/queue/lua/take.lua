@@ -1,6 +1,6 @@
 -- TICKET: grants groups to an actor. The same token gets the same grant again, so that a lost reply loses no ticket.
--- Returns {version, reason, {group_id, version, attempt, n, missing index, …}, …}; the reason names what keeps the grant
--- short, and is empty when the room was filled.
+-- Returns {version, reason, {group_id, version, attempt, n, missing index, …}, …}. The reason says why the grant is
+-- short; it is empty when the room was filled.
 ---@param actor string
 ---@param room number  completions wanted; the last group may exceed it
 ---@param token string  unique per call
