@@ -74,8 +74,7 @@ MAY_IMPORT = {
         "evaluation": "difficulty",
         "metrics": "ranks difficulty step_record objective train train.partition",
         "start": "ranks data batch model objective train train.partition settings",
-        "service": "ranks step_record data batch model objective train train.partition weights evaluation metrics settings "
-        "start",
+        "service": "ranks step_record data batch model objective train weights evaluation metrics settings start",
     },
     "deploy": {
         "config": "",

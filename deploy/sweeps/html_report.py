@@ -18,7 +18,8 @@ from typing import Any
 from deploy.reports import eval_stats
 from deploy.sweeps.plots import Scene, pictures
 from deploy.sweeps.results import Outcome, Results
-from learner.evaluation.stats import LEVELS, Estimate
+from learner.difficulty import LEVELS
+from learner.evaluation.stats import Estimate
 
 CAPTIONS = {
     "staleness": "The same job at forced staleness: every training group is sampled with weights that many versions "
