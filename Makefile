@@ -4,6 +4,7 @@
 # make test-vllm   the tests against the real vLLM, its CPU build, in an environment of their own (2 GB)
 # make format  format the code and mend what ruff can mend
 # make lint    formatting, lints, types, alert rules
+# make docs    write the generated pages of docs/reference and build the site into site/
 # make frontier   objectives against each other (an hour or more; goes on where it was), docs/frontier.md
 # make staleness  forced staleness with and without correction, docs/staleness.md
 # make base    make the example's base model again (several minutes; one ships in the repository)
@@ -26,7 +27,7 @@ TORCH_INDEX ?=
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 PARALLEL := -n $(JOBS) --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test test-vllm quick format lint frontier staleness base clean
+.PHONY: demo test test-vllm quick format lint docs frontier staleness base clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -55,6 +56,11 @@ lint: $(VENV)/installed-test
 	@if command -v promtool >/dev/null; then promtool check config deploy/prometheus/prometheus.yml; \
 	else echo "promtool is not here (apt install prometheus): alert rules not checked"; fi
 
+docs: $(VENV)/installed-docs
+	$(BIN)/python -m docs.generators
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "site/index.html; for its search: python -m http.server -d site"
+
 frontier staleness: %: $(VENV)/installed
 	$(BIN)/sieve sweep examples/countdown/$(if $(filter frontier,$*),sweep,$*).yaml $(ARGS)
 	$(BIN)/sieve report runs/$* --document docs/$*.md
@@ -77,6 +83,10 @@ $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/pip
 
 $(VENV)/installed-test: $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	@touch $@
 
 # vLLM's CPU build names that one build of torch and brings vision and audio packages: it goes in alone, then what text needs.
