@@ -1,4 +1,4 @@
-"""A sweep's report: figures recomputed from raw counts, the same pictures from the same data, one page that needs
+"""A sweep's report: metrics recomputed from raw counts, the same pictures from the same data, one page that needs
 nothing else."""
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def small(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_figures_are_those_of_the_raw_counts(small: Path) -> None:
+def test_metrics_are_those_of_the_raw_counts(small: Path) -> None:
     found = load(small)
     told = summary(Scene.of(found))
     raw = [run for run in json.loads(small.read_text())["runs"] if run["point"] and run["point"]["key"] == "rloo"]
@@ -43,13 +43,13 @@ def test_figures_are_those_of_the_raw_counts(small: Path) -> None:
     correct = [[sum(answers) for _, _, answers in run["prompts"]] for run in raw]
     rloo = next(point for point in told["points"] if point["key"] == "rloo")
     for k in (1, 4, 16):
-        assert rloo["figures"][f"pass@{k}"][0] == pytest.approx(float(pass_at_k(n, correct, k).mean()), abs=1e-6)
-    assert rloo["figures"]["distinct_correct"][0] == pytest.approx(
+        assert rloo["metrics"][f"pass@{k}"][0] == pytest.approx(float(pass_at_k(n, correct, k).mean()), abs=1e-6)
+    assert rloo["metrics"]["distinct_correct"][0] == pytest.approx(
         np.mean([[len(answers) for _, _, answers in run["prompts"]] for run in raw]), abs=1e-6
     )
     assert sum(sum(row.values()) for row in rloo["migration"].values()) == pytest.approx(12)
     for point in told["points"]:
-        for mean, low, high in point["figures"].values():
+        for mean, low, high in point["metrics"].values():
             assert low <= mean <= high
 
 
@@ -133,7 +133,7 @@ def test_evaluations_of_other_prompts_are_never_averaged() -> None:
 def test_a_sweep_without_a_finished_run_says_how_to_go_on(tmp_path: Path) -> None:
     made = results(["rloo"], seeds=1, prompts=2, n=4, steps=1)
     made["runs"] = made["runs"][:1]
-    with pytest.raises(RecordError, match="goes on"):
+    with pytest.raises(RecordError, match="continues it"):
         load(put(tmp_path / "results.json", made))
 
 
