@@ -223,8 +223,8 @@ class CanaryWatch:
         )
         reason = self._reason(found, policy, store, dtype, current)
         raise WeightsDisagree(
-            f"{head}. {reason}. The run is committed up to step {committed}: end this actor (a new one loads everything again), or "
-            f"run without its engine, then go on with `sieve run CONFIG --resume`"
+            f"{head}. {reason}. The run is committed up to step {committed}: end this actor (a new one loads all "
+            f"weights again), or run without its engine, then go on with `sieve run CONFIG --resume`"
         )
 
     def _files(self, store: VersionStore, version: int) -> Files | str:
