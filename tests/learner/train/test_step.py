@@ -18,6 +18,7 @@ from learner.metrics import Journal, step_record, whole_step
 from learner.model.checkpoint import CheckpointCorrupt, Checkpoints, Progress
 from learner.model.model import full_state, load, shard
 from learner.objective.registry import build
+from learner.objective.sequences import quantities
 from learner.ranks import Ranks
 from learner.settings import LearnerSettings, OptimizerSettings
 from learner.step_record import StepRecord
@@ -138,6 +139,16 @@ def test_the_mismatch_is_measured_on_the_freshest_samples(trainer: Trainer, rank
     assert (record.mismatch_staleness, stale.mismatch_staleness) == (0, 1)
     assert record.entropy == pytest.approx(-np.concatenate(samples.base).mean(), rel=1e-4)
     assert record.tokens == samples.tokens and record.groups == 4
+    of_the_service = {"canary_mean", "canary_max", "z_narrow_share", "admitted_staleness"}
+    assert {name for name, value in record if value is None} == of_the_service
+    assert StepRecord.model_validate_json(record.line()) == record
+
+
+def test_a_quantity_that_nobody_provides_stops_the_step(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A field of Sequences that neither the samples nor the step have must not be left out silently."""
+    monkeypatch.setattr("learner.train.step.quantities", lambda: {**quantities(), "answer": {}})
+    with pytest.raises(AttributeError, match="'answer'"):
+        take(trainer, 1)
 
 
 def flip(path: Path) -> None:
