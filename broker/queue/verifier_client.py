@@ -155,7 +155,7 @@ class VerifierClient(RunConnection):
         queue = self._queue(verifier)
         consumers = self._retry(lambda: self._redis.xinfo_consumers(queue, GROUP), "listing the consumers")
         names = {c["name"].decode() for c in consumers} - tried
-        alive = {heartbeat.id for heartbeat in self.services() if heartbeat.age_seconds < self.settings.lease_seconds}
+        alive = {heartbeat.id for heartbeat in self.services() if heartbeat.alive(self.settings.lease_seconds)}
         return bool(names & alive)
 
     def refresh(self, verifier: str, consumer: str, entries: Sequence[str]) -> None:
