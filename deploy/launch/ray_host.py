@@ -45,9 +45,16 @@ class Host:
     """
 
     def __init__(
-        self, role: Startable, tree: Mapping[str, Any], *, index: int, url: str, names: Sequence[str], threads: int,
+        self,
+        role: Startable,
+        tree: Mapping[str, Any],
+        *,
+        index: int,
+        url: str,
+        names: Sequence[str],
+        threads: int,
         search: Sequence[str],
-    ) -> None:  # fmt: skip
+    ) -> None:
         # Before torch is imported, and over what Ray derives from the actor's CPU share.
         os.environ["OMP_NUM_THREADS"] = str(threads)
         search_path.add(search)

@@ -250,12 +250,22 @@ def _learner(config: Config, tree: Mapping[str, Any], url: str) -> Unit:
 
 
 def _member(
-    role: Startable, share: Share, tree: Mapping[str, Any], url: str, index: int, names: Sequence[str], threads: int,
+    role: Startable,
+    share: Share,
+    tree: Mapping[str, Any],
+    url: str,
+    index: int,
+    names: Sequence[str],
+    threads: int,
     group: PlacementGroup | None = None,
-) -> Any:  # fmt: skip
+) -> Any:
     options: dict[str, Any] = {
-        "num_cpus": share.cpus, "num_gpus": share.gpus, "max_restarts": -1, "max_task_retries": 0, "max_concurrency": 2,
-    }  # fmt: skip
+        "num_cpus": share.cpus,
+        "num_gpus": share.gpus,
+        "max_restarts": -1,
+        "max_task_retries": 0,
+        "max_concurrency": 2,
+    }
     if group is not None:
         options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
     named = {"index": index, "url": url, "names": names, "threads": threads, "search": search_path.added()}
