@@ -37,7 +37,7 @@ from benchmarks.measure import Row, row
 from broker.queue.admin_client import AdminClient
 from broker.queue.state import RunSpec
 from broker.queue.wire import Ticket
-from broker.runtime.redis_server import read_endpoint
+from broker.runtime.endpoint import read_endpoint
 from deploy.config.tree import Config
 from learner.data.prompts import end_tokens, load_tokenizer, read_prompts
 

@@ -46,8 +46,8 @@ from broker.errors import (
 )
 from broker.queue.connection import RunConnection
 from broker.queue.heartbeat import BEATS_PER_LEASE, Heartbeat, Role
+from broker.runtime.endpoint import resolve_url
 from broker.runtime.metrics import BaseMetrics, MetricsServer, build_version, close_log, open_log
-from broker.runtime.redis_server import resolve_url
 from broker.settings import BrokerSettings, MetricsSettings, RunSettings
 
 FULL_SECONDS = 600.0
