@@ -23,7 +23,7 @@ from actor.engines.openai.settings import OpenAISettings
 from broker.errors import EX_USAGE
 
 LOOK_SECONDS = 1.0
-"""Interval between looks at the server's stamp. A claim stands for twice this before it counts."""
+"""Interval between looks at the server's stamp. A claim must stay in place for twice this to count."""
 CONTROL_SECONDS = 60.0
 """Deadline of stamping, resuming and pausing; a pause waits for one step of everything that runs."""
 PAUSED_SECONDS = 60.0
