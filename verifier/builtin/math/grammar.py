@@ -128,6 +128,8 @@ def read(found: list[Token]) -> Shape:
 
 
 def _value(found: list[Token]) -> Shape:
+    while len(found) > 2 and (found[0].text, found[-1].text) == ("{", "}") and _wraps(found):
+        found = found[1:-1]  # braces that only hold together what a font or colour is for
     for separators in (("or",), (";",), (",",)):
         members = _split(found, separators)
         if len(members) > 1:

@@ -215,7 +215,7 @@ def _joined(found: Iterator[Token]) -> Iterator[Token]:
                 ahead = [one.text for one in items[end : end + 4]]
                 if ahead[:3] == ["{", ",", "}"] and len(ahead) == 4:
                     step = 3
-                elif ahead[:2] == [",", "thin"] and len(ahead) >= 3:
+                elif ahead[:2] == [",", "thin"] and len(ahead) >= 3 and not items[end + 1].space:
                     step = 2
                 elif ahead[:1] == ["thin"] and len(ahead) >= 2:
                     step = 1
