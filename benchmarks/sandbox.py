@@ -20,7 +20,7 @@ from pathlib import Path
 
 from benchmarks.measure import alternate
 from verifier.builtin.python.verifier import PythonCode
-from verifier.sandbox.limits import LADDER, SandboxUnavailable
+from verifier.sandbox.limits import LEVELS, SandboxUnavailable
 
 RECORD = {"entry": "add", "tests": [{"call": [1, 2], "expected": 3}, {"call": [5, 6], "expected": 11}]}
 ANSWER = "```python\ndef add(a, b):\n    return a + b\n```"
@@ -41,7 +41,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rounds, interpreter = arguments.rounds, arguments.python
     verifiers: dict[str, PythonCode] = {}
-    for level in (*LADDER, "unsafe"):
+    for level in (*LEVELS, "unsafe"):
         try:
             verifiers[level] = PythonCode(sandbox={"level": level}, interpreter=interpreter)
         except SandboxUnavailable as error:

@@ -28,8 +28,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from broker.queue.client import Broker
+from broker.queue.actor_client import ActorClient
+from broker.queue.admin_client import AdminClient
 from broker.queue.heartbeat import Heartbeat
+from broker.queue.learner_client import LearnerClient
 from broker.queue.state import RunSpec
 from broker.queue.wire import Completion, Prompt, Ticket, float32, int32
 from broker.runtime.redis_server import Server
@@ -99,11 +101,14 @@ class Run:
                 {"serve": {load.queue: {"cache": False, **load.settings, **settings}}}
             ),
         )
-        self.broker = Broker.connect(self.config.broker, self.config.run, url=self.url)
+        broker, run = self.config.broker, self.config.run
+        self.learner = LearnerClient.connect(broker, run, url=self.url)
+        self.actor = ActorClient.connect(broker, run, url=self.url)
+        self.admin = AdminClient.connect(broker, run, url=self.url)
 
     def open(self, groups: int) -> None:
         """A run with room for `groups` groups of one completion."""
-        self.broker.open_run(
+        self.learner.open_run(
             RunSpec(
                 fingerprint="f" * 64, seed=0, steps=1, group_size=1, groups_per_step=groups, publish_every=1,
                 max_staleness=0, max_queued_bytes=1 << 30, max_new_tokens=8, train_prompts=1, eval_prompts=0,
@@ -112,14 +117,14 @@ class Run:
             [Prompt(index=0, text="?", tokens=int32([1]), verifier=self.load.queue, record=self.load.record)],
             [],
         )  # fmt: skip
-        self.broker.publish(self.broker.begin("learner"), 0, 0)
+        self.learner.publish(self.learner.begin("learner"), 0, 0)
 
     def offer(self, count: int, first: int = 0) -> None:
         """Offer `count` completions with different answers."""
-        self.broker.heartbeat(Heartbeat(id="actor", role="actor", phase="sampling", since=time.time()))
-        tickets = self.broker.take("actor", count).tickets
+        self.actor.heartbeat(Heartbeat(id="actor", role="actor", phase="sampling", since=time.time()))
+        tickets = self.actor.take("actor", count).tickets
         assert len(tickets) == count
-        self.broker.offer("actor", [self._complete(ticket, first + k) for k, ticket in enumerate(tickets)])
+        self.actor.offer("actor", [self._complete(ticket, first + k) for k, ticket in enumerate(tickets)])
 
     def _complete(self, ticket: Ticket, k: int) -> Completion:
         return Completion(
@@ -136,7 +141,7 @@ class Run:
         )
 
     def judged(self) -> int:
-        depths = self.broker.depths()
+        depths = self.admin.depths()
         return depths.passed + depths.failed
 
     @contextmanager
@@ -158,12 +163,13 @@ class Run:
                 process.terminate()
             for process in processes:
                 process.wait(60)
-            self.broker.close()
+            for client in (self.learner, self.actor, self.admin):
+                client.close()
 
     def ready(self) -> int:
         return sum(
             heartbeat.role == "verifier" and heartbeat.values.get("verdicts", 0) > 0
-            for heartbeat in self.broker.services()
+            for heartbeat in self.admin.services()
         )
 
 

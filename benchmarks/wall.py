@@ -34,7 +34,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from actor.engines.factory import open_engine
 from benchmarks.measure import Row, row
-from broker.queue.client import Broker
+from broker.queue.admin_client import AdminClient
 from broker.queue.state import RunSpec
 from broker.queue.wire import Ticket
 from broker.runtime.redis_server import read_endpoint
@@ -165,7 +165,7 @@ class _Services:
     def start(self, role: str, *, directory: Path | None = None) -> None:
         """Start `sieve ROLE CONFIG`; with `directory`, wait until the broker says there where it is."""
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-m", "deploy.cli", role, str(self.config)]
+        command = [sys.executable, "-m", "sieve", role, str(self.config)]
         with open(self.directory / f"{role}.log", "wb") as log:
             self.processes[role] = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
         deadline = time.monotonic() + START_SECONDS
@@ -177,7 +177,7 @@ class _Services:
         endpoint = read_endpoint(config.run)
         if endpoint is None:
             raise JobFailed(f"the broker has gone: {self._last('broker')}")
-        broker = Broker.connect(config.broker, config.run, url=endpoint.url)
+        broker = AdminClient.connect(config.broker, config.run, url=endpoint.url)
         try:
             deadline = time.monotonic() + START_SECONDS
             while not broker.depths().issued:

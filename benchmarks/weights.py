@@ -2,7 +2,7 @@
 
     python -m benchmarks.weights [--megabytes 1024] [--rounds 5] [--directory /tmp] [--clock cpu]
 
-    in place    WeightsDirectory.bring: every file read and hashed                against `hashlib.file_digest` of each
+    in place    DirectoryStore.bring: every file read and hashed                against `hashlib.file_digest` of each
     copy        WeightsCache.bring into an empty cache: copied and hashed         against copyfile, then file_digest
     delta       WeightsCache.bring with the base there, 1 % of 16-bit words new   against our own full copy
 
@@ -28,7 +28,8 @@ import numpy as np
 
 from benchmarks.measure import alternate, row
 from broker.weights.cache import WeightsCache
-from broker.weights.store import Fetched, WeightsDirectory
+from broker.weights.directory import DirectoryStore
+from broker.weights.store import Fetched
 
 FILES = 4
 CHANGED = 0.01
@@ -69,25 +70,25 @@ def main() -> None:
     CLOCK = arguments.clock
     with tempfile.TemporaryDirectory(dir=arguments.directory) as made:
         root = Path(made)
-        weights = WeightsDirectory(root / "weights")
+        weights = DirectoryStore(root / "weights")
         for version, changed in ((1, 0.0), (2, CHANGED)):
             write(weights.begin(version), arguments.megabytes, changed)
             weights.publish(version, delta=True)
         compare(weights, root, arguments.rounds)
 
 
-def compare(weights: WeightsDirectory, root: Path, rounds: int) -> None:
+def compare(weights: DirectoryStore, root: Path, rounds: int) -> None:
     """Print the three ratios for version 2 of `weights`, whose delta has version 1 as its base."""
     files = sorted((weights.path / "v00000002").glob("*.safetensors"))
     cache, plain = root / "cache", root / "plain"
     parts: dict[str, Fetched] = {}
 
-    def bring(name: str, base: bool) -> float:
+    def fetch(name: str, base: bool) -> float:
         shutil.rmtree(cache, ignore_errors=True)
         reader = WeightsCache(weights, cache)
         if base:
-            reader.bring(1)
-        took = seconds(lambda: parts.update({name: reader.bring(2)}))
+            reader.fetch(1)
+        took = seconds(lambda: parts.update({name: reader.fetch(2)}))
         reader.close()
         return took
 
@@ -110,11 +111,11 @@ def compare(weights: WeightsDirectory, root: Path, rounds: int) -> None:
 
     seen = alternate(
         {
-            "in place": lambda: seconds(lambda: parts.update({"in place": weights.bring(2)})),
+            "in place": lambda: seconds(lambda: parts.update({"in place": weights.fetch(2)})),
             "hash": lambda: seconds(hash_all),
-            "copy": lambda: bring("copy", base=False),
+            "copy": lambda: fetch("copy", base=False),
             "copy, hash": copy_and_hash,
-            "delta": lambda: bring("delta", base=True),
+            "delta": lambda: fetch("delta", base=True),
         },
         rounds,
     )

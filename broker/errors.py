@@ -1,10 +1,8 @@
-"""What can go wrong, as exceptions that carry the exit code of the process they end.
+"""The exit codes of all processes, and the exceptions that carry them.
 
 A message names the value that was seen, the limit it broke and the remedy, in one line, because it is what a person
-reads on the terminal. Messages never contain a password (see `redact`). Exit codes follow sysexits.h: 64 a wrong
-command line or setting, 65 data that contradicts itself, 69 something needed is unavailable, 70 our own fault, 73 a
-directory cannot be written, 75 try again later, 76 sampler and learner hold different weights. Each room derives its
-own errors from `SieveError`.
+reads on the terminal. Messages never contain a password (see `redact`). Numbers are those of sysexits.h where one
+fits. Every package derives its own errors from `SieveError`.
 """
 
 from __future__ import annotations
@@ -13,13 +11,21 @@ import re
 from typing import ClassVar
 
 EX_OK = 0
+"""Done."""
 EX_USAGE = 64
+"""A wrong command line or setting: correct it; starting again changes nothing."""
 EX_DATA = 65
+"""Data that contradicts itself: files, a run of other settings, an account that does not add up."""
 EX_UNAVAILABLE = 69
+"""Something that is needed cannot be reached or is not installed."""
 EX_INTERNAL = 70
+"""A fault of sieve; the traceback is in the service's log."""
 EX_CANNOT_CREATE = 73
+"""A directory or file cannot be written."""
 EX_TEMPORARY = 75
+"""Temporary: the same command can succeed later."""
 EX_MISMATCH = 76
+"""Sampler and learner hold different weights, so training stopped; the message names the actor to end."""
 
 _SECRET = re.compile(r"(?P<scheme>\b(?:rediss?|unix)://)(?P<user>[^:@/\s]*):(?P<secret>[^@\s]*)@")
 _QUERY_SECRET = re.compile(r"(?P<key>[?&]password=)[^&\s'\"]*")

@@ -282,21 +282,25 @@ class EvaluationSettings(Section):
 
 
 class WeightsSettings(Section):
-    """How a published version reaches the actors. The files in <run>/weights are written with every transport: late
-    joiners, evaluations and resumes read them."""
+    """Where published versions are stored, and whether they are also broadcast. Every version is stored, also with a
+    broadcast: late joiners, evaluations and resumed runs read it from the store."""
 
-    transport: Literal["files", "nccl", "gloo"] = "files"
-    """`files`: actors read the published files, wherever that directory lies. `nccl` and `gloo` send tensors from the
-    learner straight into the engines."""
+    store: Literal["directory"] = "directory"
+    """`directory`: safetensors files in `<run>/weights`, which the learner and all actors must see."""
     cache: Path | None = None
-    """A directory of the actor's own machine for verified copies, shared by its actors. None: read in place."""
+    """Directory of the actor's own machine for verified copies of stored versions, shared by the actors there. None:
+    versions are read in place."""
     delta: bool = False
-    """Write also, where it is less than half of a version, what changed since the version before: readers that have
-    that one in their `cache` take only this."""
-    host: Annotated[str, Field(min_length=1, max_length=255)] = "127.0.0.1"
-    """`gloo`: this machine's address, on which the learner's rank 0 listens for the engines of other machines."""
-    transfer_seconds: Annotated[float, Field(ge=1, le=3600)] = 60.0
-    """`nccl`, `gloo`: meeting, and then sending, may each take this long; what is not there by then reads the files."""
+    """Store also what changed since the version before, where that is less than half of a version. Actors that have the
+    earlier version in their `cache` read only this."""
+    broadcast: Literal["none", "gloo", "nccl"] = "none"
+    """`gloo` (CPUs) and `nccl` (GPUs, vLLM only) send each new version from the learner's rank 0 straight into the
+    engines, beside storing it. `none`: actors read it from the store."""
+    broadcast_host: Annotated[str, Field(min_length=1, max_length=255)] = "127.0.0.1"
+    """`gloo`: address of this machine on which the learner's rank 0 listens for the engines."""
+    broadcast_seconds: Annotated[float, Field(ge=1, le=3600)] = 60.0
+    """Limit for connecting all engines, and again for sending a version. Actors that have not received it by then read
+    it from the store."""
 
 
 class MetricsSettings(Section):
@@ -328,16 +332,18 @@ class Shared(Section):
     metrics: MetricsSettings = MetricsSettings()
 
     @model_validator(mode="after")
-    def _sendable(self) -> Self:
-        transport = self.weights.transport
-        if transport != "files" and self.schedule.forced_staleness:
+    def _can_broadcast(self) -> Self:
+        broadcast = self.weights.broadcast
+        if broadcast == "none":
+            return self
+        if self.schedule.forced_staleness:
             raise ValueError(
-                f"weights.transport = {transport} brings the newest version at once, schedule.forced_staleness = "
-                f"{self.schedule.forced_staleness} asks for older ones: use weights.transport = files in such studies"
+                f"weights.broadcast = {broadcast} loads the newest version at once, but schedule.forced_staleness = "
+                f"{self.schedule.forced_staleness} needs older ones: set weights.broadcast to none"
             )
-        if transport != "files" and self.model.lora is not None:
+        if self.model.lora is not None:
             raise ValueError(
-                f"weights.transport = {transport} sends whole models, and with model.lora only adapters change, a few "
-                f"megabytes: use weights.transport = files"
+                f"weights.broadcast = {broadcast} sends whole models, but with model.lora only the adapters change, a "
+                f"few megabytes: set weights.broadcast to none"
             )
         return self

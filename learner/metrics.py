@@ -1,91 +1,97 @@
-"""What a step tells: one line of metrics.jsonl and the Prometheus series. Changes nothing in the step itself.
+"""The learner's metrics: the record of a step, the journal that keeps them, and the Prometheus series.
 
-Figures are of the whole step over all ranks. Shares are 0–1, log-probabilities and entropies in nats, times in seconds.
+Reads what a step left behind and changes nothing in it. All values are of the whole step over all ranks; units are with
+the fields of learner/step_record.py.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
-from dataclasses import fields
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from learner.objective.diagnostics import BUCKETS, DIFFICULTIES
-from learner.objective.registry import Objective
+from learner.difficulty import Z_LEVELS
+from learner.objective.diagnostics import BUCKETS
+from learner.objective.registry import ConfiguredObjective
 from learner.objective.sequences import Sequences
 from learner.ranks import Ranks
+from learner.step_record import StepRecord, exported
 from learner.train.partition import PartitionFunction
-from learner.train.step import Report, join
+from learner.train.step import Report
 
-PARTS = ("waiting", "base", "backward", "publish", "checkpoint")
+PARTS = ("waiting", "base", "backward", "publish")
+"""Parts of a step whose duration is a histogram, by their field `seconds_<part>`."""
 STALENESS_EDGES = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128)
 DIVERGENCES = ("forward_kl", "alpha_divergence", "jensen_shannon", "total_variation")
-LEVELS = frozenset(name for name, _, _ in DIFFICULTIES)
 
 
 def whole_step(ranks: Ranks, report: Report) -> Sequences | None:
     """All sequences of the step on rank 0 (on the CPU), None on the others or when there are none. Collective."""
-    mine = [{item.name: getattr(part, item.name).cpu() for item in fields(Sequences)} for part in report.sequences]
-    parts = [Sequences(**part) for rank in ranks.gather_first(mine) for part in rank]
-    return join(parts) if parts else None
+    mine = [part.to("cpu") for part in report.sequences]
+    parts = [part for rank in ranks.gather_first(mine) for part in rank]
+    return Sequences.joined(parts) if parts else None
 
 
-def figures(
+def step_record(
     sequences: Sequences | None,
     report: Report,
-    objective: Objective,
+    objective: ConfiguredObjective,
     *,
     step: int,
     version: int,
     progress: float,
     current: bool,
-) -> dict[str, Any]:
-    """One line of metrics.jsonl.
+) -> StepRecord:
+    """The record of a step, without its durations and what the service adds.
 
-    The mismatch is taken over the freshest samples of the step, `mismatch_staleness` versions old. At 0 it is pure
-    sampler–learner disagreement and must vanish up to rounding; above 0 it also holds what those versions learned,
-    stays level while weights arrive, and grows without end when they do not. `current`: the weights trained from were
-    those of `version`; otherwise no sample of this step is exactly current.
+    `current`: the weights trained from were those of `version`; otherwise no sample of this step is exactly current.
     """
-    line: dict[str, Any] = {
-        "step": step, "version": version, "time": time.time(), "loss": report.loss, "grad_norm": report.grad_norm,
-        "lr": report.lr, "refused": report.refused, "completions": report.completions,
-    }  # fmt: skip
+    record = StepRecord(
+        step=step,
+        version=version,
+        time=time.time(),
+        loss=report.loss,
+        grad_norm=report.grad_norm,
+        lr=report.lr,
+        refused=report.refused,
+        completions=report.completions,
+    )
     if sequences is None:
-        return line
-    found = {name: float(value) for name, value in objective(sequences, progress).diagnostics.items()}
-    lengths = sequences.tokens
-    tokens = float(lengths.sum())
+        return record
+    context = replace(objective.context, progress=progress)
+    found: dict[str, Any] = {name: float(value) for name, value in objective(sequences, context).diagnostics.items()}
+    levels = {name for name, _, _ in Z_LEVELS}
+    tokens = float(sequences.tokens.sum())
     age = int(sequences.staleness.min())
     freshest = sequences.staleness == age
     gap = sequences.token_log_rho.abs()[freshest]
-    line |= {
+    return StepRecord(
+        **record.model_dump(exclude_unset=True),
         **{name: value for name, value in found.items() if "/" not in name},
-        "z_mean": float(sequences.log_z.exp().mean()),
-        "staleness_mean": float(sequences.staleness.float().mean()),
-        "staleness_max": int(sequences.staleness.max()),
-        "mismatch_mean": float(gap.sum()) / float(sequences.mask[freshest].sum()),
-        "mismatch_max": float(gap.max()),
-        "mismatch_staleness": age if current else age + 1,
-        "groups": len(set(sequences.group.tolist())),
-        "tokens": int(tokens),
-        "entropy": -float(sequences.policy[sequences.mask].sum()) / tokens,
-        "response_length": float(lengths.mean()),
-        "by_staleness": {
-            name: value for name, value in found.items() if "/" in name and name.partition("/")[2] not in LEVELS
+        groups=len(set(sequences.group.tolist())),
+        tokens=int(tokens),
+        response_length=float(sequences.tokens.mean()),
+        entropy=-float(sequences.policy[sequences.mask].sum()) / tokens,
+        staleness_mean=float(sequences.staleness.float().mean()),
+        staleness_max=int(sequences.staleness.max()),
+        z_mean=float(sequences.log_z.exp().mean()),
+        mismatch_mean=float(gap.sum()) / float(sequences.mask[freshest].sum()),
+        mismatch_max=float(gap.max()),
+        mismatch_staleness=age if current else age + 1,
+        by_staleness={
+            name: value for name, value in found.items() if "/" in name and name.partition("/")[2] not in levels
         },
-        "by_difficulty": {name: value for name, value in found.items() if name.partition("/")[2] in LEVELS},
-    }
-    return line
+        by_difficulty={name: value for name, value in found.items() if name.partition("/")[2] in levels},
+    )
 
 
 class PartitionSummary:
-    """How well Z is known over all prompts; looked at anew when that costs less than 2 % of the time."""
+    """How well Z is known over all prompts, computed again when that costs less than 2 % of the time."""
 
     def __init__(self, partition: PartitionFunction) -> None:
         self._partition = partition
@@ -102,7 +108,7 @@ class PartitionSummary:
 
 
 class Journal:
-    """metrics.jsonl: one line a step, none twice."""
+    """The file metrics.jsonl: one StepRecord a line, no step twice."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -123,131 +129,109 @@ class Journal:
         partial.write_text("".join(kept), encoding="utf-8")
         os.replace(partial, self.path)
 
-    def append(self, line: dict[str, Any]) -> None:
-        """Write one line; numbers that JSON has no word for become null."""
+    def append(self, record: StepRecord) -> None:
+        """Write the record of the next step."""
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(_plain(line)) + "\n")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+            file.write(record.line())
 
 
 class LearnerMetrics:
-    """The learner's Prometheus series; labels come from fixed sets only."""
+    """The learner's Prometheus series; labels come from fixed sets only.
+
+    Gauges of a single field of StepRecord are declared there, the others here.
+    """
 
     def __init__(self, registry: CollectorRegistry) -> None:
         def gauge(name: str, text: str, *labels: str) -> Gauge:
-            return Gauge(f"sieve_learner_{name}", text, labels, registry=registry)
+            return Gauge(name, text, labels, registry=registry)
 
         def counter(name: str, text: str) -> Counter:
-            return Counter(f"sieve_learner_{name}", text, registry=registry)
+            return Counter(name, text, registry=registry)
 
-        self.step = gauge("step", "Optimiser steps done.")
-        self.version = gauge("version", "Newest published version.")
-        self.committed = gauge("committed_step", "Newest step with a durable checkpoint whose groups are committed.")
-        self.steps = counter("steps", "Optimiser steps done by this process.")
-        self.refused = counter(
-            "refused_steps", "Steps not applied because a number was not finite or nothing was left."
+        self.of_field = {field: gauge(metric.name, text) for field, metric, text in exported()}
+        """By the field of StepRecord that each shows."""
+        self.version = gauge("sieve_learner_version", "Newest published version.")
+        self.committed = gauge(
+            "sieve_learner_committed_step", "Newest step with a durable checkpoint whose groups are committed."
         )
-        self.completions = counter("completions", "Completions trained on.")
-        self.tokens = counter("tokens", "Completion tokens trained on.")
-        self.scored = counter("base_scored", "Completions scored under the base model by this rank.")
-        self.evaluations = counter("evaluations", "Held-out evaluations finished.")
+        self.steps = counter("sieve_learner_steps", "Optimiser steps done by this process.")
+        self.refused = counter(
+            "sieve_learner_refused_steps", "Steps not applied because a number was not finite or nothing was left."
+        )
+        self.completions = counter("sieve_learner_completions", "Completions trained on.")
+        self.tokens = counter("sieve_learner_tokens", "Completion tokens trained on.")
+        self.scored = counter("sieve_learner_base_scored", "Completions scored under the base model by this rank.")
+        self.evaluations = counter("sieve_learner_evaluations", "Evaluations finished.")
         self.seconds = Histogram(
-            "sieve_learner_step_seconds", "Time of a step by part.", ["part"], registry=registry,
+            "sieve_learner_step_seconds",
+            "Time of a step by part; checkpoint: of a checkpoint, which is no part of a step.",
+            ["part"],
+            registry=registry,
             buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000),
-        )  # fmt: skip
+        )
         self.staleness = Histogram(
-            "sieve_learner_staleness_versions", "Staleness of each completion when its group was leased.",
-            registry=registry, buckets=STALENESS_EDGES,
-        )  # fmt: skip
-        self.scalars = {
-            "loss": gauge("loss", "Loss of the last step."),
-            "grad_norm": gauge("gradient_norm", "Global L2 norm of the last gradient, before clipping."),
-            "lr": gauge("learning_rate", "Learning rate of the last step."),
-            "pass_rate": gauge("pass_ratio", "Share of right answers in the last step."),
-            "mean_r": gauge(
-                "mean_reward", "Estimate of E[r] under the policy, r = (p/π)^(1−α); never above 1 in truth."
-            ),
-            "mean_r_alarm": gauge("mean_reward_alarm", "1 when that estimate exceeds 1 by three standard errors."),
-            "truncated_share": gauge("truncated_ratio", "Share of ratios π_θ/μ that were truncated."),
-            "clipped_share": gauge("clipped_ratio", "Share of right answers whose weight W was clipped."),
-            "clipped_mass": gauge("clipped_mass_ratio", "Share of all weight that truncation and clipping took away."),
-            "z_mean": gauge("partition_mean", "Mean Z of the last step's prompts."),
-            "z_narrow_share": gauge(
-                "partition_narrow_ratio", "Share of prompts whose Z is known within a factor of two."
-            ),
-            "mismatch_mean": gauge(
-                "mismatch_mean_nats", "Mean |log π_θ − log μ| per token of the freshest samples of the step."
-            ),
-            "mismatch_max": gauge("mismatch_max_nats", "Largest such difference: the canary for broken weight sync."),
-            "mismatch_staleness": gauge("mismatch_staleness_versions", "How many versions old those samples are."),
-            "canary_mean": gauge(
-                "canary_mismatch_nats", "Largest mean |Δ log π| per token that an actor reported on a canary lately."
-            ),
-            "entropy": gauge("entropy_nats", "Mean −log π_θ per sampled token."),
-            "response_length": gauge("response_length_tokens", "Mean length of a completion."),
-            "staleness_mean": gauge("staleness_mean_versions", "Mean staleness of the last step's completions."),
-            "staleness_max": gauge("staleness_max_versions", "Largest staleness of the last step's completions."),
-            "mass_in_support": gauge("mass_in_support_ratio", "Policy mass on right answers, by importance weights."),
-            "mass_excess": gauge("mass_excess_ratio", "Mass on right answers in excess of the target's: E[v(π−p)₊]."),
-            "mass_lacking": gauge("mass_lacking_ratio", "Mass on right answers that the policy lacks: E[v(p−π)₊]."),
-            "admitted_staleness": gauge(
-                "admitted_staleness_versions", "Staleness that admission aims at; below the bound when ESS is short."
-            ),
-        }
-        self.ess = gauge("ess_ratio", "Effective sample size as a share, of ρ = π_θ/μ, ρ^α and W.", "weight")
-        self.bucket = gauge("staleness_bucket_ratio", "ESS and gradient share by staleness.", "figure", "bucket")
-        self.difficulty = gauge("difficulty_pass_ratio", "Pass rate by the prompts' estimated Z.", "difficulty")
-        self.divergence = gauge("divergence_nats", "Estimated divergence of the policy from the target.", "kind")
-        self.passes = gauge("eval_pass_ratio", "pass@k of the newest finished evaluation.", "k")
-        self.distinct = gauge("eval_distinct_correct", "Mean number of distinct right answers a prompt in it.")
-        self.eval_version = gauge("eval_version", "The version it is of.")
+            "sieve_learner_staleness_versions",
+            "Staleness of each completion when its group was leased.",
+            registry=registry,
+            buckets=STALENESS_EDGES,
+        )
+        self.ess = gauge(
+            "sieve_learner_ess_ratio", "Effective sample size as a share, of ρ = π_θ/μ, ρ^α and W.", "weight"
+        )
+        self.divergence = gauge(
+            "sieve_learner_divergence_nats", "Estimated divergence of the policy from the target.", "kind"
+        )
+        self.bucket = gauge(
+            "sieve_learner_staleness_bucket_ratio", "ESS and gradient share by staleness.", "statistic", "bucket"
+        )
+        self.difficulty = gauge(
+            "sieve_learner_difficulty_pass_ratio", "Pass rate by the prompts' estimated Z.", "difficulty"
+        )
+        self.passes = gauge("sieve_learner_eval_pass_ratio", "pass@k of the newest finished evaluation.", "k")
+        self.distinct = gauge(
+            "sieve_learner_eval_distinct_correct", "Mean number of distinct right answers a prompt in it."
+        )
+        self.eval_version = gauge("sieve_learner_eval_version", "The version it is of.")
 
-    def observe(self, line: dict[str, Any], sequences: Sequences | None) -> None:
-        """Take over one line of metrics.jsonl."""
+    def observe(self, record: StepRecord, sequences: Sequences | None) -> None:
+        """Export a step, whose completions were `sequences`."""
         self.steps.inc()
-        self.step.set(line["step"])
-        self.version.set(line["version"])
-        if line["refused"]:
+        if record.refused:
             self.refused.inc()
-        for name, series in self.scalars.items():
-            if line.get(name) is not None:
-                series.set(line[name])
+        for field, series in self.of_field.items():
+            value = getattr(record, field)
+            if value is not None:
+                series.set(value)
         for part in PARTS:
-            if f"seconds_{part}" in line:
-                self.seconds.labels(part).observe(line[f"seconds_{part}"])
-        self.seconds.labels("whole").observe(line["seconds"])
+            self.seconds.labels(part).observe(getattr(record, f"seconds_{part}"))
+        self.seconds.labels("whole").observe(record.seconds)
         if sequences is None:
             return
-        self.completions.inc(line["completions"])
-        self.tokens.inc(line["tokens"])
-        for value in sequences.staleness.tolist():
-            self.staleness.observe(value)
+        self.completions.inc(record.completions)
+        self.tokens.inc(record.tokens or 0)
+        for staleness in sequences.staleness.tolist():
+            self.staleness.observe(staleness)
         for weight in ("rho", "rho_alpha", "weight"):
-            self.ess.labels(weight).set(line[f"ess_{weight}"])
+            self.ess.labels(weight).set(getattr(record, f"ess_{weight}"))
         for kind in DIVERGENCES:
-            self.divergence.labels(kind).set(line[kind])
+            self.divergence.labels(kind).set(getattr(record, kind))
         self.bucket.clear()  # a bucket without samples now must not show what it was
-        known = {name for name, _, _ in BUCKETS}
-        for name, value in line["by_staleness"].items():
-            figure, _, bucket = name.partition("/")
-            if bucket in known:
-                self.bucket.labels(figure, bucket).set(value)
-
+        buckets = {name for name, _, _ in BUCKETS}
+        for name, share in record.by_staleness.items():
+            statistic, _, bucket = name.partition("/")
+            if bucket in buckets and share is not None:
+                self.bucket.labels(statistic, bucket).set(share)
         self.difficulty.clear()
-        for name in LEVELS:
-            if f"pass_rate/{name}" in line["by_difficulty"]:
-                self.difficulty.labels(name).set(line["by_difficulty"][f"pass_rate/{name}"])
+        for level, _, _ in Z_LEVELS:
+            rate = record.by_difficulty.get(f"pass_rate/{level}")
+            if rate is not None:
+                self.difficulty.labels(level).set(rate)
 
-    def evaluated(self, figures_of: dict[str, float]) -> None:
-        """Take over a finished evaluation."""
+    def evaluated(self, results: dict[str, float]) -> None:
+        """Export a finished evaluation: the numbers of its line in eval.jsonl."""
         self.evaluations.inc()
-        self.eval_version.set(figures_of["version"])
-        self.distinct.set(figures_of.get("distinct_correct", 0.0))
-        for name, value in figures_of.items():
+        self.eval_version.set(results["version"])
+        self.distinct.set(results.get("distinct_correct", 0.0))
+        for name, value in results.items():
             if name.startswith("pass@"):
                 self.passes.labels(name.removeprefix("pass@")).set(value)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -22,20 +22,22 @@ import torch
 from broker.errors import RunBusy, SieveError
 from broker.queue import admission
 from broker.queue.heartbeat import Role
+from broker.queue.learner_client import LearnerClient
 from broker.queue.state import Epoch
 from broker.queue.wire import float32
 from broker.runtime.service import Service
-from broker.weights.broadcast import Transfers
-from broker.weights.store import WeightsDirectory
+from broker.weights.broadcast import BroadcastCoordinator
+from broker.weights.factory import location_of, open_store
 from learner.batch.samples import fetch
 from learner.evaluation.held_out import Evaluations
-from learner.metrics import Journal, LearnerMetrics, PartitionSummary, figures, whole_step
+from learner.metrics import Journal, LearnerMetrics, PartitionSummary, step_record, whole_step
 from learner.model.checkpoint import Checkpoints, Progress
 from learner.objective.sequences import Sequences
 from learner.ranks import Ranks
 from learner.settings import LearnerConfig
 from learner.start import Run, build_trainer, compute_dtype, open_run
-from learner.weights.broadcast import Broadcast, TransferMetrics, link_maker
+from learner.step_record import StepRecord
+from learner.weights.broadcast import Broadcaster, BroadcastMetrics, open_broadcaster
 from learner.weights.canary import CanaryWatch
 from learner.weights.publish import export, export_adapters, publish_weights
 
@@ -51,10 +53,11 @@ class TooManyRefusals(SieveError):
     """Several steps in a row gave numbers that are not finite."""
 
 
-class LearnerService(Service):
+class LearnerService(Service[LearnerClient]):
     """One rank of the learner. RANK and WORLD_SIZE say which; without them it is the only one."""
 
     role: ClassVar[Role] = "learner"
+    client = LearnerClient
     grace_seconds = 120.0
 
     def __init__(self, config: LearnerConfig, *, index: int = 0, url: str | None = None) -> None:
@@ -67,7 +70,7 @@ class LearnerService(Service):
         self._agreed_stop = False
         self._refused_in_a_row = 0
         self._idle_since = time.perf_counter()
-        self._pending: tuple[dict[str, Any], Sequences | None] | None = None
+        self._pending: tuple[StepRecord, Sequences | None] | None = None
         self._done_since: float | None = None
         self._ess = float("nan")
         """Of the ratios that the objective weighs with, in the newest step; a share."""
@@ -85,26 +88,23 @@ class LearnerService(Service):
         self.run_data: Run = open_run(self.config, self.ranks, self.broker)
         path = self.config.run.path
         self.trainer = build_trainer(self.config, self.ranks)
-        self.weights = WeightsDirectory(path / "weights")
+        self.weights = open_store(self.config.weights, location_of(self.config.run))
         self.checkpoints = Checkpoints(path / "checkpoints", self.ranks)
         self.journal = Journal(path / "metrics.jsonl")
-        self.broadcast = self._open_broadcast() if self.ranks.first else None
+        self.broadcaster = self._open_broadcaster() if self.ranks.first else None
         self.evaluation = Evaluations(self.broker, self.weights, path, self._evaluated)
         self.canary = CanaryWatch(self.config, self.ranks, self.broker, self.run_data.prompts)
         self.z_summary = PartitionSummary(self.trainer.partition)
         self.epoch: Epoch = self._resume()
-        self.metrics.step.set(self.progress.step)
+        self.metrics.of_field["step"].set(self.progress.step)
         self.metrics.committed.set(self.committed)
         self._publish_at_start()
         self._idle_since = time.perf_counter()
 
-    def _open_broadcast(self) -> Broadcast | None:
-        """Raises TransportUnavailable where this machine cannot send so."""
-        transport, metrics = self.config.weights.transport, TransferMetrics(self.registry)
-        if transport == "files":
-            return None
-        link = link_maker(self.config.weights)
-        return Broadcast(Transfers(self.broker), link, self.config.weights, metrics, self.log, self.wait)
+    def _open_broadcaster(self) -> Broadcaster | None:
+        """None with `weights.broadcast: none`. Raises BroadcastUnavailable."""
+        coordinator, metrics = BroadcastCoordinator(self.broker), BroadcastMetrics(self.registry)
+        return open_broadcaster(self.config.weights, coordinator, metrics, self.log, self.wait)
 
     def _resume(self) -> Epoch:
         """Load the newest checkpoint and take the run with it: what it holds is committed, the rest is done again."""
@@ -180,7 +180,7 @@ class LearnerService(Service):
 
     def _next(self) -> tuple[Order, list[str]]:
         """What comes next (rank 0)."""
-        if self.canary.trouble():
+        if self.canary.mismatched():
             return "stop", []
         schedule, now = self.config.schedule, self.progress
         last = now.step >= schedule.steps
@@ -206,8 +206,8 @@ class LearnerService(Service):
             self.step()  # other ranks may still be in the middle of an order
         if self.progress.step > self.committed:
             self._checkpoint()
-        if self.broadcast is not None:
-            self.broadcast.close()
+        if self.broadcaster is not None:
+            self.broadcaster.close()
         self.ranks.close()
 
     # --- the orders
@@ -242,17 +242,19 @@ class LearnerService(Service):
         self.progress = replace(before, step=step)
         sequences = whole_step(self.ranks, report)
         if self.ranks.first:
-            line = figures(
+            record = step_record(
                 sequences, report, self.trainer.objective, step=step, version=before.version, progress=progress,
                 current=before.published_step == before.step,
             )  # fmt: skip
-            self.canary.trained(samples, line, before.version)
-            line |= self.canary.figures()
-            line["z_narrow_share"] = self.z_summary.narrow_share()
-            line["admitted_staleness"] = self._admitted
-            self._ess = line.get(self.config.learner.objective.staleness_ess, float("nan"))
-            clock |= report.seconds
-            self._pending = line | {f"seconds_{part}": seconds for part, seconds in clock.items()}, sequences
+            self.canary.trained(samples, record, before.version)
+            record.canary_mean, record.canary_max = self.canary.largest_differences()
+            record.z_narrow_share = self.z_summary.narrow_share()
+            record.admitted_staleness = self._admitted
+            ess = getattr(record, self.config.learner.objective.staleness_ess)
+            self._ess = float("nan") if ess is None else ess
+            for part, seconds in (clock | report.seconds).items():
+                setattr(record, f"seconds_{part}", seconds)
+            self._pending = record, sequences
         self._note_refusal(report.refused, step, group_ids)
 
     def _note_refusal(self, refused: str, step: int, group_ids: list[str]) -> None:
@@ -305,23 +307,23 @@ class LearnerService(Service):
         }
 
     def _send(self, version: int) -> Callable[[dict[str, torch.Tensor]], object] | None:
-        """Broadcasts the version to the actors that are there; None with weights.transport = files."""
-        broadcast = self.broadcast
-        return None if broadcast is None else lambda state: broadcast.send(self.epoch, version, state)
+        """What broadcasts `version` to the actors that are there; None with `weights.broadcast: none`."""
+        broadcaster = self.broadcaster
+        return None if broadcaster is None else lambda state: broadcaster.send(self.epoch, version, state)
 
     def _write_line(self, publish: float = 0.0) -> None:
         """The line of the step that has just ended, once its publication is timed too."""
         if self._pending is not None:
-            line, sequences = self._pending
+            record, sequences = self._pending
             end = time.perf_counter()
-            line |= {"seconds_publish": publish, "seconds": end - self._idle_since}
-            self.journal.append(line)
-            self.metrics.observe(line, sequences)
+            record.seconds_publish, record.seconds = publish, end - self._idle_since
+            self.journal.append(record)
+            self.metrics.observe(record, sequences)
             self.values = {
-                "step": line["step"], "steps": self.config.schedule.steps, "version": self.progress.version,
-                "pass_rate": line.get("pass_rate", 0.0), "ess": line.get("ess_rho_alpha", 0.0),
-                "staleness": line.get("staleness_mean", 0.0), "step_seconds": line["seconds"],
-                "tokens_per_second": line.get("tokens", 0) / line["seconds"],
+                "step": record.step, "steps": self.config.schedule.steps, "version": self.progress.version,
+                "pass_rate": record.pass_rate or 0.0, "ess": record.ess_rho_alpha or 0.0,
+                "staleness": record.staleness_mean or 0.0, "step_seconds": record.seconds,
+                "tokens_per_second": (record.tokens or 0) / record.seconds,
             }  # fmt: skip
             self._pending = None
             self._idle_since = end
@@ -344,11 +346,11 @@ class LearnerService(Service):
 
     # --- evaluation and the end
 
-    def _evaluated(self, figures_of: dict[str, float]) -> None:
-        """A finished evaluation, already on disk."""
-        self.metrics.evaluated(figures_of)
-        shown = ", ".join(f"{name} {value:.3f}" for name, value in figures_of.items() if name.startswith("pass@"))
-        self.log.info("evaluation of version %d: %s", figures_of["version"], shown)
+    def _evaluated(self, results: dict[str, float]) -> None:
+        """Export and log an evaluation whose files are written."""
+        self.metrics.evaluated(results)
+        shown = ", ".join(f"{name} {value:.3f}" for name, value in results.items() if name.startswith("pass@"))
+        self.log.info("evaluation of version %d: %s", results["version"], shown)
 
     def _request_evaluation(self, version: int) -> None:
         if version == 0 and not self.config.evaluation.base and self.config.schedule.steps:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from broker.settings import Section, Shared
-from learner.objective.settings import ObjectiveSettings
+from learner.objective.settings import AlphaDpgSettings, AnyObjective
 from learner.train.partition import PartitionSettings
 
 
@@ -33,7 +33,7 @@ class OptimizerSettings(Section):
 class LearnerSettings(Section):
     """How the policy is trained, in what precision and pieces, and what is kept on disk."""
 
-    objective: ObjectiveSettings = ObjectiveSettings()
+    objective: AnyObjective = AlphaDpgSettings()
     partition: PartitionSettings = PartitionSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -56,7 +56,8 @@ class LearnerSettings(Section):
     """Consecutive steps refused for non-finite numbers before the learner ends with an error."""
     mismatch_nats: Annotated[float, Field(gt=0)] | None = None
     """Largest mean |log π_θ − log μ| per token, in nats, between learner and sampler of the same version, before
-    training stops. None: what rounding explains in the coarser precision of the two (`learner.canary.BOUNDS`)."""
+    training stops. None: what rounding explains in the coarser precision of the two, `learner.weights.canary.BOUNDS`.
+    """
     collective_seconds: Annotated[float, Field(ge=10, le=86400)] = 600.0
     """A rank that does not answer a collective for this long is lost: all ranks end and resume from the checkpoint."""
 

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from transformers import AutoConfig
 
 from broker.errors import EX_USAGE, SieveError
-from broker.queue.client import Broker
+from broker.queue.learner_client import LearnerClient
 from broker.queue.state import RunSpec
 from broker.queue.wire import Prompt, pack
 from broker.settings import ModelSettings
+from broker.weights.factory import location_of
 from learner.data import fingerprint
 from learner.data.prompts import end_tokens, load_tokenizer, read_prompts
 from learner.data.rows import pass_rates
@@ -54,7 +55,7 @@ def compute_dtype(model: ModelSettings) -> torch.dtype:
     return DTYPES[model.dtype]
 
 
-def open_run(config: LearnerConfig, ranks: Ranks, broker: Broker) -> Run:
+def open_run(config: LearnerConfig, ranks: Ranks, broker: LearnerClient) -> Run:
     """Tokenise the prompts on every rank and open the run in the broker on rank 0. Collective.
 
     Raises DataUnusable, ModelUnusable, SettingsUnfit, RunConflict.
@@ -103,7 +104,7 @@ def open_run(config: LearnerConfig, ranks: Ranks, broker: Broker) -> Run:
                 train_prompts=len(train),
                 eval_prompts=len(eval_prompts),
                 eos_token_ids=end_tokens(path, model, tokenizer),
-                weights=str((config.run.path / "weights").absolute()),
+                weights=location_of(config.run),
             ),
             train,
             eval_prompts,

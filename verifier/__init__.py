@@ -1,4 +1,4 @@
-"""Verifiers: decide pass, fail or error about one completion, and the service that feeds them.
+"""Verifiers, which judge completions as pass, fail or error, and the service that runs them.
 
 May import broker; inside: sandbox < builtin, protocol < builtin; the service reaches built-ins by name only.
 Never imports torch, vllm, ray, actor or learner.

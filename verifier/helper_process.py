@@ -1,9 +1,9 @@
-"""Killable helper processes that answer one JSON line at a time, for computations that Python cannot interrupt.
+"""Killable helper processes that answer questions in JSON lines, for computations that Python cannot interrupt.
 
-A process is borrowed for one question and returned; one that dies, or says something unexpected, is replaced. How it
-died is told to the asker, because only the asker knows whether that is the answer's fault. Helpers get an empty
-environment (nothing secret to read), their own session (a kill takes everything they started) and end with their input.
-Knows nothing about what is asked.
+A process is borrowed for one question and returned; one that dies, stalls or reports itself spoilt is replaced. The
+caller learns how it died, because only the caller can tell whether the answer is to blame. Helpers get an almost empty
+environment (no secrets to read) and their own session (a kill reaches everything they started), and they end when their
+input closes. The content of questions and answers is not interpreted here.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from typing import Any
 
 
 class WorkerDied(RuntimeError):
-    """The process ended before it answered; `code` as subprocess gives it: the signal's number, negative, if any."""
+    """The process ended before it answered; `code` is its return code as in subprocess, −N after signal N."""
 
     def __init__(self, code: int, said: list[dict[str, Any]]) -> None:
         super().__init__(f"worker ended with {code}")
         self.code = code
         self.said = said
-        """What it had answered by then."""
+        """The answers it had given by then."""
 
 
 class WorkerStalled(RuntimeError):
@@ -52,12 +52,12 @@ class _Process:
     def send(self, body: dict[str, Any]) -> None:
         assert self._process.stdin is not None
         self.asked += 1
-        with contextlib.suppress(BrokenPipeError):  # how it died is seen where its answer is awaited
+        with contextlib.suppress(BrokenPipeError):  # a death is reported where the answer is awaited
             self._process.stdin.write(json.dumps(body).encode() + b"\n")
             self._process.stdin.flush()
 
     def lines(self, count: int, deadline: float, last: str = "") -> list[dict[str, Any]]:
-        """`count` answers, fewer if one has `last` set to false. Raises WorkerDied, WorkerStalled."""
+        """`count` answers, fewer if one has its field `last` set to false. Raises WorkerDied, WorkerStalled."""
         assert self._process.stdout is not None
         found: list[dict[str, Any]] = []
         while len(found) < count:
@@ -78,7 +78,7 @@ class _Process:
         return found
 
     def end(self) -> int:
-        """Kill what is left of it; returns how it ended."""
+        """Kill the process and everything it started; returns its return code."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(0.2 if self._process.poll() is None and self._closed() else 0)
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -91,15 +91,17 @@ class _Process:
         return code
 
     def _closed(self) -> bool:
-        """Whether its answers have ended: then it is dying by itself, and how it dies is worth a moment's wait."""
+        """Whether its output is readable, at this point because it ended: the process is dying by itself then, and a
+        short wait yields its own return code."""
         assert self._process.stdout is not None
         return bool(select.select([self._process.stdout], [], [], 0)[0])
 
 
 class Workers:
-    """As many processes as there are questions at once; after `recycle` questions each is replaced, without a wait.
+    """A pool with as many processes as there are questions at once; each is replaced after `recycle` questions.
 
-    A successor starts in the background while the old one goes on; only at twice `recycle` does a question wait for it.
+    A successor starts in the background while the old process goes on; only at twice `recycle` questions does a caller
+    wait for it.
     """
 
     def __init__(self, command: Sequence[str], *, start_seconds: float = 60.0, recycle: int = 5000) -> None:
@@ -115,7 +117,9 @@ class Workers:
         """Send one question and wait for `answers` lines (fewer after one whose field `last` is false).
 
         Raises:
-            WorkerDied: it ended first. WorkerStalled: nothing for `deadline_seconds`; OSError: it cannot be started.
+            WorkerDied: the process ended first.
+            WorkerStalled: the answers were not complete within `deadline_seconds`.
+            OSError: a process could not be started.
         """
         process = self._borrow()
         if process is None:
@@ -130,7 +134,7 @@ class Workers:
         return found
 
     def _borrow(self) -> _Process | None:
-        """The least used idle process; None if one has to be started now."""
+        """The idle process with the fewest questions; None if one has to be started."""
         with self._lock:
             self._idle.sort(key=lambda process: -process.asked)
             return self._idle.pop() if self._idle else None
@@ -144,7 +148,7 @@ class Workers:
                 self._idle.append(process)
                 worn = [other for other in self._idle if other.asked >= self._recycle]
                 fresh = len(self._idle) - len(worn)
-                for other in worn[: max(0, fresh)]:  # each has its successor waiting
+                for other in worn[: max(0, fresh)]:  # as many as have a successor ready
                     self._idle.remove(other)
                     old.append(other)
                 if process.asked >= self._recycle and process in self._idle and not self._starting:
@@ -159,7 +163,7 @@ class Workers:
         try:
             process = _Process(self._command, self._start_seconds)
         except (OSError, WorkerDied, WorkerStalled):
-            return  # the next question that needs one meets the same trouble and says so
+            return  # the next question that needs a new process meets the same error and reports it
         finally:
             with self._lock:
                 self._starting -= 1
@@ -170,7 +174,7 @@ class Workers:
             process.end()
 
     def close(self) -> None:
-        """End the idle ones."""
+        """End the idle processes; those in use end when they are returned."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []

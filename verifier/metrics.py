@@ -1,4 +1,4 @@
-"""The measurements of the verifying service. Labels: verifier names and reason codes, both small fixed sets."""
+"""Prometheus metrics of the verifying service, labelled with verifier names and reason codes (small fixed sets)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WAITS = (1e-3, 5e-3, 1e-2, 5e-2, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800)
 
 
 class VerifierMetrics:
-    """What was judged and how long it took; `in_hand` is asked at every scrape for completions held, by verifier."""
+    """Verdict counts and durations; `in_hand` is called at every scrape for the completions held, by verifier."""
 
     def __init__(self, registry: CollectorRegistry, in_hand: Callable[[], dict[str, int]]) -> None:
         self._verdicts = Counter(
@@ -27,7 +27,7 @@ class VerifierMetrics:
         )
         self._replies = Counter(
             "sieve_verdict_replies",
-            "What the broker made of verdicts: done, retry, dead, duplicate.",
+            "The broker's replies to verdicts: done, retry, dead, duplicate.",
             ["verifier", "reply"],
             registry=registry,
         )
@@ -36,13 +36,13 @@ class VerifierMetrics:
         )
         self._cache = Counter(
             "sieve_verdict_cache",
-            "Completions looked up among known verdicts: hit or miss.",
+            "Completions looked up in the verdict cache: hit or miss.",
             ["verifier", "result"],
             registry=registry,
         )
         self._waits = Histogram(
             "sieve_verify_queue_wait_seconds",
-            "From entering the queue (Redis clock) to being received (this machine's clock).",
+            "Time from entering the queue (Redis clock) to being received (this machine's clock).",
             ["verifier"],
             buckets=WAITS,
             registry=registry,
@@ -56,24 +56,24 @@ class VerifierMetrics:
         registry.register(_InHand(in_hand))
 
     def serving(self, verifier: Verifier) -> None:
-        """What is served; `verifier.info`, where it has one, may name its level of confinement as `sandbox`."""
+        """Record a verifier that is served; its optional `info` may name its level of confinement as `sandbox`."""
         info: Mapping[str, str] = getattr(verifier, "info", {})
         self._info.labels(verifier.name, verifier.version, info.get("sandbox", "")).set(1)
 
     def received(self, verifier: str, entries: Iterable[str]) -> None:
-        """`entries` are stream ids: milliseconds at which Redis took them, a dash, a counter."""
+        """Record queue waits; `entries` are stream ids: milliseconds at which Redis took them, a dash, a counter."""
         waits = self._waits.labels(verifier)
         now = time.time()
         for entry in entries:
             waits.observe(max(0.0, now - int(entry.partition("-")[0]) / 1000))
 
     def looked_up(self, verifier: str, hits: int, misses: int) -> None:
-        """Lookups in the verdict cache; the hit rate is rate(hit) / rate(all)."""
+        """Record look-ups in the verdict cache; the hit rate is rate(hit) / rate(all)."""
         self._cache.labels(verifier, "hit").inc(hits)
         self._cache.labels(verifier, "miss").inc(misses)
 
     def judged(self, verifier: str, judged: Sequence[tuple[Work, Verdict]], replies: Sequence[str]) -> None:
-        """Verdicts that the broker has taken, with its replies."""
+        """Record verdicts that the broker has taken, with its replies."""
         seconds = self._seconds.labels(verifier)
         for _, verdict in judged:
             seconds.observe(verdict.seconds)

@@ -1,9 +1,9 @@
-"""The threads that judge for one queue, and the account of what is in hand.
+"""The thread pool of one queue, with a record of the completions it holds.
 
-One thread (the service's loop) owns a Pool; only `todo`, `done` and each worker's `current` cross threads. A completion
-is in hand from `submit` until `settled`: judged and acknowledged by the broker, or put back. Python threads cannot be
-killed, so a verdict past its deadline is answered `error` here and its thread is left behind and replaced; the service
-ends when too many are left behind. Never talks to the broker.
+One thread (the service's loop) owns a Pool; only `todo`, `done` and each worker's `current` are shared between threads.
+A completion is in hand from `submit` until `settled`: judged and acknowledged by the broker, or requeued. Python
+threads cannot be killed, so a verdict past its deadline becomes `error` here, and its thread is abandoned and replaced;
+the service ends when too many threads have been abandoned. A Pool makes no calls to the broker.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from dataclasses import dataclass
 
 from broker.queue.state import Work
 from broker.queue.wire import Verdict
-from verifier.protocol import Verifier, verdict
+from verifier.protocol import Verifier, label, verdict
 
 Judged = tuple[Work, Verdict]
 SMOOTHING = 0.1
-"""Weight of the newest verdict in the moving average of seconds per verdict."""
+"""Weight of the newest verdict in the exponential moving average of seconds per verdict."""
 
 FIRST_PAUSE_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 10.0
@@ -28,7 +28,7 @@ LONGEST_PAUSE_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One verdict on its way from a thread to the loop."""
+    """One verdict on its way from a thread to the service's loop."""
 
     pool: Pool
     work: Work
@@ -36,7 +36,7 @@ class Result:
 
 
 class Pool:
-    """`threads` threads around one verifier. Results of all pools of a service go to one `done` queue."""
+    """`threads` threads that call one verifier. The results of all pools of a service go to one `done` queue."""
 
     def __init__(
         self, verifier: Verifier, threads: int, deadline_seconds: float, done: queue.SimpleQueue[Result]
@@ -45,9 +45,9 @@ class Pool:
         self.name = verifier.name
         self.deadline_seconds = deadline_seconds
         self.in_hand: dict[str, Work] = {}
-        """By entry; the keep-alive thread copies its keys."""
+        """Completions held, by stream entry; the keep-alive thread copies the keys."""
         self.judged: dict[str, Judged] = {}
-        """The part of in_hand that waits for the broker's acknowledgement."""
+        """The part of `in_hand` that has a verdict and awaits the broker's acknowledgement."""
         self.seconds: float | None = None
         """Moving average of seconds per verdict; None before the first."""
         self.left_behind = 0
@@ -63,24 +63,24 @@ class Pool:
 
     @property
     def under_way(self) -> int:
-        """In hand and without a verdict."""
+        """Number of completions in hand without a verdict."""
         return len(self.in_hand) - len(self.judged)
 
     def submit(self, works: Iterable[Work]) -> None:
-        """Queue completions for the threads; one that is in hand already is not judged twice."""
+        """Queue completions for the threads; those in hand already are skipped."""
         for work in works:
             if work.entry not in self.in_hand:
                 self.in_hand[work.entry] = work
                 self._todo.put(work)
 
-    def known(self, work: Work, verdict: Verdict) -> None:
-        """Take work whose verdict is known already: in hand and judged at once, no thread has to do with it."""
+    def accept_cached(self, work: Work, verdict: Verdict) -> None:
+        """Take work together with its cached verdict; no thread judges it."""
         if work.entry not in self.in_hand:
             self.in_hand[work.entry] = work
             self.judged[work.entry] = (work, verdict)
 
     def accept(self, work: Work, verdict: Verdict) -> None:
-        """Note a verdict; ignored if the work was answered (deadline) or put back meanwhile."""
+        """Record a verdict; ignored if the work has one already (its deadline passed) or was requeued."""
         if work.entry not in self.in_hand or work.entry in self.judged:
             return
         self.judged[work.entry] = (work, verdict)
@@ -90,15 +90,14 @@ class Pool:
             self.seconds += SMOOTHING * (verdict.seconds - self.seconds)
 
     def settled(self, entries: Iterable[str]) -> None:
-        """These are no longer ours."""
+        """Drop entries that the broker has acknowledged or taken back."""
         for entry in entries:
             self.in_hand.pop(entry, None)
             self.judged.pop(entry, None)
 
     def give_up_overdue(self) -> None:
-        """Answer `error`/`deadline` for every verdict that takes too long, and replace its thread."""
+        """Record `error`/`deadline` for every verdict past its deadline, and replace its thread."""
         now = time.monotonic()
-        label = f"{self.verifier.name}/{self.verifier.version}"
         for place, worker in enumerate(self._workers):
             current = worker.current
             if current is None or now - current[1] <= self.deadline_seconds:
@@ -112,22 +111,22 @@ class Pool:
                     outcome="error",
                     reason="deadline",
                     seconds=now - current[1],
-                    verifier=label,
+                    verifier=label(self.verifier),
                     detail=f"no verdict within {self.deadline_seconds:g} s",
                 ),
             )
 
     def note_health(self, all_errors: bool) -> None:
-        """After each delivery: nothing but errors doubles the pause before more is received, anything else ends it."""
+        """Update the backoff after a delivery: only errors double the pause before the next receive, else it ends."""
         self._pause = min(max(2 * self._pause, FIRST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS) if all_errors else 0.0
         self._resume_at = time.monotonic() + self._pause
 
     def backing_off(self) -> float:
-        """Seconds until more work should be received; 0 while the verifier is well."""
+        """Seconds until more work should be received; 0 unless the last verdicts were all errors."""
         return max(0.0, self._resume_at - time.monotonic())
 
     def withdraw(self) -> list[Work]:
-        """Take back what no thread has begun; it stays in hand until `settled`."""
+        """Return the work that no thread has begun; it stays in hand until `settled`."""
         works: list[Work] = []
         while True:
             try:
@@ -138,9 +137,9 @@ class Pool:
                 works.append(work)
 
     def close(self) -> None:
-        """Let idle threads end, and with them what the verifier holds (processes, a sandbox), if it can be closed.
+        """End idle threads, and close the verifier (its processes, its sandbox) if it has a method `close`.
 
-        A thread in the middle of a verdict ends with it, or with the process; its verifier is then left alone.
+        A thread in the middle of a verdict ends after it or with the process; the verifier is then not closed.
         """
         for _ in self._workers:
             self._todo.put(None)
@@ -158,7 +157,7 @@ class _Worker(threading.Thread):
     def __init__(self, pool: Pool, todo: queue.SimpleQueue[Work | None], done: queue.SimpleQueue[Result]) -> None:
         super().__init__(name=f"judge-{pool.name}", daemon=True)
         self.current: tuple[Work, float] | None = None
-        """What is being judged and since when (monotonic seconds)."""
+        """The work being judged and when it began (monotonic seconds)."""
         self.left_behind = False
         self._pool, self._todo, self._done = pool, todo, done
 
@@ -171,10 +170,10 @@ class _Worker(threading.Thread):
 
 
 def share(threads: int, batch: int, prefetch_seconds: float, seconds: float | None) -> int:
-    """How many completions a process should hold: one for each thread, and ahead of that `prefetch_seconds` of work.
+    """How many completions a process should hold: one for each thread, or more if `prefetch_seconds` of work is more.
 
-    `seconds` is the time of one verdict, None while unknown. Between `threads` and `batch`, so that a slow verifier
-    hoards nothing that another process could do, and a fast one pays few round trips.
+    `seconds` is the average time of one verdict, None while unknown. The result lies between `threads` and `batch`, so
+    that a slow verifier holds no work that another process could do and a fast one needs few round trips.
     """
     if seconds is None:
         return threads

@@ -1,9 +1,10 @@
-"""What a verifier is, where verifiers are found, and how one judgement becomes a verdict.
+"""The verifier protocol: the interface of a verifier, its look-up by name, and the step from judgement to verdict.
 
-A verifier is an object with a name, a version, a fixed list of reason codes and `judge`. It is found by name: built in,
-registered by code with `register`, or installed by another distribution as an entry point of the group
-`sieve.verifiers`. `verdict` is the one place where "finished within the length limit" is part of v, where an exception
-becomes `error` (unknown, never wrong), and where what a verifier says is bounded. No I/O, no threads, no broker calls.
+A verifier is an object with a name, a version, a fixed set of reason codes and a method `judge`. It is found by name:
+built in, registered by code with `register`, or installed by another distribution as an entry point of the group
+`sieve.verifiers`. `verdict` is the only place where "finished within the length limit" enters v, where an exception
+becomes `error` (unknown, never wrong), and where the texts of a verifier are bounded. No I/O, no threads, no broker
+calls.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from broker.queue.wire import Completion, Outcome, Prompt, Verdict
 
 ENTRY_POINTS = "sieve.verifiers"
 COMMON_REASONS = frozenset({"truncated", "crashed", "deadline", "invalid_judgement"})
-"""Codes given by this tier itself, whichever verifier was asked."""
+"""Reason codes that the service itself gives, whichever verifier is asked."""
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 _REASON = re.compile(r"[a-z][a-z0-9_]{0,63}")
@@ -39,18 +40,18 @@ _BUILT_IN = {
 
 
 class VerifierError(SieveError):
-    """A verifier that cannot be found or set up; the message names the value and the remedy."""
+    """A verifier cannot be found or set up; the message names the value and the remedy."""
 
     exit_code = EX_USAGE
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What `judge` returns.
+    """The result of `Verifier.judge`.
 
-    `reason` must be one of the verifier's `reasons`. `detail` is for people. `answer`, of a pass, is the answer in
-    canonical form: two right answers are the same answer iff these are equal; empty means the text as it stands, up to
-    white space. `error` is for trouble that is not the answer's fault: a malformed record, a tool that is not there.
+    `reason` must be one of the verifier's `reasons`. `detail` is for people. `answer` of a pass is the answer in
+    canonical form: two right answers are the same answer iff these are equal; empty means the text itself, up to white
+    space. The outcome `error` is for trouble that is not the answer's fault: a malformed record, a missing tool.
     """
 
     outcome: Outcome
@@ -60,19 +61,19 @@ class Judgement:
 
 
 class Verifier(Protocol):
-    """Decides about one answer. One instance is called from several threads at once when its concurrency is above 1."""
+    """An object that judges answers. With concurrency above 1, one instance is called from several threads at once."""
 
     @property
     def name(self) -> str:
-        """The name prompts and queues use: lower-case letters, digits, `_`, `-`; at most 32 characters."""
+        """The name used by prompts and queues: at most 32 of a-z 0-9 _ -, the first a letter."""
 
     @property
     def version(self) -> str:
-        """Changes whenever the same answer could get another verdict."""
+        """A version label that changes whenever the same answer could get a different verdict."""
 
     @property
     def reasons(self) -> frozenset[str]:
-        """Every reason code `judge` can give: a small fixed set, since it is a metric label."""
+        """Every reason code that `judge` can give: a small fixed set, since it is a metric label."""
 
     def judge(self, record: Mapping[str, Any], answer: str) -> Judgement:
         """Judge `answer` (untrusted text) against the prompt's trusted `record` (sequences arrive as tuples).
@@ -88,10 +89,10 @@ _registered: dict[str, Factory] = {}
 
 
 def register(name: str, factory: Factory) -> None:
-    """Make a verifier known in this process. Registering the same factory again is harmless.
+    """Register a verifier in this process. Registering the same factory again is harmless.
 
-    Raises VerifierError if the name is unusable or means something else already: replacing a verifier silently would
-    change what every run calls right.
+    Raises VerifierError if the name is invalid or taken: replacing a verifier silently would change which answers count
+    as right.
     """
     if not _NAME.fullmatch(name):
         raise VerifierError(f"verifier name {name!r}: use a lower-case letter, then at most 31 of a-z 0-9 _ -")
@@ -101,15 +102,15 @@ def register(name: str, factory: Factory) -> None:
 
 
 def known() -> list[str]:
-    """The names that `make` understands, sorted."""
+    """The names that `make` accepts, sorted."""
     return sorted({*_BUILT_IN, *_registered, *_installed()})
 
 
 def make(name: str, options: Mapping[str, Any] | None = None, *, factory: str | None = None) -> Verifier:
-    """The verifier called `name`, made with `options`; `factory` (`package.module:attribute`) overrules the look-up.
+    """The verifier called `name`, made with `options`; `factory` (`package.module:attribute`) replaces the look-up.
 
-    Raises VerifierError for an unknown or ambiguous name, a factory that cannot be imported or refuses its options, and
-    for an object that is not a verifier of that name.
+    Raises VerifierError for an unknown or ambiguous name, for a factory that cannot be imported or refuses its options,
+    and for an object that is not a verifier of that name.
     """
     build = _import(name, factory) if factory is not None else _find(name)
     try:
@@ -122,25 +123,30 @@ def make(name: str, options: Mapping[str, Any] | None = None, *, factory: str | 
     return verifier
 
 
-def verdict(verifier: Verifier, completion: Completion, prompt: Prompt) -> Verdict:
-    """The verdict on one completion; never raises for anything a verifier's own code does.
+def label(verifier: Verifier) -> str:
+    """`name/version`, under which verdicts name the verifier."""
+    return f"{verifier.name}/{verifier.version}"
 
-    Truncated (`finish == "length"`): `fail` without asking the verifier, because v includes "finished within the length
-    limit". An exception, or a judgement outside the verifier's own list: `error`, which the broker retries elsewhere.
+
+def verdict(verifier: Verifier, completion: Completion, prompt: Prompt) -> Verdict:
+    """The verdict on one completion; never raises, whatever the verifier's own code does.
+
+    A truncated completion (`finish == "length"`) is `fail` without asking the verifier, because v includes "finished
+    within the length limit". An exception, or a judgement with an undeclared outcome or reason, is `error`, which the
+    broker retries elsewhere.
     """
-    label = f"{verifier.name}/{verifier.version}"
     if completion.finish == "length":
-        return Verdict(outcome="fail", reason="truncated", seconds=0.0, verifier=label)
+        return Verdict(outcome="fail", reason="truncated", seconds=0.0, verifier=label(verifier))
     start = time.perf_counter()
     try:
         judgement = _bounded(verifier, verifier.judge(prompt.record, completion.text), completion.text)
-    except (Exception, SystemExit) as error:  # foreign code: whatever it does is `error` for this completion only
+    except (Exception, SystemExit) as error:  # foreign code: a crash is `error` for this completion only
         judgement = Judgement("error", "crashed", _describe(error))
     return Verdict(
         outcome=judgement.outcome,
         reason=judgement.reason,
         seconds=time.perf_counter() - start,
-        verifier=label,
+        verifier=label(verifier),
         detail=_printable(judgement.detail)[:_MAX_TEXT],
         answer=judgement.answer,
     )
@@ -171,7 +177,7 @@ def _describe(error: BaseException) -> str:
 
 
 def _printable(text: str) -> str:
-    """Lone surrogates cannot travel as UTF-8."""
+    """`text` with lone surrogates escaped, since UTF-8 cannot encode them."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -228,13 +234,13 @@ def _check(name: str, verifier: Verifier) -> None:
         raise VerifierError(f"verifier {name!r}: {type(verifier).__name__} has no method judge(record, answer)")
     if verifier.name != name:
         raise VerifierError(
-            f"verifier {name!r}: {type(verifier).__name__} calls itself {verifier.name!r}; the names must match"
+            f"verifier {name!r}: {type(verifier).__name__}.name is {verifier.name!r}; the names must match"
         )
-    if not verifier.version or len(f"{verifier.name}/{verifier.version}") > 64:
+    if not verifier.version or len(label(verifier)) > 64:
         raise VerifierError(f"verifier {name!r}: version {verifier.version!r} must be 1 to {63 - len(name)} characters")
     bad = sorted(str(reason) for reason in verifier.reasons if not _REASON.fullmatch(str(reason)))
     if bad or len(verifier.reasons) > 64:
         raise VerifierError(
-            f"verifier {name!r}: reasons must be at most 64 codes of a-z 0-9 _; "
-            f"it has {len(verifier.reasons)}, of which badly written: {bad[:3]}"
+            f"verifier {name!r}: reasons must be at most 64 codes of a-z 0-9 _; it has {len(verifier.reasons)}, "
+            f"of which badly written: {bad[:3]}"
         )

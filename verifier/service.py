@@ -1,12 +1,13 @@
-"""The verifying service: receive completions from the queues it serves, judge them, send the verdicts.
+"""The verifying service, which receives completions from the queues it serves, judges them and sends the verdicts.
 
-    step = receive what there is room for → collect verdicts → send them in one call per queue
+    step = receive as much as there is room for → collect verdicts → send them in one call per queue
 
-Everything in hand is kept alive by a thread of its own until the broker has acknowledged its verdict, so a slow
-verdict is never taken for a dead service, and a killed service's work goes to the others. `error` verdicts are retried
-elsewhere by the broker, and a queue whose verdicts are all errors is read more and more slowly: a tool that is away
-for a minute must not dead-letter a minute of work, nor a broken service outrun the sound ones. A stop puts unfinished
-work back at once. Decides nothing about answers itself (verdicts.py).
+A keep-alive thread renews the claim on every completion held until the broker has acknowledged its verdict. A slow
+verdict is therefore never mistaken for a dead service, and the work of a killed service goes to the others. The broker
+retries `error` verdicts elsewhere. A queue whose verdicts are all errors is read more and more slowly: an outage of a
+tool for a minute must not send a minute of work to the dead letters, and a broken service must not take work faster
+than the working ones. On a stop, unfinished work is requeued at once. How answers are judged is decided in protocol.py
+and by the verifiers.
 """
 
 from __future__ import annotations
@@ -18,43 +19,44 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from broker.errors import EX_TEMPORARY, BrokerFull, SieveError
-from broker.queue.client import Broker
 from broker.queue.heartbeat import Role
 from broker.queue.state import Work
+from broker.queue.verifier_client import VerifierClient
 from broker.runtime.service import UNREACHABLE, Service
 from broker.settings import Shared
 from verifier.metrics import VerifierMetrics
 from verifier.pool import Pool, Result, share
 from verifier.protocol import VerifierError, make
 from verifier.settings import QueueSettings, VerifierSettings
-from verifier.verdict_cache import KnownVerdicts
+from verifier.verdict_cache import VerdictCache
 
 IDLE_SECONDS = 0.4
-"""A receive with nothing in hand blocks this long, shared among the queues served: bounds the answer to a stop."""
+"""How long an idle service blocks waiting for work, divided among its queues; bounds the reaction time to a stop."""
 BUSY_SECONDS = 0.05
-"""With work in hand the loop looks for new work and overdue verdicts at least this often."""
+"""While completions are held, new work and overdue verdicts are looked for at least this often."""
 LINGER_SECONDS = 0.004
-"""After the first verdict: how long to wait for more before sending, so that fast verdicts travel together."""
+"""How long to wait for more verdicts after the first one before sending, so that fast verdicts share a call."""
 FINISHED_SECONDS = 0.5
-"""How often an idle service asks whether the run is over."""
+"""How often an idle service asks the broker whether the run is finished."""
 
 
 class VerifierConfig(Shared):
-    """What this room reads of the configuration."""
+    """The part of the configuration that the verifying service reads."""
 
     verifier: VerifierSettings = VerifierSettings()
 
 
 class VerifierStuck(SieveError):
-    """So many verdicts hang that this process should be replaced."""
+    """Too many verdicts hang in this process; it must be replaced."""
 
     exit_code = EX_TEMPORARY
 
 
-class VerifierService(Service):
+class VerifierService(Service[VerifierClient]):
     """Serves the queues `names` (default: all of `verifier.serve`) until the run is finished or it is told to stop."""
 
     role: ClassVar[Role] = "verifier"
+    client = VerifierClient
 
     def __init__(
         self, config: VerifierConfig, *, index: int = 0, url: str | None = None, names: Sequence[str] = ()
@@ -69,42 +71,44 @@ class VerifierService(Service):
                     f"no queue {name!r} in verifier.serve, which has {', '.join(config.verifier.serve)}; "
                     f"add verifier.serve.{name} or name one of these"
                 )
-        # Drain waits for verdicts under way, then talks to the broker: both must fit before the forced end.
+        self.queues = self._names
+        # A drain waits for verdicts under way and then calls the broker: both must fit before the forced end.
         self.grace_seconds = self._settings.drain_seconds + 20.0
         self._pools: list[Pool] = []
-        self._known: dict[str, KnownVerdicts] = {}
+        self._caches: dict[str, VerdictCache] = {}
         self._done: queue.SimpleQueue[Result] = queue.SimpleQueue()
         self._ended = threading.Event()
         self._keeper_failure: Exception | None = None
         self._asked_finished = 0.0
-        self._seen = VerifierMetrics(self.registry, lambda: {pool.name: len(pool.in_hand) for pool in self._pools})
+        self._metrics = VerifierMetrics(self.registry, lambda: {pool.name: len(pool.in_hand) for pool in self._pools})
         self.values.update(verdicts=0.0, passed=0.0)
 
-    # --- the service's life
+    # --- life cycle
 
     def run(self) -> int:
         """Serve; returns the exit code (see Service.run)."""
         try:
             return super().run()
-        finally:  # however it ended: what is still held must return to the others by its lease
+        finally:  # end the keep-alive in every case, so that what is still held is redelivered to other services
             self._ended.set()
             for pool in self._pools:
                 pool.close()
 
     def setup(self) -> None:
-        """Make the verifiers, start their threads and the keep-alive."""
+        """Make the verifiers and start their threads and the keep-alive thread."""
         for name in self._names:
             settings = self._queue(name)
             verifier = make(name, settings.options, factory=settings.factory)
             self._pools.append(Pool(verifier, settings.concurrency, settings.deadline_seconds, self._done))
-            self._known[name] = KnownVerdicts(verifier, settings, self._settings.cache_bytes)
-            self._seen.serving(verifier)
+            self._caches[name] = VerdictCache(verifier, settings, self._settings.cache_bytes)
+            self._metrics.serving(verifier)
             self.log.info("serving %s/%s with %d threads", name, verifier.version, settings.concurrency)
-        # On its own connection: a blocking receive must not hold it back.
-        threading.Thread(target=self._keep, args=(self._connect(),), name="keep", daemon=True).start()
+        # On its own connection, because a blocking receive on a shared one would delay it.
+        threading.Thread(target=self._keep, args=(self._connect(),), name="keep-alive", daemon=True).start()
 
     def step(self) -> None:
-        """Safe to repeat: what was received is in hand, what was judged is kept until the broker has it."""
+        """One turn of the loop; safe to repeat after an error, because completions received and verdicts given are kept
+        until the broker has acknowledged them."""
         if self._keeper_failure is not None:
             raise self._keeper_failure
         self._receive()
@@ -112,35 +116,35 @@ class VerifierService(Service):
             self.phase("judging")
             self._collect(BUSY_SECONDS)
             self._send()
-            self._end_if_stuck()
+            self._check_stuck()
         else:
             self.phase("idle")
-            self._finish_if_over()
+            self._finish_if_run_over()
             pause = min(pool.backing_off() for pool in self._pools)
             if pause > 0:
                 self.wait("errors of the verifier", min(pause, FINISHED_SECONDS))
         self.values["in_hand"] = float(sum(len(pool.in_hand) for pool in self._pools))
 
     def drain(self) -> None:
-        """Put back what has not begun, give what is under way `drain_seconds`, then put back the rest and leave."""
+        """Requeue what has not begun, wait up to `drain_seconds` for verdicts under way, requeue the rest and leave."""
         for pool in self._pools:
-            self._put_back(pool, pool.withdraw())
+            self._requeue(pool, pool.withdraw())
         deadline = time.monotonic() + self._settings.drain_seconds
         while any(pool.under_way for pool in self._pools) and time.monotonic() < deadline:
             self._collect(BUSY_SECONDS)
         self.retrying(self._send)
         for pool in self._pools:
-            self._put_back(pool, list(pool.in_hand.values()))
+            self._requeue(pool, list(pool.in_hand.values()))
             self.retrying(lambda name=pool.name: self.broker.leave(name, self.id))  # type: ignore[misc]
 
-    # --- one turn
+    # --- parts of a step
 
     def _receive(self) -> None:
-        """Fill up to each queue's share; blocks only when nothing at all is in hand."""
+        """Receive up to each queue's share; blocks only while nothing at all is held."""
         for pool in self._pools:
             settings = self._queue(pool.name)
             target = share(settings.concurrency, settings.batch, self._settings.prefetch_seconds, pool.seconds)
-            # Refill when half is gone, not one by one: a fast verifier would pay a round trip for every completion.
+            # Refill when half is judged, not one by one: a fast verifier would pay a round trip for every completion.
             if pool.under_way > target // 2 and pool.under_way >= pool.threads:
                 continue
             room = target - len(pool.in_hand)
@@ -151,26 +155,26 @@ class VerifierService(Service):
             else:
                 with self.waiting("verify queue"):
                     works = self.broker.receive(pool.name, self.id, room, IDLE_SECONDS / len(self._pools))
-            self._seen.received(pool.name, [work.entry for work in works])
+            self._metrics.received(pool.name, [work.entry for work in works])
             self._submit(pool, works)
 
     def _submit(self, pool: Pool, works: list[Work]) -> None:
-        """To the threads, except what the verdict cache knows."""
-        known = self._known[pool.name]
-        if works and known.worthwhile(pool.seconds):
+        """Give work to the threads, except what the verdict cache answers."""
+        cache = self._caches[pool.name]
+        if works and cache.worthwhile(pool.seconds):
             try:
-                found = known.look_up(self.broker, works)
-            except UNREACHABLE as error:  # the work is ours already: judge it, whatever became of the cache
+                found = cache.look_up(self.broker, works)
+            except UNREACHABLE as error:  # the work has been received: judge it without the cache
                 self.log.warning("verdict cache: %s", error)
                 found = {}
-            self._seen.looked_up(pool.name, len(found), len(works) - len(found))
+            self._metrics.looked_up(pool.name, len(found), len(works) - len(found))
             for work in works:
                 if work.entry in found:
-                    pool.known(work, found[work.entry])
-        pool.submit(works)  # takes only what is not in hand
+                    pool.accept_cached(work, found[work.entry])
+        pool.submit(works)  # skips what is held already, cached verdicts included
 
     def _collect(self, seconds: float) -> None:
-        """Take finished verdicts: wait up to `seconds` for the first, then LINGER_SECONDS for company."""
+        """Take finished verdicts: wait up to `seconds` for the first, then LINGER_SECONDS for more."""
         until = time.monotonic() + seconds
         first = True
         while any(pool.under_way for pool in self._pools):
@@ -192,46 +196,46 @@ class VerifierService(Service):
             replies = self.broker.judge(pool.name, self.id, judged)
             pool.settled([work.entry for work, _ in judged])
             pool.note_health(all(verdict.outcome == "error" for _, verdict in judged))
-            self._seen.judged(pool.name, judged, replies)
+            self._metrics.judged(pool.name, judged, replies)
             self.values["verdicts"] += len(judged)
             self.values["passed"] += sum(verdict.outcome == "pass" for _, verdict in judged)
             for (work, verdict), reply in zip(judged, replies, strict=True):
                 if verdict.outcome == "error":
                     where = f"{pool.name} {work.completion.group_id}/{work.completion.idx}, attempt {work.attempt}"
                     self.log.warning("%s: error %s: %s (%s)", where, verdict.reason, verdict.detail[:300], reply)
-            if self._known[pool.name].worthwhile(pool.seconds):
-                self._known[pool.name].remember(self.broker, judged)
+            if self._caches[pool.name].worthwhile(pool.seconds):
+                self._caches[pool.name].remember(self.broker, judged)
 
-    def _end_if_stuck(self) -> None:
+    def _check_stuck(self) -> None:
         for pool in self._pools:
             if pool.left_behind > pool.threads:
                 self.phase("draining")
                 self.drain()
                 raise VerifierStuck(
                     f"verifier {pool.name!r}: {pool.left_behind} verdicts hang beyond {pool.deadline_seconds:g} s in "
-                    f"this process, limit {pool.threads}; start it again, and give the verifier a deadline of its own"
+                    f"this process, limit {pool.threads}; restart it, and give the verifier a deadline of its own"
                 )
 
-    def _finish_if_over(self) -> None:
+    def _finish_if_run_over(self) -> None:
         now = time.monotonic()
         if now - self._asked_finished >= FINISHED_SECONDS:
             self._asked_finished = now
             if self.broker.finished():
                 self.finish("the run is over")
 
-    # --- what is in hand
+    # --- completions held
 
     def _busy(self) -> bool:
         return any(pool.in_hand for pool in self._pools)
 
-    def _put_back(self, pool: Pool, works: list[Work]) -> None:
+    def _requeue(self, pool: Pool, works: list[Work]) -> None:
         if works:
-            self.retrying(lambda: self.broker.requeue(pool.name, self.id, works))
+            self.retrying(lambda: self.broker.requeue(pool.name, works))
             pool.settled([work.entry for work in works])
-            self.log.info("%s: put back %d unfinished", pool.name, len(works))
+            self.log.info("%s: requeued %d unfinished", pool.name, len(works))
 
-    def _keep(self, broker: Broker) -> None:
-        """Thread: tell the broker what is still being worked on, several times within a lease."""
+    def _keep(self, broker: VerifierClient) -> None:
+        """Renew the claim on everything held, several times within a lease; runs in its own thread."""
         try:
             while not self._ended.wait(self._lease_seconds / 4):
                 for pool in self._pools:
@@ -239,10 +243,10 @@ class VerifierService(Service):
                     if not entries:
                         continue
                     try:
-                        broker.keep(pool.name, self.id, entries)
+                        broker.refresh(pool.name, self.id, entries)
                     except (*UNREACHABLE, BrokerFull) as error:
-                        # The loop and the heartbeat meet the same outage and decide how long to bear it.
-                        self.log.warning("keep-alive of %d in hand: %s", len(entries), error)
+                        # The loop and the heartbeat meet the same outage and decide how long to tolerate it.
+                        self.log.warning("keep-alive of %d completions: %s", len(entries), error)
         except Exception as error:
             self._keeper_failure = error
         finally:

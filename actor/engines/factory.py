@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from pathlib import Path
 
@@ -58,23 +59,30 @@ def open_engine(config: ActorConfig, spec: RunSpec, name: str, index: int = 0) -
     return _openai(config, spec, name, index)
 
 
-def open_receiver(config: ActorConfig, engine: Engine) -> Receiver | None:
-    """What `engine` receives broadcasts with; None where weights.transport has none for it, and it reads files."""
-    transport = config.weights.transport
-    if transport != "files" and config.actor.engine == "vllm":
-        from actor.engines.vllm.broadcast import VllmReceiver
-        from actor.engines.vllm.engine import VllmEngine
-        from actor.weights.checks import VersionFiles
+def open_receiver(config: ActorConfig, engine: Engine, log: logging.Logger) -> Receiver | None:
+    """The receiving end of broadcasts that `weights.broadcast` names.
 
-        assert isinstance(engine, VllmEngine)
-        return VllmReceiver(engine, VersionFiles(config.model.path, adapters=False), direct=transport == "nccl")
-    if transport == "gloo" and config.actor.engine == "torch":
-        from actor.engines.torch.broadcast import TorchReceiver
-        from actor.engines.torch.engine import TorchEngine
+    None for `none`, and for an engine that cannot receive that way, which is logged: it reads versions from the store.
+    """
+    match config.weights.broadcast, config.actor.engine:
+        case "none", _:
+            return None
+        case "gloo", "torch":
+            from actor.engines.torch.broadcast import TorchReceiver
+            from actor.engines.torch.engine import TorchEngine
 
-        assert isinstance(engine, TorchEngine)
-        return TorchReceiver(engine)
-    return None
+            assert isinstance(engine, TorchEngine)
+            return TorchReceiver(engine)
+        case ("gloo" | "nccl") as broadcast, "vllm":
+            from actor.engines.vllm.broadcast import VllmReceiver
+            from actor.engines.vllm.engine import VllmEngine
+            from actor.weights.checks import VersionFiles
+
+            assert isinstance(engine, VllmEngine)
+            return VllmReceiver(engine, VersionFiles(config.model.path, adapters=False), direct=broadcast == "nccl")
+        case broadcast, name:
+            log.info("engine %s cannot receive over %s: it reads versions from the store", name, broadcast)
+            return None
 
 
 def _torch(config: ActorConfig, spec: RunSpec, name: str) -> Engine:
@@ -123,7 +131,7 @@ def _vllm(config: ActorConfig, spec: RunSpec, name: str) -> Engine:
         arguments = vllm_arguments.engine(
             settings.vllm.arguments,
             config.model,
-            transport=config.weights.transport,
+            broadcast=config.weights.broadcast,
             max_batch=settings.max_batch,
             prefill_tokens=settings.prefill_tokens,
             cpu=cpu,

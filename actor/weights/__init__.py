@@ -1,4 +1,4 @@
-"""How an actor gets new weights, whatever engine it has: fetching files, checking them, broadcasts, canaries.
+"""How an actor gets new weights, for every engine: fetching and checking versions, broadcasts, canaries.
 
 May import broker, actor.engine and actor.metrics.
 Never imports an engine.

@@ -1,4 +1,4 @@
-"""Scoring the canary of the weights just loaded, and telling the learner what came out. Judges nothing."""
+"""Scoring the canary of the loaded version, and reporting the log-probs to the learner, which compares them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LOOK_SECONDS = 0.5
 
 
 class CanaryWatch:
-    """`look` after anything that may have loaded weights, whatever way they came."""
+    """Scores the canary of every version that the engine loads, however its weights arrived."""
 
     def __init__(
         self,
@@ -34,10 +34,12 @@ class CanaryWatch:
         self._not_before = 0.0
 
     def look(self, engine: Engine) -> float | None:
-        """Score and report the canary of the loaded version, once per load; the mean difference if it happened now.
+        """Score and report the canary of the loaded version, once per load.
 
-        A version can be here before its canary (weights that were broadcast), and an engine elsewhere can be away:
-        asked again later. One that lost its weights has to show that it has them again."""
+        Returns the mean |Δ log π| in nats per token when the canary was scored in this call, else None. A version can
+        arrive before its canary (when it was broadcast), and a remote engine can be away: both are tried again later.
+        An engine that lost its weights is scored again once it has loaded them.
+        """
         version, now = engine.version, time.monotonic()
         if version is None:
             self._done = None

@@ -1,7 +1,7 @@
-"""A published version's files against those of the base model: names, shapes, finite values. Needs no model in memory.
+"""Checks of a version's files against the base model: names, shapes, finite values. Needs no model in memory.
 
-For engines whose model lives in other processes: what does not fit must be known before they are touched. Whether the
-bytes are those that were published is the broker's affair (manifest); here only whether they can be used.
+For engines whose model lives in other processes, which must not be touched by a version that does not fit. That the
+bytes are those that were published is checked before, against the manifest (broker.weights).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def files(directory: Path, stem: str = "model") -> list[Path]:
 
 
 def shapes(directory: Path, stem: str = "model") -> Shapes:
-    """Every tensor's name and shape; reads the headers only. Raises WeightsUnusable."""
+    """Name and shape of every tensor, from the files' headers. Raises WeightsUnusable."""
     found: Shapes = {}
     try:
         for path in files(directory, stem):
@@ -43,8 +43,8 @@ def shapes(directory: Path, stem: str = "model") -> Shapes:
 
 
 class VersionFiles:
-    """What the files of a version of the model in directory `base` look like: every tensor of the base, or PEFT's
-    adapters for some of its matrices where `adapters`. Raises WeightsUnusable when the base cannot be read."""
+    """Expected files of a version of the model in directory `base`: every tensor of the base, or with `adapters` PEFT's
+    adapters for some of its matrices. Raises WeightsUnusable when the base cannot be read."""
 
     def __init__(self, base: Path, *, adapters: bool) -> None:
         self.adapters = adapters
@@ -56,9 +56,10 @@ class VersionFiles:
         self._names: set[str] | None = None
 
     def check(self, directory: Path) -> None:
-        """Names, shapes, finite values; reads the whole version, one tensor at a time.
+        """Check names, shapes and finite values; reads the whole version, one tensor at a time.
 
-        Raises WeightsUnusable naming the tensor: the version must not be sampled from."""
+        Raises WeightsUnusable, naming the tensor, when the version must not be sampled from.
+        """
         there = shapes(directory, self._stem)
         if self.adapters:
             self._check_adapters(directory, there)
@@ -67,7 +68,10 @@ class VersionFiles:
         _check_finite(directory, self._stem)
 
     def check_shapes(self, source: str, there: Shapes) -> None:
-        """Every tensor of the base and no other; `source` says in errors where from. Raises WeightsUnusable."""
+        """Check that `there` has every tensor of the base and no other; `source` names its origin in errors.
+
+        Raises WeightsUnusable.
+        """
         for name, shape in there.items():
             if name not in self._base and name not in self._optional:
                 raise WeightsUnusable(f"{source}: {name} is not in the model; was it published for another model.path?")
@@ -86,14 +90,17 @@ class VersionFiles:
             other = name.replace("lora_A", "lora_B") if ".lora_A." in name else name.replace("lora_B", "lora_A")
             if found is None or matrix is None or other not in there:
                 raise WeightsUnusable(
-                    f"{directory}: {name} is no half of an adapter for a matrix at model.path; publish lora_A and "
+                    f"{directory}: {name} is not one half of an adapter for a matrix at model.path; publish lora_A and "
                     f"lora_B of each in PEFT's names"
                 )
             side = shape[1] if found[2] == "A" else shape[0]
             if len(shape) != 2 or side != matrix[1 if found[2] == "A" else 0]:
                 raise WeightsUnusable(f"{directory}: {name} is {shape}, its matrix at model.path is {matrix}")
         if self._names not in (None, set(there)):
-            raise WeightsUnusable(f"{directory}: adapters for other matrices than the versions before had")
+            raise WeightsUnusable(
+                f"{directory}: adapters for other matrices than those of the versions before; publish the same ones in "
+                f"every version"
+            )
         self._names = set(there)
 
 

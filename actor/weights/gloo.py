@@ -1,7 +1,7 @@
-"""Receiving a version over gloo: one rank of the group whose rank 0 is the learner. Knows no engine and no broker.
+"""Receiving a version over gloo, as one rank of the process group whose rank 0 is the learner.
 
-Everything that arrives is kept apart until all of it is there and is what was sent: a broadcast that ends early leaves
-no trace in any model. The group is independent of torch's default one, so it lives in an actor or inside a vLLM worker.
+Tensors are kept apart until all of them have arrived and the digest matches, so a broadcast that ends early changes no
+model. The group is independent of torch's default one, so it can live in an actor or inside a vLLM worker.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from torch._C import _distributed_c10d as c10d
 from broker.weights.broadcast import Layout, TransferBroken, length, packs
 
 Gloo: Any = c10d.ProcessGroupGloo
-"""Typed so because torch's stubs leave out most of it."""
+"""Typed as Any because torch's stubs leave out most of it."""
 
 
 class GlooMember:
-    """One rank. `join`, then `receive` once per version, `leave`."""
+    """One receiving rank: `join`, then `receive` once per version, then `leave`."""
 
     def __init__(self) -> None:
         self._group: Any = None
 
     def join(self, group: str, address: str, port: int, rank: int, world: int, seconds: float) -> None:
-        """Meet the others at the learner's store. Raises TransferBroken if not all are there within `seconds`."""
+        """Connect to the other ranks through the learner's TCP store. Raises TransferBroken after `seconds`."""
         self.leave()
         until, limit = time.monotonic() + seconds, timedelta(seconds=seconds)
         try:
@@ -39,14 +39,14 @@ class GlooMember:
             self._group = Gloo(c10d.PrefixStore(group, store), rank, world, options)
         except (RuntimeError, OSError) as error:
             raise TransferBroken(
-                f"rank {rank} of {world} did not meet the learner at {address}:{port} within {seconds:g} s "
-                f"({_first(error)}); check weights.host and the network"
+                f"rank {rank} of {world} did not connect to the learner at {address}:{port} within {seconds:g} s "
+                f"({_first(error)}); check weights.broadcast_host and the network"
             ) from error
 
     def receive(self, layout: Layout, seconds: float) -> tuple[dict[str, torch.Tensor], str]:
-        """All tensors by name, on the CPU, and their digest. Raises TransferBroken; the group is then left."""
+        """All tensors by name, on the CPU, and their digest. Leaves the group and raises TransferBroken on failure."""
         if self._group is None:
-            raise TransferBroken("no group to receive from: the learner builds one with the next version")
+            raise TransferBroken("this rank has left its group: the learner builds another with the next version")
         until = time.monotonic() + seconds
         digest, tensors = hashlib.sha256(layout.digest.encode()), dict[str, torch.Tensor]()
         try:
@@ -60,7 +60,7 @@ class GlooMember:
         except RuntimeError as error:
             self.leave()
             raise TransferBroken(
-                f"the broadcast broke off after {len(tensors)} of {len(layout.tensors)} tensors ({_first(error)})"
+                f"the broadcast ended after {len(tensors)} of {len(layout.tensors)} tensors ({_first(error)})"
             ) from error
         if sent != digest.digest():
             self.leave()
@@ -68,10 +68,10 @@ class GlooMember:
         return tensors, digest.hexdigest()
 
     def leave(self) -> None:
-        """Close the connections; the others' calls that wait for this rank end with an error."""
+        """Close the connections; other ranks' calls that wait for this one end with an error."""
         if self._group is not None:
             self._group.abort()
-            self._group = None  # its threads end here: every call had the limit of what it waited for
+            self._group = None  # its threads end here: every call had a time limit
 
     def _take(self, size: int, until: float) -> torch.Tensor:
         assert self._group is not None
@@ -84,7 +84,7 @@ class GlooMember:
 
 
 def _own_address(address: str, port: int) -> str:
-    """This machine's address on the way to the learner: where its peers reach it, and nobody else needs to."""
+    """This machine's address on the route to the learner: gloo listens there and not on every interface."""
     family, _, _, _, target = socket.getaddrinfo(address, port, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         probe.connect(target)  # sends nothing
@@ -92,6 +92,6 @@ def _own_address(address: str, port: int) -> str:
 
 
 def _first(error: Exception) -> str:
-    """The first line of torch's message, without its own location."""
+    """The first line of torch's message, without its source location."""
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return text.split("] ", 1)[-1][:160]

@@ -1,6 +1,7 @@
-"""What a service says about itself with every heartbeat. Read by the broker's leases, `sieve status` and the live page.
+"""The heartbeat message: the state of a service, read by the leases, `sieve status` and the exporter.
 
-Holds the type only: the client writes and reads it, `service.py` fills it. It carries no prompt, completion or secret.
+Holds the type only: clients send and read it, `broker/runtime/service.py` fills it. It contains no prompt, completion
+or secret.
 """
 
 from __future__ import annotations
@@ -10,29 +11,33 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Role = Literal["actor", "verifier", "learner", "broker", "launcher"]
+MAX_QUEUES = 256
+"""The most verify queues that one service can name in its heartbeat, and so the most that a run can have."""
 
 
 class Heartbeat(BaseModel):
-    """One service at one moment; small, and written whole every `lease_seconds / 4`."""
+    """State of one service; small, and sent whole every `lease_seconds / 4`."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)  # a newer service may say more than an older reader knows
+    model_config = ConfigDict(extra="ignore", frozen=True)  # a newer service may send fields that an older reader lacks
 
     id: Annotated[str, Field(min_length=1, max_length=200)]
     """Unique per process start: `actor-0-<host>-<pid>-<random>`."""
     role: Role
     phase: Annotated[str, Field(max_length=64)]
-    """What it does now, from its role's own small fixed set: `sampling`, `judging`, `draining` …"""
+    """What it does now, from a small fixed set per role: `sampling`, `judging`, `draining` …"""
     waiting_on: Annotated[str, Field(max_length=200)] = ""
-    """Names what it waits for; empty while it works."""
+    """What it waits for; empty while it works."""
     since: Annotated[float, Field(ge=0)]
     """Unix seconds at which the phase (or what it waits on) last changed."""
     pid: Annotated[int, Field(ge=0)] = 0
     host: Annotated[str, Field(max_length=255)] = ""
     metrics_url: Annotated[str, Field(max_length=300)] = ""
-    """Where /metrics answers; empty while it does not."""
+    """Url of its /metrics; empty before the endpoint answers."""
     index: Annotated[int, Field(ge=0)] = 0
     """Position among the services of the same role, as the launcher counts them."""
+    queues: Annotated[tuple[Annotated[str, Field(max_length=64)], ...], Field(max_length=MAX_QUEUES)] = ()
+    """Names of the verify queues that this service serves; empty for every role but the verifier."""
     values: Annotated[dict[str, float], Field(max_length=64)] = {}
-    """A few figures for the terminal: `tokens_per_second`, `version` …"""
+    """Metrics for the terminal: `tokens_per_second`, `version` …"""
     age_seconds: Annotated[float, Field(ge=0)] = 0.0
-    """Filled by the reader from the broker's own clock: seconds since this heartbeat arrived. Not sent."""
+    """Seconds since this heartbeat arrived, by the clock of Redis. Filled by the reader, not sent."""

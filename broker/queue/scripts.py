@@ -1,14 +1,14 @@
 """Runs the Lua scripts in `lua/`: one file per arrow of the state machine, each atomic and safe to repeat.
 
-Because they are safe to repeat, a call whose reply was lost is simply made again until its deadline: redis-py's own
-retries stay off, since they would also repeat commands that are not safe (a plain XADD stores the entry twice).
+A call whose reply was lost is simply made again until its deadline. redis-py's own retries stay off, since they would
+also repeat commands that are not safe (a plain XADD stores the entry twice).
 """
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from typing import Any, TypeVar
@@ -19,8 +19,12 @@ from redis.commands.core import Script
 from redis.retry import Retry
 
 from broker.errors import BrokerError, BrokerFull, BrokerUnavailable, Fenced, RunBusy, RunConflict, redact
+from broker.queue.arguments import Argument, Signature, parse
 
 T = TypeVar("T")
+
+OLDEST_REDIS = (6, 2)
+"""The oldest version with every command that the scripts and clients use (XAUTOCLAIM is the newest of them)."""
 
 _TRANSIENT = (
     redis.ConnectionError,
@@ -30,31 +34,41 @@ _TRANSIENT = (
 )
 
 
-def connect(url: str, *, socket_timeout: float) -> redis.Redis:
-    """A client without hidden retries; it connects with the first command."""
+def connect(url: str, *, socket_timeout: float, connect_timeout: float = 5.0, decode: bool = False) -> redis.Redis:
+    """A client without hidden retries; it connects with the first command. `decode`: replies are str, not bytes."""
     return redis.Redis.from_url(
         url,
         socket_timeout=socket_timeout,
-        socket_connect_timeout=5.0,
+        socket_connect_timeout=connect_timeout,
         retry=Retry(NoBackoff(), 0),
         health_check_interval=0,
+        decode_responses=decode,
     )
 
 
 @cache
+def signature(name: str) -> Signature:
+    """The arguments that a script declares."""
+    return parse(name, _text(name))
+
+
+@cache
 def source(name: str) -> str:
-    """The text of a script, its shared prelude first."""
-    folder = resources.files("broker.queue") / "lua"
-    return (folder / "prelude.lua").read_text() + (folder / f"{name}.lua").read_text()
+    """What Redis runs: the shared prelude, locals for the declared arguments, and the script."""
+    return _text("prelude") + signature(name).prologue + _text(name)
+
+
+def _text(name: str) -> str:
+    return (resources.files("broker.queue") / "lua" / f"{name}.lua").read_text(encoding="utf-8")
 
 
 def repeat(action: Callable[[], T], *, deadline_seconds: float, what: str) -> T:
-    """Do `action` until it succeeds. Connection trouble is retried with jittered backoff until the deadline.
+    """The result of `action`. Connection trouble is retried with jittered backoff until the deadline.
 
     Raises:
-        BrokerUnavailable: still no connection at the deadline, or the server refuses us (wrong password).
+        BrokerUnavailable: still no connection at the deadline, or the server refuses the password.
         BrokerFull: Redis is at its memory limit. Nothing was written.
-        Fenced, RunBusy, RunConflict: what the scripts answer.
+        Fenced, RunBusy, RunConflict: error replies of the scripts.
     """
     end = time.monotonic() + deadline_seconds
     pause = 0.02
@@ -90,23 +104,22 @@ def _translate(text: str, what: str) -> BrokerError:
         )
     if "NOAUTH" in text or "WRONGPASS" in text or "NOPERM" in text:
         return BrokerUnavailable(
-            f"Redis refuses us while {what} ({text[:120]}): check the password in broker.url", lasting=True
+            f"Redis refuses access while {what} ({text[:120]}): check the password in broker.url", lasting=True
         )
     if word == "FENCED":
-        return Fenced(f"a newer learner (epoch {rest}) has taken this run; this one must end")
+        return Fenced(f"a newer learner (epoch {rest}) has taken this run over; this one must end")
     if word == "BUSY":
         return RunBusy(f"a live learner ({rest}) already works on this run: stop it, or give this run another run.name")
     if word == "BEHIND":
         return RunConflict(
-            f"the newest checkpoint is older than step {rest}, which is already committed: restore the checkpoint, "
-            f"or start "
-            "a run with another run.name"
+            f"the newest checkpoint is older than step {rest}, which is already committed: restore the checkpoint, or "
+            "start a run with another run.name"
         )
     return BrokerError(f"Redis answered {text[:300]!r} while {what}")
 
 
 class Scripts:
-    """The scripts of one run over one connection pool."""
+    """The scripts under one key prefix, over one connection pool."""
 
     def __init__(self, client: redis.Redis, prefix: str, deadline_seconds: float) -> None:
         self.client = client
@@ -115,39 +128,45 @@ class Scripts:
         self._loaded: dict[str, Script] = {}
         self._digests: dict[str, str] = {}
 
-    def __call__(self, name: str, *args: str | bytes | int | float) -> Any:
-        """Run the script `name`; every argument becomes one ARGV entry."""
-        script = self._loaded.get(name)
-        if script is None:
-            script = self._loaded[name] = self.client.register_script(source(name))
-        return self.retry(lambda: script(keys=[self.prefix], args=list(args)), name)
+    def __call__(self, script: str, /, **arguments: Argument) -> Any:
+        """The reply of a script, called with the arguments that it declares.
 
-    def many(self, name: str, calls: Sequence[Sequence[str | bytes | int | float]]) -> list[Any]:
-        """Run the script once for each of `calls`, in order and in one round trip; the replies in the same order.
+        Raises:
+            TypeError: other arguments than the declared ones; nothing is sent.
+        """
+        args = signature(script).pack(arguments)
+        run = self._loaded.get(script)
+        if run is None:
+            run = self._loaded[script] = self.client.register_script(source(script))
+        return self.retry(lambda: run(keys=[self.prefix], args=args), script)
+
+    def many(self, script: str, calls: Sequence[Mapping[str, Argument]]) -> list[Any]:
+        """The replies of a script to each of `calls`, made in order and in one round trip.
 
         Each call is atomic, all of them together are not: the server works on the first while the rest is on its way.
         After an error the earlier calls stay done, and repeating all of them must be safe.
         """
+        packed = [signature(script).pack(call) for call in calls]
         replies: list[Any] = []
 
         def send() -> None:
-            digest = self._digests.get(name)
+            digest = self._digests.get(script)
             if digest is None:
-                digest = self._digests[name] = self.client.script_load(source(name))
+                digest = self._digests[script] = self.client.script_load(source(script))
             pipeline = self.client.pipeline(transaction=False)
-            for args in calls[len(replies) :]:
+            for args in packed[len(replies) :]:
                 pipeline.evalsha(digest, 1, self.prefix, *args)
             for reply in pipeline.execute(raise_on_error=False):
                 if isinstance(reply, redis.exceptions.NoScriptError):
-                    del self._digests[name]  # another server, or the same one started again
+                    del self._digests[script]  # another server, or the same one started again
                     raise redis.ConnectionError("the server has forgotten the script")
                 if isinstance(reply, Exception):
                     raise reply
                 replies.append(reply)
 
-        self.retry(send, name)
+        self.retry(send, script)
         return replies
 
     def retry(self, action: Callable[[], T], what: str) -> T:
-        """`action` must be safe to repeat."""
+        """The result of `action`, which must be safe to repeat; see `repeat`."""
         return repeat(action, deadline_seconds=self.deadline_seconds, what=what)

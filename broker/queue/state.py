@@ -1,14 +1,15 @@
-"""The records that the broker answers with, without methods."""
+"""Records of the run's state that the clients return."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from broker.queue.wire import Completion, Prompt, Ticket, Verdict
+from broker.queue.wire import SCHEMA, Completion, Prompt, Ticket, Verdict
 
 
 class RunSpec(BaseModel):
@@ -34,23 +35,33 @@ class RunSpec(BaseModel):
     weights: str
     """Directory of the published versions, as the learner sees it."""
 
+    @property
+    def groups_per_version(self) -> int:
+        """Groups that one published version absorbs."""
+        return self.groups_per_step * self.publish_every
+
+    def to_json(self) -> str:
+        """The specification with the schema number, as Redis holds it."""
+        return json.dumps({"schema": SCHEMA, **self.model_dump(mode="json")})
+
 
 @dataclass(frozen=True)
 class TicketBatch:
-    """Answer to `Broker.take`."""
+    """Tickets granted to an actor."""
 
     version: int
-    """Newest published version."""
+    """The version to sample train groups with (`ActorClient.sampling_version`)."""
     tickets: list[Ticket]
     waiting_on: str
-    """Why there is not more: empty while room was filled."""
+    """What keeps the batch short; empty when the room was filled. One of the fixed reasons in take.lua."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """One completion to be judged; `entry` is its place in the queue."""
+    """One completion to be judged."""
 
     entry: str
+    """Id of its entry in the verify queue."""
     completion: Completion
     prompt: Prompt
     attempt: int
@@ -59,11 +70,12 @@ class Work:
 
 @dataclass(frozen=True)
 class Member:
-    """A judged completion; `base` is log π_b per token, float32 (T,), once it has been scored."""
+    """A judged completion."""
 
     completion: Completion
     verdict: Verdict
     base: np.ndarray[Any, np.dtype[np.float32]] | None
+    """log π_b per token, float32, shape (T,); None until it has been scored."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +86,7 @@ class Group:
     prompt: int
     n: int
     version: int
-    """Newest published version at issue."""
+    """The version to sample train groups with at issue; of an evaluation, the version that it is pinned to."""
     oldest: int
     """Oldest version that sampled any of its tokens."""
     closed_short: int
@@ -86,31 +98,40 @@ class Group:
 
 @dataclass(frozen=True)
 class Epoch:
-    """A learner's hold on the run; `number` fences every earlier learner."""
+    """A learner's hold on the run."""
 
     number: int
+    """Fencing token: the scripts refuse every learner with a smaller one."""
     committed_step: int
     version: int
+    """Newest version that actors may have sampled with: published, or sent to them."""
     returned_groups: int
+    """Groups leased by an earlier learner that became ready again."""
     opened: bool
     """Whether version 0 has been published."""
 
 
 @dataclass(frozen=True)
 class CommitReply:
+    """Counts of what a commit settled."""
+
     groups: int
     duplicates: int
-    """Groups that had been committed before: 0 unless something is badly wrong."""
+    """Groups that had been committed before: 0 unless the state in Redis is damaged."""
 
 
 @dataclass(frozen=True)
 class DeadLetter:
+    """A completion that no verifier could judge; group id and index are what its queue entry said."""
+
     entry: str
+    """Id of its entry in the stream of dead letters."""
     group_id: str
     idx: str
     verifier: str
     reason: str
     verdict: Verdict | None
+    """The last one; None when the completion could not be read."""
     payload_bytes: int
 
 
@@ -121,7 +142,7 @@ class _Report(BaseModel):
 
 
 class Depths(_Report):
-    """What waits where."""
+    """Counts of what waits where."""
 
     version: int
     published_step: int
@@ -171,13 +192,13 @@ class Depths(_Report):
 
 
 class Audit(_Report):
-    """Every issued group and every completion accounted for; `lost` and `duplicates` are 0 in a sound run."""
+    """Account of every issued group and every completion; `lost` and `duplicates` are 0 in a sound run."""
 
     issued: int
     committed: int
     dropped: int
     open: int
-    """Train groups on their way: issued, neither committed nor dropped."""
+    """Train groups issued, and neither committed nor dropped."""
     ready: int
     leased: int
     tickets: int
@@ -197,4 +218,5 @@ class Audit(_Report):
 
     @property
     def lost(self) -> int:
+        """Groups and completions that the state does not account for."""
         return self.lost_groups + self.lost_completions

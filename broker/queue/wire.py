@@ -1,8 +1,8 @@
-"""What travels between services: the wire types and their msgpack encoding.
+"""Wire types: the messages that services exchange, and their msgpack encoding.
 
 One message is one msgpack map with the schema number under `_`. Token ids (int32) and log-probabilities (float32)
 travel as raw little-endian bytes. Reading checks in this order: byte cap, msgpack shape, schema number, pydantic
-validation; every failure is a `WireError` with a short reason, which the caller dead-letters. Nothing is ever pickled.
+validation. Every failure is a `WireError` with a short reason, which the caller dead-letters. Nothing is ever pickled.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from broker.settings import Lane
 
 SCHEMA = 2
+"""Number of the format of messages and of the run's keys in Redis; data of another number is refused."""
 MAX_BYTES = 64 << 20
+"""Default limit on one packed message."""
 
 GroupId = Annotated[str, Field(pattern=r"^e?[0-9]{1,12}:[0-9]{1,12}$")]
 Outcome = Literal["pass", "fail", "error"]
@@ -29,13 +31,13 @@ class WireError(ValueError):
 
 
 class Message(BaseModel):
+    """Base of the wire types: immutable, without unknown fields or conversions."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Prompt(Message):
-    """One prompt as every service sees it; `record` is what the verifier needs to judge an answer (never shown to
-    actors' models).
-    """
+    """One prompt, as every service reads it."""
 
     index: Annotated[int, Field(ge=0)]
     text: str
@@ -43,6 +45,7 @@ class Prompt(Message):
     """Token ids, int32 little-endian; tokenised once, by the learner that opens the run."""
     verifier: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
     record: dict[str, Any]
+    """What the verifier needs to judge an answer; never shown to the model."""
 
 
 class Ticket(Message):
@@ -54,12 +57,10 @@ class Ticket(Message):
     n: Annotated[int, Field(ge=1, le=4096)]
     seed: Annotated[int, Field(ge=0)]
     version: Annotated[int, Field(ge=0)]
-    """Train lane: newest version at issue; the actor samples with this or a newer one. Eval lane: exactly this
-    version.
-    """
+    """Train lane: the actor samples with this version or a newer one. Eval lane: with exactly this version."""
     attempt: Annotated[int, Field(ge=1)]
     missing: tuple[int, ...]
-    """Indices not offered yet; all of 0 … n−1 unless an earlier attempt died half-way."""
+    """Indices not offered yet: all of 0 … n−1 unless an earlier attempt offered some."""
 
 
 class Completion(Message):
@@ -73,14 +74,12 @@ class Completion(Message):
     tokens: bytes
     """Sampled token ids including the end token when one was sampled; int32 little-endian, shape (T,)."""
     logprobs: bytes
-    """log μ(y_t | y_<t) of each sampled token at temperature 1, as the sampler computed it; float32 little-endian,
-    (T,).
-    """
+    """log μ(y_t | y_<t) of each sampled token at temperature 1, from the sampler; float32 little-endian, shape (T,)."""
     spans: tuple[Span, ...]
     """(version, start, end): half-open token ranges that partition [0, T), in order."""
     finish: Finish
     text: str
-    """Decoded answer without special tokens: what the verifier judges."""
+    """Decoded answer without special tokens, which the verifier judges."""
     actor: str = ""
 
     @model_validator(mode="after")
@@ -122,29 +121,26 @@ class Completion(Message):
 
 
 class Verdict(Message):
-    """What a verifier says. `error` means unknown (infrastructure trouble): retried elsewhere, never trained as
-    wrong.
-    """
+    """A verifier's judgement of one completion."""
 
     outcome: Outcome
+    """`error`: unknown, because something other than the answer failed; tried again, never trained as wrong."""
     reason: Annotated[str, Field(max_length=64)]
-    """A short code from the verifier's own fixed list (a metric label)."""
+    """A short code from the verifier's fixed list; a metric label."""
     seconds: Annotated[float, Field(ge=0)]
     verifier: Annotated[str, Field(max_length=64)]
-    """Name and version, `arithmetic/1`."""
+    """Name and version, as in `arithmetic/1`."""
     detail: Annotated[str, Field(max_length=2000)] = ""
-    """For people: why it failed."""
+    """Why it failed, for a human reader."""
     answer: Annotated[str, Field(max_length=2000)] = ""
-    """Of a pass: the answer in canonical form; two right answers are the same answer iff these are equal (diversity
-    metrics).
-    """
+    """Of a pass: the answer in canonical form. Two right answers are the same iff these are equal (for diversity)."""
 
 
 M = TypeVar("M", bound=Message)
 
 
 def pack(message: Message) -> bytes:
-    """The message as msgpack bytes with its schema number."""
+    """The message as msgpack bytes, with the schema number."""
     # model_dump would walk every field recursively; the fields here are flat and already validated.
     body = {name: getattr(message, name) for name in type(message).model_fields}
     packed = msgpack.packb({"_": SCHEMA, **body}, use_bin_type=True)
@@ -152,7 +148,11 @@ def pack(message: Message) -> bytes:
 
 
 def unpack(kind: type[M], data: bytes, *, max_bytes: int = MAX_BYTES) -> M:
-    """Read one message of type `kind`. Raises WireError with a short reason on anything malformed."""
+    """One message of type `kind`.
+
+    Raises:
+        WireError: over `max_bytes`, malformed, of another schema, or invalid.
+    """
     if len(data) > max_bytes:
         raise WireError(f"{kind.__name__}: {len(data)} bytes, over the limit of {max_bytes}")
     try:
@@ -165,7 +165,7 @@ def unpack(kind: type[M], data: bytes, *, max_bytes: int = MAX_BYTES) -> M:
         raise WireError(f"{kind.__name__}: not a map")
     schema = body.pop("_", None)
     if schema != SCHEMA:
-        raise WireError(f"{kind.__name__}: schema {str(schema)[:16]!r}, this service speaks {SCHEMA}")
+        raise WireError(f"{kind.__name__}: schema {str(schema)[:16]!r}, this release reads {SCHEMA}")
     try:
         return kind.model_validate(body)
     except ValidationError as error:
@@ -177,10 +177,10 @@ def unpack(kind: type[M], data: bytes, *, max_bytes: int = MAX_BYTES) -> M:
 
 
 def int32(values: Any) -> bytes:
-    """Token ids as the wire carries them."""
+    """Token ids as int32 little-endian bytes."""
     return np.ascontiguousarray(values, dtype="<i4").tobytes()
 
 
 def float32(values: Any) -> bytes:
-    """Log-probabilities as the wire carries them."""
+    """Log-probabilities as float32 little-endian bytes."""
     return np.ascontiguousarray(values, dtype="<f4").tobytes()

@@ -1,4 +1,4 @@
-"""How a service is observed: /metrics, /healthz and /readyz, the measurements all services share, and the log.
+"""Observability of a service: /metrics, /healthz and /readyz, the metrics that all services share, and the log.
 
 Each service owns its registry; nothing is registered globally. Labels come from small fixed sets written in the code
 (phase, reason), never from data. Nothing here talks to Redis.
@@ -26,10 +26,10 @@ REQUEST_SECONDS = 10.0
 """A client that neither sends nor reads for this long is dropped, so that scrapes cannot pile up threads."""
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
-# One more series for every counter, which no query of ours reads (sieve_start_time_seconds says it once).
+# They would add a series per counter; sieve_start_time_seconds has the start time once.
 
 Probe = Callable[[], tuple[bool, str]]
-"""Says whether it is well, and why in one line."""
+"""Returns whether the service is well, and one line with the reason."""
 
 
 def build_version() -> str:
@@ -41,7 +41,7 @@ def build_version() -> str:
 
 
 class BaseMetrics:
-    """The measurements that every service has, on the service's own registry."""
+    """The metrics that every service has, on the service's own registry."""
 
     def __init__(self, registry: CollectorRegistry, role: str) -> None:
         self.up = Gauge("sieve_up", "1 while the service is connected, set up and looping.", registry=registry)
@@ -52,12 +52,12 @@ class BaseMetrics:
         self.waiting = Counter(
             "sieve_waiting_seconds", "Time spent in named waits, by what was waited for.", ["reason"], registry=registry
         )
-        self.steps = Counter("sieve_loop_steps", "Turns of the service's loop.", registry=registry)
+        self.steps = Counter("sieve_loop_steps", "Iterations of the service's loop.", registry=registry)
         self.outages = Counter("sieve_broker_outages", "Times the broker became unreachable.", registry=registry)
         self.heartbeat_age = Gauge(
             "sieve_heartbeat_age_seconds", "Time since the broker last acknowledged a heartbeat.", registry=registry
         )
-        self.loop_age = Gauge("sieve_loop_age_seconds", "Time since the service's loop last moved.", registry=registry)
+        self.loop_age = Gauge("sieve_loop_age_seconds", "Time since the loop last made progress.", registry=registry)
         start = Gauge("sieve_start_time_seconds", "Unix time at which the service started.", registry=registry)
         start.set(time.time())
         info = Info("sieve_build", "Version and role.", registry=registry)
@@ -66,10 +66,10 @@ class BaseMetrics:
 
 
 class MetricsServer:
-    """The HTTP side; answers from daemon threads until `close`.
+    """The HTTP server of a service; answers from daemon threads until `close`.
 
-    /metrics is the registry in the format the client asks for; /healthz and /readyz answer 200 or 503 with one line.
-    Raises PortTaken when the address cannot be bound.
+    /metrics serves the registry in the format that the client accepts; /healthz and /readyz answer 200 or 503 with one
+    line. Raises PortTaken when the address cannot be bound.
     """
 
     def __init__(self, registry: CollectorRegistry, host: str, port: int, *, healthy: Probe, ready: Probe) -> None:
@@ -102,7 +102,7 @@ class MetricsServer:
                     self.wfile.write(body)
 
             def log_message(self, format: str, *args: object) -> None:
-                """Scrapes every few seconds are not worth a log line each."""
+                """Log nothing: scrapes come every few seconds."""
 
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
 
@@ -111,7 +111,7 @@ class MetricsServer:
             daemon_threads = True
 
             def handle_error(self, request: object, client_address: object) -> None:
-                """A client that went away in the middle of an answer is its own affair."""
+                """Ignore clients that disconnect in the middle of an answer."""
 
         try:
             self._server = Server((host, port), Handler)
@@ -129,16 +129,16 @@ class MetricsServer:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop answering and free the port."""
+        """Stop the server and free the port."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
 
 
 class Line(logging.Formatter):
-    """`2026-01-31T12:00:00.123Z INFO actor-0-… message`: one line a record, passwords in urls masked.
+    """Formatter of one line per record, `2026-01-31T12:00:00.123Z INFO actor-0-… message`, passwords in urls masked.
 
-    A traceback follows only where asked for: the log file has it, the terminal shows the line alone.
+    `traceback` adds tracebacks below the line: the log file has them, the terminal does not.
     """
 
     def __init__(self, service: str, *, traceback: bool) -> None:
@@ -156,7 +156,7 @@ class Line(logging.Formatter):
 
 
 def open_log(log: logging.Logger, service: str, directory: Path) -> list[logging.Handler]:
-    """Send `log` to stderr and to <directory>/<service>.log. Raises LogUnwritable naming the path and the remedy."""
+    """Handlers that send `log` to stderr and to <directory>/<service>.log. Raises LogUnwritable."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         file = logging.FileHandler(directory / f"{service}.log", encoding="utf-8")
@@ -175,7 +175,7 @@ def open_log(log: logging.Logger, service: str, directory: Path) -> list[logging
 
 
 def close_log(log: logging.Logger, handlers: list[logging.Handler]) -> None:
-    """Undo `open_log`."""
+    """Remove and close the handlers of `open_log`."""
     for handler in handlers:
         log.removeHandler(handler)
         handler.close()

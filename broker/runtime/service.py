@@ -1,17 +1,17 @@
-"""What every service stands on: connect, heartbeat, answer HTTP, loop, drain, and end with a code that means something.
+"""The base of every service: connection, heartbeat, HTTP endpoints, main loop, drain and exit code.
 
     run()  =  log → /metrics → connect (deadline) → heartbeat thread → setup() → step(), step(), … → drain() → exit code
 
-Rules for a subclass. `step()` does a bounded piece of work and returns; it must be safe to repeat, because a broker
-that stays away longer than one call waits is answered by calling it again. Blocking is done through `wait` or
-`waiting`, which name what is waited for. Phase names and wait reasons are fixed words in the code (they are metric
-labels), never data. Ends: `finish` from inside (nothing left to do), `request_stop` or SIGTERM/SIGINT from outside;
-both drain and exit 0.
+Rules for a subclass. `step()` does a bounded piece of work and returns. It must be safe to repeat: after an outage of
+Redis that outlasts the retries of one call, it is called again. A service blocks only in `wait` or `waiting`, which
+name what is waited for. Phase names and wait reasons are fixed words in the code (they are metric labels), never data.
+A service ends by `finish` from inside (nothing left to do), or by `request_stop`, SIGTERM or SIGINT from outside; both
+drain and exit 0.
 
-An outage: calls of `self.broker` wait by themselves up to broker.connect_seconds; meanwhile the heartbeat notices
-within a few seconds, shows the phase `broker unreachable`, and ends the service with 69 when it lasts longer.
+During an outage calls of `self.broker` retry by themselves for up to broker.connect_seconds. Meanwhile the heartbeat
+notices within a few seconds, shows the phase `broker unreachable`, and ends the service with 69 when it lasts longer.
 
-Holds no knowledge of what flows through the system; only Broker.connect, .heartbeat and .close are used here.
+Knows nothing of what flows through the system: of the broker's clients it uses only connect, heartbeat and close.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import ClassVar, Protocol, TypeVar
+from typing import ClassVar, Generic, Protocol, TypeVar
 
 import redis
 from prometheus_client import CollectorRegistry
@@ -44,30 +44,31 @@ from broker.errors import (
     Fenced,
     SieveError,
 )
-from broker.queue.client import Broker
+from broker.queue.connection import RunConnection
 from broker.queue.heartbeat import Heartbeat, Role
 from broker.runtime.metrics import BaseMetrics, MetricsServer, build_version, close_log, open_log
 from broker.runtime.redis_server import resolve_url
 from broker.settings import BrokerSettings, MetricsSettings, RunSettings
 
 FULL_SECONDS = 600.0
-"""How long a service waits for room in a full Redis: others free it by committing, unless they are stuck too."""
+"""Longest wait for room in a full Redis: commits free it, unless every service is stuck."""
 PROBE_SECONDS = 1.0
-"""One try of the heartbeat or of the first connection; it is repeated, so that a stop is heeded in between."""
+"""Deadline of one try of the heartbeat or the first connection; between tries the service reacts to a stop."""
 STREAK_SECONDS = 1.0
-"""Waits for one reason with shorter gaps than this are one wait to a reader: `since` stays."""
+"""Waits for the same reason with shorter gaps than this count as one wait: its `since` stays."""
 UNREACHABLE_PHASE = "broker unreachable"
 UNREACHABLE = (BrokerUnavailable, redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)
 
 T = TypeVar("T")
+ClientT = TypeVar("ClientT", bound=RunConnection)
 
 
 class _Stopped(Exception):
-    """The stop came before there was anything to drain."""
+    """The service was stopped before it was connected, with nothing to drain."""
 
 
 class ServiceConfig(Protocol):
-    """The sections this base reads; each room asks for its own on top."""
+    """The sections of the configuration that this base reads; each service's own configuration has more."""
 
     @property
     def run(self) -> RunSettings: ...
@@ -77,26 +78,31 @@ class ServiceConfig(Protocol):
     def metrics(self) -> MetricsSettings: ...
 
 
-class Service(ABC):
-    """One service process (or one Ray actor). Subclasses set `role` and implement setup, step and drain."""
+class Service(ABC, Generic[ClientT]):
+    """One service, in a process or a Ray actor. A subclass sets `role` and `client` and has setup, step and drain."""
 
     role: ClassVar[Role]
+    client: type[ClientT]
+    """The broker client of this role; `self.broker` is one."""
     grace_seconds: float = 30.0
-    """From the stop signal to the forced end (exit 75); what was still held returns to others by its lease."""
+    """From the stop signal to the forced end (exit 75). What is still held then returns to other services when its
+    lease expires."""
     stall_seconds: float = 900.0
-    """/healthz answers 503 when the loop has not moved for this long."""
+    """/healthz answers 503 when the loop has made no progress for this long."""
 
     def __init__(self, config: ServiceConfig, *, index: int = 0, url: str | None = None) -> None:
         self.index = index
         self.host = socket.gethostname()
         self.id = f"{self.role}-{index}-{self.host[:32]}-{os.getpid()}-{secrets.token_hex(3)}"
-        self.broker: Broker
+        self.broker: ClientT
         self.registry = CollectorRegistry()
         self.log = logging.getLogger(f"sieve.{self.id}")
         self.stopping = threading.Event()
         self.finished = threading.Event()
         self.values: dict[str, float] = {}
-        """A few figures sent with the heartbeat, for `sieve status`."""
+        """Metrics sent with the heartbeat, for `sieve status`."""
+        self.queues: tuple[str, ...] = ()
+        """Verify queues that this service serves, sent with the heartbeat; set by the verifying service only."""
         self.metrics_url = ""
         self._config = config
         self._url = url
@@ -118,19 +124,19 @@ class Service(ABC):
 
     @abstractmethod
     def setup(self) -> None:
-        """Called once, connected and heartbeating. Calls that must survive an outage go through `retrying`."""
+        """Called once, after the first heartbeat. Calls that must survive an outage go through `retrying`."""
 
     @abstractmethod
     def step(self) -> None:
-        """One bounded piece of work; repeated until stopped or finished."""
+        """One bounded piece of work; called until the service is stopped or finished."""
 
-    def drain(self) -> None:  # noqa: B027 -- a service that holds nothing has nothing to drain
-        """Finish or hand back what is held, within `grace_seconds` of the stop."""
+    def drain(self) -> None:
+        """Finish or release what is held, within `grace_seconds` of the stop. Nothing by default."""
 
     # --- for subclasses to call
 
     def phase(self, name: str, waiting_on: str = "") -> None:
-        """Say what the service does from now on; `waiting_on` when it blocks in a call of its own."""
+        """Set the phase shown from now on, and `waiting_on` when the service blocks in a call of its own."""
         with self._lock:
             self._moved = time.monotonic()
             if (name, waiting_on) != (self._phase, self._waiting_on):
@@ -145,7 +151,7 @@ class Service(ABC):
             self._shown = shown
 
     def _reached(self, reached: bool) -> None:
-        """What the heartbeat found; shown over the loop's own phase."""
+        """Record whether a heartbeat arrived; an outage is shown instead of the loop's own phase."""
         with self._lock:
             if reached:
                 self._acknowledged = time.monotonic()
@@ -157,7 +163,7 @@ class Service(ABC):
 
     @contextmanager
     def waiting(self, reason: str) -> Iterator[None]:
-        """Around a blocking call: names it, counts its seconds."""
+        """Context around a blocking call: shows `reason` as waited for, and counts its seconds."""
         begin = time.monotonic()
         with self._lock:
             last, since, ended = self._streak
@@ -177,12 +183,13 @@ class Service(ABC):
                     self._waiting_on, self._since = "", time.time()
 
     def wait(self, reason: str, seconds: float) -> bool:
-        """Wait `seconds` or until the stop, whichever is first; True if stopping."""
+        """Wait `seconds` or until the stop, whichever comes first; True if stopping."""
         with self.waiting(reason):
             return self.stopping.wait(seconds)
 
     def retrying(self, call: Callable[[], T]) -> T:
-        """`call()`, repeated with backoff while Redis is away (at most broker.connect_seconds) or full (10 minutes).
+        """The result of `call()`, repeated with backoff while Redis is unreachable (for at most broker.connect_seconds)
+        or full (10 minutes).
 
         The call must be safe to repeat. Raises the last error at the deadline, on a stop, or when waiting cannot help.
         """
@@ -203,11 +210,11 @@ class Service(ABC):
                 pause = min(pause * 2, 2.0)
             else:
                 if failed is not None:
-                    self.log.info("the broker took it after %.1f s", time.monotonic() - begin)
+                    self.log.info("the broker answered after %.1f s", time.monotonic() - begin)
                 return answer
 
     def finish(self, reason: str) -> None:
-        """There is nothing left to do: drain and exit 0."""
+        """End the service because nothing is left to do: drain and exit 0."""
         self.log.info("finished: %s", reason)
         self.finished.set()
 
@@ -220,14 +227,15 @@ class Service(ABC):
     # --- what others see
 
     def heartbeat(self) -> Heartbeat:
-        """What the heartbeat says now."""
+        """The heartbeat to send now."""
         with self._lock:
             phase, waiting_on, since = self._phase, self._waiting_on, self._since
             if self._away_since is not None:
                 phase, since = UNREACHABLE_PHASE, self._away_since
         return Heartbeat(
             id=self.id, role=self.role, phase=phase, waiting_on=waiting_on[:200], since=since, pid=os.getpid(),
-            host=self.host, metrics_url=self.metrics_url, index=self.index, values=dict(self.values),
+            host=self.host, metrics_url=self.metrics_url, index=self.index, queues=self.queues,
+            values=dict(self.values),
         )  # fmt: skip
 
     def _line(self) -> str:
@@ -304,7 +312,7 @@ class Service(ABC):
                 self.broker.close()
             if http is not None:
                 http.close()
-        # What the heartbeat found explains whatever the loop stumbled over afterwards.
+        # A failure that the heartbeat found is the cause of whatever failed in the loop afterwards.
         return self._failure[0] if self._failure is not None else code
 
     def _loop(self) -> None:
@@ -317,7 +325,7 @@ class Service(ABC):
             self._measured.steps.inc()
             self._moved = time.monotonic()
 
-    def _connect(self) -> Broker:
+    def _connect(self) -> ClientT:
         """A connection within broker.connect_seconds. Raises BrokerUnavailable with the last reason and a remedy."""
         settings, run = self._config.broker, self._config.run
         deadline = time.monotonic() + settings.connect_seconds
@@ -326,8 +334,8 @@ class Service(ABC):
             url = None
             try:
                 url = resolve_url(settings, run, self._url)
-                Broker.connect(self._impatient, run, url=url).close()  # short tries, so that a stop is heeded
-                return Broker.connect(settings, run, url=url)
+                RunConnection.connect(self._impatient, run, url=url).close()  # a short try, for a stop in between
+                return self.client.connect(settings, run, url=url)
             except BrokerUnavailable as error:
                 left = deadline - time.monotonic()
                 if error.lasting:
@@ -347,16 +355,18 @@ class Service(ABC):
         return settings.model_copy(update={"connect_seconds": min(PROBE_SECONDS, settings.connect_seconds)})
 
     def _start_heartbeat(self) -> threading.Thread:
-        """On its own connection, so that a long call of the loop never holds a heartbeat back."""
+        """Send the first heartbeat and start the thread that sends the others.
+
+        It has its own connection, so that a long call of the loop never delays a heartbeat."""
         url = resolve_url(self._config.broker, self._config.run, self._url)
-        broker = Broker.connect(self._impatient, self._config.run, url=url)
+        broker = RunConnection.connect(self._impatient, self._config.run, url=url)
         broker.heartbeat(self.heartbeat())
         self._reached(True)
         thread = threading.Thread(target=self._beat, args=(broker,), name="heartbeat", daemon=True)
         thread.start()
         return thread
 
-    def _beat(self, broker: Broker) -> None:
+    def _beat(self, broker: RunConnection) -> None:
         settings = self._config.broker
         period = pause = settings.lease_seconds / 4
         try:
@@ -372,16 +382,18 @@ class Service(ABC):
                     if not full:
                         self._reached(False)
                     if is_lasting(error) or away > limit + period:
-                        self._give_up(f"no heartbeat was taken for {away:.1f} s, limit {limit:g} s: {error}; start the "
-                                      f"broker again, then this service")  # fmt: skip
+                        self._give_up(
+                            f"no heartbeat was acknowledged for {away:.1f} s, limit {limit:g} s: {error}; start the "
+                            f"broker again, then this service"
+                        )
                         return
                     pause = min(period, 0.25)
-            if self._phase == "stopped":  # only then is nothing held that this would keep from the others
+            if self._phase == "stopped":  # then nothing is held whose lease must run out first
                 broker.heartbeat(self.heartbeat())
         except Fenced as error:
             self._give_up(str(error))
         except (*UNREACHABLE, BrokerFull) as error:
-            self.log.warning("the last heartbeat was not taken: %s", error)
+            self.log.warning("the last heartbeat was not acknowledged: %s", error)
         except Exception as error:
             self.log.error("heartbeat: %s", explain(error)[1], exc_info=True)
             self._failure = (EX_INTERNAL, str(error))
@@ -396,9 +408,10 @@ class Service(ABC):
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """SIGTERM and SIGINT ask for the stop; a second one, or the end of the grace period, ends the process.
+        """Context in which SIGTERM and SIGINT request the stop; a second one, or the end of the grace period, ends the
+        process.
 
-        Only in the main thread (elsewhere `request_stop` is the way). The handler only writes to a pipe: setting an
+        Only in the main thread; elsewhere `request_stop` is the way. The handler only writes to a pipe: setting an
         Event inside a signal handler can deadlock against the wait it interrupts.
         """
         if threading.current_thread() is not threading.main_thread():
@@ -430,7 +443,7 @@ class Service(ABC):
         if ready and os.read(reading, 1) == b"\0":
             return
         why = "second signal" if ready else f"not drained within {self.grace_seconds:g} s"
-        self.log.error("%s while %s; what it held returns to the others by its lease", why, self._line())
+        self.log.error("%s while %s; what it holds returns to other services by its lease", why, self._line())
         os._exit(EX_TEMPORARY)
 
 
@@ -440,7 +453,7 @@ def is_lasting(error: Exception) -> bool:
 
 
 def explain(error: Exception) -> tuple[int, str]:
-    """Exit code and one line for any exception."""
+    """Exit code and one-line message for an exception that ended a service."""
     if isinstance(error, SieveError):
         return error.exit_code, str(error)
     if isinstance(error, UNREACHABLE):

@@ -1,17 +1,18 @@
-"""Sending a version from the learner straight into engines: who takes part, and what is sent. No tensors here.
+"""Coordination of a broadcast through Redis: who takes part, and what is sent. No tensors here.
 
-    learner: open ──▶ actors: join | decline ──▶ learner: fixed (members, where to meet) ──▶ all meet, tensors flow
-             over ◀── acknowledgements: the digest of what arrived, or why nothing did
+    learner: invite ──▶ actors: join | decline ──▶ learner: fix (participants, rendezvous) ──▶ all meet, tensors flow
+             end    ◀── acknowledgements: the digest of what arrived, or why nothing did
 
-One transfer at a time, a few keys under the run's prefix: `transfer` (hash: id, version, state, layout, group),
-`receivers` (actor → ranks it would bring), `answers`, `acks`. The learner fixes the members, so both sides always agree
-on who they are; whoever is not among them, or meets trouble, reads the version's files. A version counts as used from
-its invitation on (`offered` in the run's state): actors may sample with it as soon as all of it has arrived, before the
-pointer moves, and a learner that dies in between publishes what it has under a higher number. So a version never means
-two sets of weights.
+There is one broadcast at a time, in a few keys under the run's prefix: `transfer` (hash: id, version, state, layout,
+communicator), `receivers` (actor → ranks it would bring), `answers`, `acks`. The learner fixes the participants, so
+both sides always agree on who they are; an actor that is not among them, or fails to receive, reads the version from
+the store.
 
-Members keep their group (the communicator) from version to version; it is built anew when its members change or after
-any failure.
+A version counts as used from its invitation on (`offered` in the run's state). Actors may sample with it as soon as all
+of it has arrived, before the version pointer moves, and a learner that is restarted in between publishes its weights
+under a higher number. So a version number never stands for two sets of weights.
+
+The communicator is reused from version to version. It is rebuilt when its participants change and after any failure.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from broker.errors import EX_TEMPORARY, SieveError
-from broker.queue.client import Broker
+from broker.queue.connection import RunConnection
 from broker.queue.state import Epoch
 from broker.queue.wire import WireError
 
 LAYOUT_BYTES = 32 << 20
 """Largest description of a model's tensors that is read: hundreds of thousands of them."""
 PACK_BYTES = 64 << 20
-"""Tensors sent in one piece: large enough for the wire's full speed, small beside a model."""
+"""Tensors sent in one message: large enough for the network's full speed, small beside a model."""
 ALIGN = 16
-"""Where a tensor may start in a pack, bytes: any dtype can then be read in place."""
+"""Alignment of a tensor in a pack, bytes: any dtype can then be read in place."""
 JOIN = "join"
 
 State = Literal["open", "fixed", "over"]
@@ -50,13 +51,13 @@ class TransferBroken(SieveError):
 
 
 class Tensor(BaseModel):
-    """One tensor as it is sent."""
+    """Name, dtype and shape of one tensor that is sent."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Annotated[str, Field(min_length=1, max_length=1000)]
     dtype: Annotated[str, Field(pattern=r"^[a-z0-9_]{1,32}$")]
-    """torch's word: float32, bfloat16 …"""
+    """torch's name: float32, bfloat16, …"""
     shape: tuple[Annotated[int, Field(ge=0)], ...]
     itemsize: Annotated[int, Field(ge=1, le=16)]
 
@@ -66,7 +67,7 @@ class Tensor(BaseModel):
 
 
 class Layout(BaseModel):
-    """What a transfer consists of, in the order in which it is sent."""
+    """The tensors of a broadcast, in the order in which they are sent."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -82,103 +83,113 @@ class Layout(BaseModel):
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
 
-class Seat(BaseModel):
-    """A member and its ranks first … first + ranks − 1; the learner has rank 0."""
+class Participant(BaseModel):
+    """An actor and its ranks, `first_rank` to `first_rank + ranks − 1`. The learner has rank 0."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     actor: str
     ranks: Annotated[int, Field(ge=1)]
-    first: Annotated[int, Field(ge=1)]
+    first_rank: Annotated[int, Field(ge=1)]
 
 
-class Group(BaseModel):
-    """The members of a transfer and where they meet."""
+class Communicator(BaseModel):
+    """The participants of a broadcast and where they meet."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: str
-    """The same as in the transfer before: its communicator is used again."""
-    seats: Annotated[tuple[Seat, ...], Field(min_length=1)]
-    meeting: dict[str, str | int]
-    """`gloo`: address and port of the learner's store. `nccl`: the unique id."""
+    """Equal to that of the broadcast before when its connections are reused."""
+    participants: Annotated[tuple[Participant, ...], Field(min_length=1)]
+    rendezvous: dict[str, str | int]
+    """`gloo`: `address` and `port` of the learner's TCP store. `nccl`: the unique id."""
     seconds: Annotated[float, Field(gt=0)]
-    """Limit for meeting, and again for what follows."""
+    """Limit for connecting, and again for sending."""
 
     @property
-    def world(self) -> int:
-        """All ranks, the learner's included."""
-        return 1 + sum(seat.ranks for seat in self.seats)
+    def world_size(self) -> int:
+        """Number of ranks, the learner's included."""
+        return 1 + sum(one.ranks for one in self.participants)
 
-    def seat(self, actor: str) -> Seat | None:
-        return next((seat for seat in self.seats if seat.actor == actor), None)
+    def participant(self, actor: str) -> Participant | None:
+        return next((one for one in self.participants if one.actor == actor), None)
 
 
 @dataclass(frozen=True)
-class Entry:
-    """What the broker knows of one actor that can receive."""
+class ReceiverState:
+    """What Redis holds about one actor that can receive broadcasts."""
 
     actor: str
     ranks: int
     alive: bool
     answer: str
-    """`join`, why not, or empty."""
+    """`join`, the reason to decline, or empty."""
     ack: str
-    """Digest of what arrived, `!` and why nothing did, or empty."""
+    """Digest of what arrived; `!` and the reason when nothing did; or empty."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a transfer went: who has the version, and who does not and why."""
+    """Result of a broadcast: which actors have the version, and why the others do not."""
 
     received: tuple[str, ...]
     missed: Mapping[str, tuple[Cause, str]]
 
 
-def seats(entries: Iterable[Entry]) -> tuple[Seat, ...]:
-    """Ranks for all who join and live, in the order of their ids: the same members always sit the same way."""
-    found: list[Seat] = []
+def participants(receivers: Iterable[ReceiverState]) -> tuple[Participant, ...]:
+    """Ranks for all living actors that join, in the order of their ids: the same actors always get the same ranks."""
+    found: list[Participant] = []
     rank = 1
-    for entry in sorted(entries, key=lambda entry: entry.actor):
-        if entry.alive and entry.answer == JOIN:
-            found.append(Seat(actor=entry.actor, ranks=entry.ranks, first=rank))
-            rank += entry.ranks
+    for one in sorted(receivers, key=lambda one: one.actor):
+        if one.alive and one.answer == JOIN:
+            found.append(Participant(actor=one.actor, ranks=one.ranks, first_rank=rank))
+            rank += one.ranks
     return tuple(found)
 
 
-def awaited(entries: Iterable[Entry]) -> list[str]:
-    """Living actors that have not answered."""
-    return [entry.actor for entry in entries if entry.alive and not entry.answer]
+def unanswered(receivers: Iterable[ReceiverState]) -> list[str]:
+    """Living actors that have not answered the invitation."""
+    return [one.actor for one in receivers if one.alive and not one.answer]
 
 
-def unacknowledged(group: Group, entries: Iterable[Entry]) -> list[str]:
-    """Living members that have not acknowledged."""
-    there = {entry.actor: entry for entry in entries}
-    return [s.actor for s in group.seats if (e := there.get(s.actor)) is not None and e.alive and not e.ack]
+def unacknowledged(communicator: Communicator, receivers: Iterable[ReceiverState]) -> list[str]:
+    """Living participants that have not acknowledged."""
+    state = {one.actor: one for one in receivers}
+    found = [state.get(one.actor) for one in communicator.participants]
+    return [one.actor for one in found if one is not None and one.alive and not one.ack]
 
 
-def outcome(invited: Sequence[Entry], group: Group | None, entries: Sequence[Entry], digest: str) -> Outcome:
-    """Who has the version. `invited`: as they stood when the members were fixed; `entries`: as they stand now."""
-    now = {entry.actor: entry for entry in entries}
+def outcome(
+    invited: Sequence[ReceiverState], communicator: Communicator | None, now: Sequence[ReceiverState], digest: str
+) -> Outcome:
+    """Which actors have the version.
+
+    Args:
+        invited: the receivers when the participants were fixed.
+        communicator: the participants; None when nobody joined.
+        now: the receivers at the end.
+        digest: that of what was sent.
+    """
+    state = {one.actor: one for one in now}
     received: list[str] = []
     missed: dict[str, tuple[Cause, str]] = {}
-    for before in sorted(invited, key=lambda entry: entry.actor):
-        entry = now.get(before.actor)
-        if group is None or group.seat(before.actor) is None:
+    for before in sorted(invited, key=lambda one: one.actor):
+        after = state.get(before.actor)
+        if communicator is None or communicator.participant(before.actor) is None:
             if not before.alive:
                 missed[before.actor] = "dead", "no heartbeat"
             elif before.answer and before.answer != JOIN:
                 missed[before.actor] = "declined", before.answer
             else:
                 missed[before.actor] = "late", "no answer in time"
-        elif entry is not None and entry.ack:
-            if entry.ack.startswith("!"):
-                missed[before.actor] = "broken", entry.ack[1:]
-            elif entry.ack != digest:
-                missed[before.actor] = "differs", f"{entry.ack[:16]}… arrived, {digest[:16]}… was sent"
+        elif after is not None and after.ack:
+            if after.ack.startswith("!"):
+                missed[before.actor] = "broken", after.ack[1:]
+            elif after.ack != digest:
+                missed[before.actor] = "differs", f"{after.ack[:16]}… arrived, {digest[:16]}… was sent"
             else:
                 received.append(before.actor)
-        elif entry is None or not entry.alive:
+        elif after is None or not after.alive:
             missed[before.actor] = "dead", "no heartbeat and no acknowledgement"
         else:
             missed[before.actor] = "silent", "no acknowledgement in time"
@@ -205,71 +216,77 @@ def length(pack: Sequence[tuple[Tensor, int]]) -> int:
     return start + last.bytes
 
 
-class Transfers:
-    """The broker's side of transfers; each method is safe to repeat."""
+class BroadcastCoordinator:
+    """The state of the run's broadcasts in Redis; every method is safe to repeat."""
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: RunConnection) -> None:
         self._broker = broker
 
     # --- the learner
 
-    def open(self, epoch: Epoch, id: str, version: int, layout: Layout) -> list[Entry]:
-        """Invite everyone who can receive to `version`, which counts as used from now on. Raises Fenced."""
+    def invite(self, epoch: Epoch, id: str, version: int, layout: Layout) -> list[ReceiverState]:
+        """Invite every receiver to `version`, which counts as used from now on; the receivers. Raises Fenced."""
         return self._write(epoch, id, version, state="open", layout=layout.model_dump_json())
 
-    def fix(self, epoch: Epoch, id: str, version: int, group: Group) -> list[Entry]:
-        """Nobody joins any more; the members are `group`'s."""
-        return self._write(epoch, id, version, group=group.model_dump_json(), state="fixed")
+    def fix(self, epoch: Epoch, id: str, version: int, communicator: Communicator) -> list[ReceiverState]:
+        """Fix the participants: nobody can join any more. Returns the receivers. Raises Fenced."""
+        return self._write(epoch, id, version, communicator=communicator.model_dump_json(), state="fixed")
 
-    def over(self, epoch: Epoch, id: str, version: int) -> list[Entry]:
-        """The transfer has ended; who has not received by now reads the files."""
+    def end(self, epoch: Epoch, id: str, version: int) -> list[ReceiverState]:
+        """End the broadcast: actors that have not received the version read it from the store. Raises Fenced."""
         return self._write(epoch, id, version, state="over")
 
-    def look(self, epoch: Epoch, id: str, version: int) -> list[Entry]:
-        """How the actors stand."""
+    def receivers(self, epoch: Epoch, id: str, version: int) -> list[ReceiverState]:
+        """The actors that can receive, as they stand. Raises Fenced."""
         return self._write(epoch, id, version)
 
-    def _write(self, epoch: Epoch, id: str, version: int, **fields: str) -> list[Entry]:
+    def _write(self, epoch: Epoch, id: str, version: int, **fields: str) -> list[ReceiverState]:
         lease = self._broker.settings.lease_seconds
-        args = [part for item in fields.items() for part in item]
-        reply = self._broker.script("invite", epoch.number, id, version, lease, *args)
+        records = [{"name": name, "value": value} for name, value in fields.items()]
+        reply = self._broker.script(
+            "invite", epoch=epoch.number, transfer=id, version=version, lease_seconds=lease, fields=records
+        )
         return [
-            Entry(actor.decode(), int(ranks), alive == 1, answer.decode(), ack.decode())
+            ReceiverState(actor.decode(), int(ranks), alive == 1, answer.decode(), ack.decode())
             for actor, ranks, alive, answer, ack in reply
         ]
 
     # --- an actor
 
-    def seen(self, actor: str, ranks: int) -> tuple[str, int, State | Literal[""]]:
-        """Say that `actor` can receive with `ranks` ranks; the current transfer's id, version and state."""
+    def current(self, actor: str, ranks: int) -> tuple[str, int, State | Literal[""]]:
+        """Register `actor` as a receiver with `ranks` ranks; the current broadcast's id, version and state."""
         return self._tell(actor, ranks, "", "look", "")[0]
 
     def answer(self, actor: str, ranks: int, id: str, text: str) -> bool:
-        """`join`, or why not. False when the transfer is not open any more."""
+        """Answer with `join` or the reason to decline. False when the broadcast is not open any more."""
         return self._tell(actor, ranks, id, "answer", text[:200])[1]
 
     def acknowledge(self, actor: str, ranks: int, id: str, text: str) -> None:
-        """The digest of what arrived, or `!` and why nothing did."""
+        """Report the digest of what arrived, or `!` and the reason why nothing did."""
         self._tell(actor, ranks, id, "ack", text[:1000])
 
     def leave(self, actor: str) -> None:
-        """Take part in no more transfers."""
+        """Remove `actor` from the receivers."""
         self._tell(actor, 0, "", "look", "")
 
     def _tell(
         self, actor: str, ranks: int, id: str, kind: str, text: str
     ) -> tuple[tuple[str, int, State | Literal[""]], bool]:
-        found, version, state, took = self._broker.script("answer", actor, ranks, id, kind, text)
+        found, version, state, took = self._broker.script(
+            "answer", actor=actor, ranks=ranks, transfer=id, kind=kind, text=text
+        )
         return (found.decode(), int(version), cast(State, state.decode())), took == 1
 
-    def members(self, id: str) -> tuple[Group, Layout] | None:
-        """The fixed group and what it gets; None when the transfer is another by now. Raises WireError."""
-        found: list[Any] = self._broker.fields("transfer", ["id", "group", "layout"])
+    def communicator(self, id: str) -> tuple[Communicator, Layout] | None:
+        """The fixed participants of broadcast `id` and what they get; None when another broadcast has replaced it.
+
+        Raises WireError."""
+        found: list[Any] = self._broker.fields("transfer", ["id", "communicator", "layout"])
         if found[0] is None or found[0].decode() != id or found[1] is None:
             return None
         if len(found[1]) > LAYOUT_BYTES or len(found[2]) > LAYOUT_BYTES:
-            raise WireError(f"transfer {id}: its description has more than {LAYOUT_BYTES} bytes")
+            raise WireError(f"broadcast {id}: its description has more than {LAYOUT_BYTES} bytes")
         try:
-            return Group.model_validate_json(found[1]), Layout.model_validate_json(found[2])
+            return Communicator.model_validate_json(found[1]), Layout.model_validate_json(found[2])
         except ValidationError as error:
-            raise WireError(f"transfer {id} cannot be read: {error.errors(include_url=False)[0]['msg']}") from None
+            raise WireError(f"broadcast {id} cannot be read: {error.errors(include_url=False)[0]['msg']}") from None

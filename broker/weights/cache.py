@@ -1,16 +1,17 @@
-"""Verified copies of versions on the reader's own machine, shared by its actors. Knows no engine, writes no version.
+"""Verified copies of versions on the reader's own machine, shared by all actors there (`weights.cache`).
 
-    <cache>/v00000007/…                         as published, but for the delta; nothing else is ever loaded
-    <cache>/.v00000007.partial.<identity>/      a copy under way: whoever comes next continues it
-    <cache>/.v00000007.rebuilt.<identity>/      the same, from a base held here and a delta
-    <cache>/.lock                               held by the one process that copies, and by no dead one
+    <cache>/v00000007/…                         a finished copy, without the delta; nothing else is ever loaded
+    <cache>/.v00000007.partial.<identity>/      a copy in progress, continued by the next reader if it is interrupted
+    <cache>/.v00000007.rebuilt.<identity>/      a version being rebuilt from a copy held here and a delta
+    <cache>/.lock                               file lock of the one process that copies; a dead process holds none
 
-A version is copied once by whichever reader comes first; the others wait and then verify what they find, because each
-reader answers for what it loads. Bytes of a copy that was cut off are hashed, not trusted: if the whole does not match
-the manifest, the file is copied again from its beginning.
+The first reader that needs a version copies it; the others wait, then verify the copy, because each reader answers for
+what it loads. The bytes of an interrupted copy are hashed, not trusted: if the whole file does not match the manifest,
+it is copied again from its beginning.
 
-A copy stays while a process holds it (a shared lock on its directory, from one `bring` to the next, so that the kernel
-lets go for the dead) or while it is the newest here that is still published. All others are removed after each copy.
+A copy stays as long as a process holds it (a shared lock on its directory from one `fetch` to the next, which the
+kernel releases when the process dies) or it is the newest one here that is still published. All others are removed
+after each copy.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from broker.errors import WeightsCorrupt, WeightsError, WeightsMissing
-from broker.weights.copying import Tally, copy, each, save
-from broker.weights.delta import DeltaUnusable, Fallback, apply
+from broker.weights.copying import CopyStats, copy, for_each, save
+from broker.weights.delta import LARGEST_SHARE, DeltaUnusable, Fallback, apply
 from broker.weights.manifest import MANIFEST, Delta, Manifest
-from broker.weights.reader import Published, place, versions
-from broker.weights.store import DELTA_SHARE, HIDDEN, Fetched, WeightsDirectory
+from broker.weights.reader import HIDDEN, DirectoryReader, version_path, versions_in
+from broker.weights.store import Fetched, VersionReader, VersionStore
 
 WAIT_SECONDS = 1800.0
 """For another process's copy: a model of 100 GB at 60 MB/s."""
@@ -37,103 +38,110 @@ POLL_SECONDS = 0.05
 
 
 class WeightsCache:
-    """Copies of `weights` under `path`; one object per process and one thread that calls `bring`."""
+    """Copies in the directory `path` of the versions in `store`. One object per process, used by one thread.
 
-    def __init__(self, weights: WeightsDirectory, path: Path, *, wait_seconds: float = WAIT_SECONDS) -> None:
-        if path.resolve().is_relative_to(weights.path.resolve()):
+    Raises WeightsError when `path` is inside the store's own directory.
+    """
+
+    def __init__(self, store: VersionStore, path: Path, *, wait_seconds: float = WAIT_SECONDS) -> None:
+        if store.path is not None and path.resolve().is_relative_to(store.path.resolve()):
             raise WeightsError(
-                f"weights.cache = {path} lies in the published weights' own directory {weights.path}, where the "
-                f"learner deletes; give a directory of this machine, or remove the key to read in place"
+                f"weights.cache = {path} lies in the published weights' own directory {store.path}, where the learner "
+                f"deletes; give a directory of this machine, or remove the key to read in place"
             )
         self.path = path
-        self._weights, self._wait_seconds = weights, wait_seconds
-        self._held: Published | None = None
+        self._store, self._wait_seconds = store, wait_seconds
+        self._held: DirectoryReader | None = None
 
-    def bring(self, version: int) -> Fetched:
-        """A copy of `version` here, every byte of it checked; it stays until the next call has another.
+    def fetch(self, version: int) -> Fetched:
+        """A copy of `version` in this cache, every byte of it checked; it stays until the next call has returned.
 
-        Raises WeightsMissing and WeightsCorrupt as WeightsDirectory.fetch (the published files are meant), WeightsError
-        when another process copies for longer than `wait_seconds`, OSError when the disk is full.
+        Raises WeightsMissing and WeightsCorrupt as VersionStore.fetch (about the published files), WeightsError when
+        another process copies for longer than `wait_seconds`, OSError when the disk is full.
         """
-        start, tally = time.perf_counter(), Tally()
+        start, stats = time.perf_counter(), CopyStats()
         fallback: Fallback | None = None
-        with self._weights.open(version) as source:
+        with self._store.open(version) as source:
             while True:
                 here = self._hold(source.manifest)
                 if here is None:
-                    with self._alone(tally):
+                    with self._locked(stats):
                         here = self._hold(source.manifest)
                         if here is None:
-                            fallback = self._make(source, tally)
+                            fallback = self._create(source, stats)
                             break
                 try:
-                    here.verify(tally)
+                    here.verify(stats)
                     self._keep(here)
                     break
                 except (WeightsCorrupt, WeightsMissing):
-                    with here, self._alone(tally):
+                    with here, self._locked(stats):
                         self._discard(here)
         assert self._held is not None
-        return Fetched(version, self._held.path, tally.shares(time.perf_counter() - start), tally.bytes, fallback)
+        return Fetched(version, self._held.path, stats.shares(time.perf_counter() - start), stats.bytes, fallback)
 
     def close(self) -> None:
-        """Let others remove what was held."""
+        """Release the copy that is held, so that other processes may remove it."""
         if self._held is not None:
             self._held.close()
             self._held = None
 
-    # --- making a copy; everything below but `_hold` only while `_alone`
+    # --- making a copy; everything below except `_hold` and `_keep` is called with the lock held
 
-    def _make(self, source: Published, tally: Tally) -> Fallback | None:
-        """Rebuild or copy the version, hold it, remove what nobody needs. Returns Fetched.fallback."""
+    def _create(self, source: VersionReader, stats: CopyStats) -> Fallback | None:
+        """Rebuild or copy the version, hold it, and remove copies that nobody needs. Returns Fetched.fallback."""
         manifest = source.manifest
         fallback: Fallback | None = None
         if manifest.delta is None or self._hidden(manifest, "partial").exists():
-            self._copy(source, tally)
+            self._copy(source, stats)
         else:
             try:
-                self._rebuild(source, tally, int(manifest.bytes * DELTA_SHARE))
+                self._rebuild(source, stats, int(manifest.bytes * LARGEST_SHARE))
             except DeltaUnusable as unusable:
                 fallback = unusable.reason
-                self._copy(source, tally)
+                self._copy(source, stats)
         here = self._hold(manifest)
         if here is None:
-            raise WeightsError(f"{place(self.path, manifest.version)} vanished; keep others out of {self.path}")
+            raise WeightsError(
+                f"{version_path(self.path, manifest.version)} vanished while it was copied; let nothing else write to "
+                f"{self.path}"
+            )
         self._keep(here)
-        self._sweep(manifest.version)
+        self._evict(manifest.version)
         return fallback
 
-    def _copy(self, source: Published, tally: Tally) -> None:
-        """The published files, continued where a copy of them was cut off."""
+    def _copy(self, source: VersionReader, stats: CopyStats) -> None:
+        """Copy the published files, continuing an interrupted copy."""
         partial = self._hidden(source.manifest, "partial")
         partial.mkdir(exist_ok=True)
 
-        def one(name: str, mine: Tally) -> None:
+        def one(name: str, own: CopyStats) -> None:
             expected, path = source.manifest.files[name], partial / name
             with source.file(name) as file:
-                found = copy(file, path, expected.bytes, mine)
-                if found != expected.sha256 and mine.bytes["kept"]:
-                    mine.bytes["kept"] = 0
+                found = copy(file, path, expected.bytes, own)
+                if found != expected.sha256 and own.bytes["kept"]:
+                    own.bytes["kept"] = 0
                     path.unlink()
                     file.seek(0)
-                    found = copy(file, path, expected.bytes, mine)
+                    found = copy(file, path, expected.bytes, own)
             if found != expected.sha256:
                 path.unlink()
-            source.compare(name, found)
+            source.manifest.check(name, found, source.location)
 
-        each(source.manifest.files, one, tally)
-        self._settle(partial, source.manifest)
+        for_each(source.manifest.files, one, stats)
+        self._finish(partial, source.manifest)
 
-    def _rebuild(self, source: Published, tally: Tally, allowance: int) -> None:
-        """The version from its delta and its base, which may need a delta too: `allowance` bytes of them in all.
+    def _rebuild(self, source: VersionReader, stats: CopyStats, allowance: int) -> None:
+        """Rebuild the version from its delta and its base, which may itself be rebuilt: at most `allowance` bytes of
+        deltas in all.
 
-        Raises DeltaUnusable when that cannot be, or gives something else than what was published.
+        Raises DeltaUnusable when that is not possible, or does not give what was published.
         """
         manifest, delta = source.manifest, source.manifest.delta
         if delta is None or delta.bytes > allowance:
             raise DeltaUnusable(f"version {source.version} has no delta of at most {allowance} bytes", "base")
         rebuilt = self._hidden(manifest, "rebuilt")
-        with self._base(delta, tally, allowance - delta.bytes) as base:
+        with self._base(delta, stats, allowance - delta.bytes) as base:
             shutil.rmtree(rebuilt, ignore_errors=True)
             rebuilt.mkdir()
             try:
@@ -141,44 +149,45 @@ class WeightsCache:
                     for name, file in sorted(manifest.files.items()):
                         old = base.manifest.files.get(name)
                         with base.file(name) if old else nullcontext() as before:
-                            source.compare(name, save(apply(stream, before, file.bytes), rebuilt / name, tally))
+                            found = save(apply(stream, before, file.bytes), rebuilt / name, stats)
+                            manifest.check(name, found, source.location)
                     if stream.read(1):
-                        raise DeltaUnusable("the delta goes on after its last file")
+                        raise DeltaUnusable("the delta has more bytes than its files need")
             except WeightsCorrupt as error:
                 raise DeltaUnusable(str(error)) from None
-        tally.bytes["delta"] += delta.bytes
-        self._settle(rebuilt, manifest)
+        stats.bytes["delta"] += delta.bytes
+        self._finish(rebuilt, manifest)
 
-    def _base(self, delta: Delta, tally: Tally, allowance: int) -> Published:
-        """The delta's base, here already or made here now."""
+    def _base(self, delta: Delta, stats: CopyStats, allowance: int) -> DirectoryReader:
+        """The delta's base: a copy that is here already, or one rebuilt now."""
         for made in (False, True):
             with suppress(WeightsMissing, WeightsCorrupt):
-                here = Published(self.path, delta.base)
+                here = DirectoryReader(self.path, delta.base)
                 if here.manifest.identity == delta.identity:
                     return here
                 here.close()
             if not made:
-                with suppress(WeightsMissing, WeightsCorrupt), self._weights.open(delta.base) as source:
-                    self._rebuild(source, tally, allowance)
+                with suppress(WeightsMissing, WeightsCorrupt), self._store.open(delta.base) as source:
+                    self._rebuild(source, stats, allowance)
         raise DeltaUnusable(f"version {delta.base} is not in {self.path}", "base")
 
-    def _settle(self, directory: Path, manifest: Manifest) -> None:
-        """A finished copy becomes visible."""
+    def _finish(self, directory: Path, manifest: Manifest) -> None:
+        """Make a finished copy visible."""
         (directory / MANIFEST).write_text(manifest.text(), encoding="utf-8")
-        final = place(self.path, manifest.version)
-        if final.exists():  # other weights of this number, or a copy without a manifest
+        final = version_path(self.path, manifest.version)
+        if final.exists():  # other weights of this number, or a copy without a readable manifest
             self._remove(final)
         os.rename(directory, final)
 
-    # --- who needs what
+    # --- holding and removing copies
 
-    def _hold(self, manifest: Manifest) -> Published | None:
-        """The copy of exactly these weights, kept from removal until it is closed; None if there is none."""
+    def _hold(self, manifest: Manifest) -> DirectoryReader | None:
+        """The copy of exactly these weights, protected from removal until it is closed; None if there is none."""
         try:
-            here = Published(self.path, manifest.version)
+            here = DirectoryReader(self.path, manifest.version)
         except (WeightsMissing, WeightsCorrupt):
             return None
-        with suppress(BlockingIOError, WeightsMissing):  # somebody is just removing it
+        with suppress(BlockingIOError, WeightsMissing):  # another process is removing it
             fcntl.flock(here.descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
             here.still_there()
             if here.manifest.identity == manifest.identity:
@@ -186,19 +195,19 @@ class WeightsCache:
         here.close()
         return None
 
-    def _keep(self, here: Published) -> None:
+    def _keep(self, here: DirectoryReader) -> None:
         self.close()
         self._held = here
 
-    def _sweep(self, version: int) -> None:
-        """Remove all copies but that of `version`, the newest that is still published, and those that are held."""
-        here = versions(self.path)
-        newest = max(set(here) & set(self._weights.versions()), default=version)
+    def _evict(self, version: int) -> None:
+        """Remove all copies except `version`, the newest that is still published, and those that a process holds."""
+        here = versions_in(self.path)
+        newest = max(set(here) & set(self._store.versions()), default=version)
         for other in set(here) - {version, newest}:
-            descriptor = os.open(place(self.path, other), os.O_RDONLY | os.O_DIRECTORY)
+            descriptor = os.open(version_path(self.path, other), os.O_RDONLY | os.O_DIRECTORY)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                self._remove(place(self.path, other))
+                self._remove(version_path(self.path, other))
             except BlockingIOError:
                 pass
             finally:
@@ -207,7 +216,7 @@ class WeightsCache:
             if HIDDEN.fullmatch(entry.name):
                 shutil.rmtree(entry, ignore_errors=True)
 
-    def _discard(self, here: Published) -> None:
+    def _discard(self, here: DirectoryReader) -> None:
         with suppress(WeightsMissing):
             here.still_there()
             self._remove(here.path)
@@ -221,12 +230,12 @@ class WeightsCache:
         return self.path / f".v{manifest.version:08d}.{what}.{manifest.identity[:8]}"
 
     @contextmanager
-    def _alone(self, tally: Tally) -> Iterator[None]:
-        """Among all processes with this cache. Raises WeightsError at the deadline."""
+    def _locked(self, stats: CopyStats) -> Iterator[None]:
+        """Hold the lock among all processes that use this cache. Raises WeightsError after `wait_seconds`."""
         self.path.mkdir(parents=True, exist_ok=True)
         path = self.path / ".lock"
         with open(path, "wb") as lock:
-            tally.timed("fetch", lambda: self._wait(lock.fileno(), path))
+            stats.timed("fetch", lambda: self._wait(lock.fileno(), path))
             yield
 
     def _wait(self, lock: int, path: Path) -> None:

@@ -1,21 +1,23 @@
-"""What a published version consists of: the manifest that is written last and that every reader checks files against.
+"""Manifest of a published version: the file that is written last and that every reader checks the others against.
 
-Holds the type and its reading from untrusted bytes; opens nothing.
+Defines the type and parses it from untrusted bytes; opens no file.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
 
 from broker.errors import WeightsCorrupt
 
 MANIFEST = "manifest.json"
 MANIFEST_BYTES = 4 << 20
+SCHEMA = 1
+"""Version of the manifest's format, and of the delta's (delta.py). Raised with every incompatible change."""
 REMEDY = "have the learner publish again, or look for a full disk or another writer"
 PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
 
@@ -25,7 +27,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class File(BaseModel):
-    """One file as it was when it was published."""
+    """Size and hash of one file of a version."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -34,28 +36,29 @@ class File(BaseModel):
 
 
 class Delta(BaseModel):
-    """A hidden file beside the others that makes this version out of an earlier one (delta.py)."""
+    """Description of the hidden file from which this version can be rebuilt out of an earlier one (delta.py)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     base: Annotated[int, Field(ge=0)]
+    """Version that the delta is applied to."""
     identity: Sha256
-    """`Manifest.identity` of the base: a version number alone may have been given twice."""
+    """`Manifest.identity` of the base: its version number alone may have been given twice."""
     bytes: Annotated[int, Field(ge=1)]
 
 
 class Manifest(BaseModel):
-    """What a published version consists of."""
+    """Contents of a published version."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format: Annotated[int, Field(ge=1, le=1)] = 1
+    schema_number: Annotated[int, Field(ge=SCHEMA, le=SCHEMA, alias="schema")] = SCHEMA
     version: Annotated[int, Field(ge=0)]
     published_at: float
     """Unix seconds."""
     files: Annotated[dict[Name, File], Field(min_length=1)]
     meta: dict[str, Any] = {}
-    """The writer's own: step, dtype …"""
+    """Whatever the writer adds: optimiser step, dtype, …"""
     delta: Delta | None = None
 
     @property
@@ -66,24 +69,47 @@ class Manifest(BaseModel):
 
     @property
     def bytes(self) -> int:
-        """Of all files together, the delta not counted."""
+        """Size of all files together, without the delta."""
         return sum(file.bytes for file in self.files.values())
 
     def text(self) -> str:
-        """As it is written: JSON."""
-        return self.model_dump_json(indent=1, exclude=None if self.delta else {"delta"})
+        """The JSON that is written to `manifest.json`."""
+        return self.model_dump_json(indent=1, by_alias=True, exclude=None if self.delta else {"delta"})
+
+    def check(self, name: str, sha256: str, location: str) -> None:
+        """Raise WeightsCorrupt unless `sha256` is the hash of the file `name`; `location` is the version's, for the
+        message."""
+        expected = self.files[name].sha256
+        if sha256 != expected:
+            raise WeightsCorrupt(f"{location}/{name}: expected sha256 {expected[:16]}…, found {sha256[:16]}…; {REMEDY}")
 
 
-def parse(data: bytes, version: int, path: Path) -> Manifest:
-    """The manifest of `version` from what `path` holds. Raises WeightsCorrupt, naming the first thing wrong."""
+def parse(data: bytes, version: int, location: str) -> Manifest:
+    """The manifest of `version` from the content of the file at `location`.
+
+    Raises WeightsCorrupt, naming the first thing wrong; also for a manifest of another schema.
+    """
     if len(data) > MANIFEST_BYTES:
-        raise WeightsCorrupt(f"{path}: expected at most {MANIFEST_BYTES} bytes, found more; {REMEDY}")
+        raise WeightsCorrupt(f"{location}: expected at most {MANIFEST_BYTES} bytes, found more; {REMEDY}")
     try:
-        manifest = Manifest.model_validate_json(data)
+        document = from_json(data)
+    except ValueError as error:
+        raise WeightsCorrupt(f"{location}: expected a manifest, found no JSON ({str(error)[:160]}); {REMEDY}") from None
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if schema != SCHEMA:
+        raise WeightsCorrupt(
+            f"{location}: expected a manifest of schema {SCHEMA}, which this release reads, found schema "
+            f"{str(schema)[:16]}; run the learner and all actors with one release of sieve, and publish the version "
+            f"again with it"
+        )
+    try:
+        manifest = Manifest.model_validate(document)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part)[:80] for part in first["loc"]) or "the whole"
-        raise WeightsCorrupt(f"{path}: expected a manifest, found {where}: {first['msg'][:160]}; {REMEDY}") from None
+        where = ".".join(str(part)[:80] for part in first["loc"])
+        raise WeightsCorrupt(
+            f"{location}: expected a manifest, found {where}: {first['msg'][:160]}; {REMEDY}"
+        ) from None
     if manifest.version != version:
-        raise WeightsCorrupt(f"{path}: expected version {version}, found {manifest.version}; {REMEDY}")
+        raise WeightsCorrupt(f"{location}: expected version {version}, found {manifest.version}; {REMEDY}")
     return manifest

@@ -1,9 +1,9 @@
-"""PEFT's format of a LoRA adapter, as far as names and numbers go: what learner and actors must agree on. No tensors.
+"""Names and configuration of a LoRA adapter in PEFT's file format, shared by learner and actors. No tensors.
 
     <directory>/adapter_config.json, adapter_model.safetensors
 
-The second holds `base_model.model.<module>.lora_A.weight` (r, in) and `….lora_B.weight` (out, r) of every adapted
-module, which computes with W + (lora_alpha / r) · B · A. PEFT and vLLM load such a directory as it is.
+`adapter_model.safetensors` holds `base_model.model.<module>.lora_A.weight` (r, in) and `….lora_B.weight` (out, r) of
+every adapted module, whose matrix is then W + (lora_alpha / r) · B · A. PEFT and vLLM load such a directory unchanged.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ _NAME = re.compile(r"base_model\.model\.(.+)\.(lora_[AB])\.weight")
 
 
 class AdapterConfig(BaseModel):
-    """adapter_config.json. Keys that change the formula above must say that they do not; others are not looked at."""
+    """Content of adapter_config.json. Keys that would change the formula above must have their neutral value; keys not
+    listed here are ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -41,27 +42,27 @@ class AdapterConfig(BaseModel):
 
     @property
     def scale(self) -> float:
-        """The factor of B · A."""
+        """The factor of B · A: lora_alpha / r."""
         return self.lora_alpha / self.r
 
 
 def is_adapter(directory: Path) -> bool:
-    """Whether the directory holds an adapter rather than whole weights."""
+    """Whether the directory holds an adapter instead of a whole model."""
     return (directory / CONFIG).is_file()
 
 
 def read_config(directory: Path) -> AdapterConfig:
-    """The adapter's configuration. Raises OSError, or ValueError for one of another kind or with other features."""
+    """The adapter's configuration. Raises OSError, or ValueError for another kind or unsupported features."""
     return AdapterConfig.model_validate_json((directory / CONFIG).read_bytes())
 
 
 def tensor_name(module: str, factor: str) -> str:
-    """The name of a module's `lora_A` or `lora_B` in the file."""
+    """The name in the file of a module's `factor`, `lora_A` or `lora_B`."""
     return f"base_model.model.{module}.{factor}.weight"
 
 
 def module_and_factor(name: str) -> tuple[str, str]:
-    """(module, lora_A | lora_B) of a tensor in the file. Raises ValueError for any other name."""
+    """(module, `lora_A` or `lora_B`) of a tensor's name in the file. Raises ValueError for any other name."""
     found = _NAME.fullmatch(name)
     if found is None:
         raise ValueError(f"{name!r} is not of the form {tensor_name('<module>', 'lora_A')!r}")

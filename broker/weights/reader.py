@@ -1,7 +1,7 @@
-"""One published version, opened: its manifest and its files, each checked. Writes nothing.
+"""One published version in a directory of versions, opened for reading; and the names that versions have there.
 
-Everything goes through the directory's descriptor, so that whoever replaces or deletes the version meanwhile cannot mix
-two of them: the reader is told WeightsMissing and takes a newer one.
+Files are opened through the directory's descriptor, so a version that is replaced or deleted meanwhile cannot mix two
+sets of weights: the reader gets WeightsMissing and takes a newer one.
 """
 
 from __future__ import annotations
@@ -13,46 +13,57 @@ from pathlib import Path
 from types import TracebackType
 
 from broker.errors import WeightsCorrupt, WeightsMissing
-from broker.weights.copying import Tally, digest, each
+from broker.weights.copying import CopyStats, digest, for_each
 from broker.weights.delta import DELTA
-from broker.weights.manifest import MANIFEST, MANIFEST_BYTES, REMEDY, File, Manifest, parse
+from broker.weights.manifest import MANIFEST, MANIFEST_BYTES, REMEDY, Manifest, parse
 
-_FINAL = re.compile(r"v([0-9]{8,12})")
+HIDDEN = re.compile(r"\.v([0-9]{8,12})\.[a-z]+\.[0-9a-f]{8}")
+"""A version that is being written or removed."""
+_PUBLISHED = re.compile(r"v([0-9]{8,12})")
 
 
-def place(directory: Path, version: int) -> Path:
+def version_path(directory: Path, version: int) -> Path:
     """Where `version` is in a directory of versions."""
     return directory / f"v{version:08d}"
 
 
-def versions(directory: Path) -> list[int]:
-    """Published versions, oldest first."""
+def versions_in(directory: Path) -> list[int]:
+    """Published versions in `directory`, oldest first."""
     try:
         names = os.listdir(directory)
     except FileNotFoundError:
         return []
-    return sorted(int(found[1]) for name in names if (found := _FINAL.fullmatch(name)))
+    return sorted(int(found[1]) for name in names if (found := _PUBLISHED.fullmatch(name)))
 
 
-class Published:
-    """`version` in a directory of versions, held open until `close`. Raises WeightsMissing, WeightsCorrupt."""
+class DirectoryReader:
+    """`version` in a directory of versions, held open until `close`; a VersionReader.
+
+    Raises WeightsMissing when the version is not there, WeightsCorrupt when its manifest cannot be read.
+    """
 
     def __init__(self, directory: Path, version: int) -> None:
-        self.version, self.path = version, place(directory, version)
+        self.version, self.path = version, version_path(directory, version)
         try:
             self.descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
         except (FileNotFoundError, NotADirectoryError):
             raise self._missing() from None
         try:
-            self.manifest = self._manifest()
+            with self._open(MANIFEST, "a manifest") as file:
+                data = file.read(MANIFEST_BYTES + 1)
+            self.manifest: Manifest = parse(data, version, str(self.path / MANIFEST))
         except BaseException:
             self.close()
             raise
 
+    @property
+    def location(self) -> str:
+        return str(self.path)
+
     def close(self) -> None:
         os.close(self.descriptor)
 
-    def __enter__(self) -> Published:
+    def __enter__(self) -> DirectoryReader:
         return self
 
     def __exit__(
@@ -60,44 +71,36 @@ class Published:
     ) -> None:
         self.close()
 
-    def _manifest(self) -> Manifest:
-        with self._open(MANIFEST, "a manifest") as file:
-            data = file.read(MANIFEST_BYTES + 1)
-        return parse(data, self.version, self.path / MANIFEST)
+    def verify(self, stats: CopyStats) -> None:
+        """Check that the directory holds exactly the manifest's files, every byte of them.
 
-    def verify(self, tally: Tally) -> None:
-        """Check that the directory holds exactly what the manifest says, every byte of it."""
+        Raises WeightsCorrupt, or WeightsMissing when the version was deleted or replaced meanwhile.
+        """
 
-        def check(name: str, mine: Tally) -> None:
+        def check(name: str, own: CopyStats) -> None:
             with self.file(name) as file:
-                self.compare(name, digest(file, mine))
+                self.manifest.check(name, digest(file, own), self.location)
 
-        each(self.manifest.files, check, tally)
-        # A loader may pick up any file it knows the name of; hidden ones (a network file system's own) it does not.
+        for_each(self.manifest.files, check, stats)
+        # A loader may read any file whose name it knows. Hidden files, such as a network file system's own, it skips.
         there = {name for name in os.listdir(self.descriptor) if not name.startswith(".")}
         self.still_there()
         if extra := there - {*self.manifest.files, MANIFEST}:
-            raise WeightsCorrupt(f"{self.path}: expected its manifest's files, found also {min(extra)!r}; {REMEDY}")
+            raise WeightsCorrupt(
+                f"{self.path}: expected only the files of its manifest, found also {min(extra)!r}; {REMEDY}"
+            )
 
     def file(self, name: str) -> BufferedReader:
-        """One of the manifest's files, open and of the right size."""
+        """The manifest's file `name`, open and of the right size."""
         return self._sized(name, self.manifest.files[name].bytes)
 
     def delta(self) -> BufferedReader:
-        """The file that `manifest.delta` speaks of, open and of the right size."""
+        """The file that `manifest.delta` describes, open and of the right size."""
         assert self.manifest.delta is not None
         return self._sized(DELTA, self.manifest.delta.bytes)
 
-    def compare(self, name: str, found: str) -> None:
-        """Raises WeightsCorrupt unless `found` is the SHA-256 that the manifest has for `name`."""
-        expected: File = self.manifest.files[name]
-        if found != expected.sha256:
-            raise WeightsCorrupt(
-                f"{self.path / name}: expected sha256 {expected.sha256[:16]}…, found {found[:16]}…; {REMEDY}"
-            )
-
     def still_there(self) -> None:
-        """Raises WeightsMissing when the opened directory has been deleted or replaced since."""
+        """Raise WeightsMissing when the opened directory has been deleted or replaced since."""
         try:
             same = os.path.samestat(os.stat(self.path), os.fstat(self.descriptor))
         except FileNotFoundError:
@@ -123,7 +126,7 @@ class Published:
             ) from None
 
     def _missing(self) -> WeightsMissing:
-        newest = max(versions(self.path.parent), default=None)
+        newest = max(versions_in(self.path.parent), default=None)
         there = "no version is published there yet" if newest is None else f"the newest there is {newest}"
         return WeightsMissing(
             f"version {self.version} is not in {self.path.parent}: {there}; take that one and try again"

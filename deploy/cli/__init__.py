@@ -1,5 +1,5 @@
-"""The `sieve` command: arguments in, one function of another folder called, exit codes out.
+"""The command `sieve`: arguments and options, one call into another folder, an exit code.
 
-May import everything in deploy, inside the command that needs it.
+May import everything in deploy but deploy.api, inside the command that needs it.
 Never holds logic that a Python caller would miss.
 """

@@ -1,4 +1,4 @@
-"""`sieve deadletter`: list, show and retry the completions that no verifier could judge."""
+"""`sieve deadletter`: the completions that no verifier could judge, listed, shown and retried."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import typer
 
 from broker.errors import EX_DATA, EX_OK
 from deploy.cli.options import ConfigPath, Sets, load_config
-from deploy.config.tree import ConfigError
+from deploy.config.errors import ConfigError
 
-deadletter = typer.Typer(help="Completions that no verifier could judge.", rich_markup_mode=None)
+deadletter = typer.Typer(help="List, show and retry completions that no verifier could judge.", rich_markup_mode=None)
 
 
 @deadletter.command("list")
 def list_dead(
     config: ConfigPath,
     set_: Sets = None,
-    count: Annotated[int, typer.Option(min=1, max=10_000, help="Newest first.")] = 20,
+    count: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many.")] = 20,
 ) -> int:
-    """One line per completion that was given up on."""
+    """One line per dead letter, newest first."""
     from deploy.observe.status import open_broker
 
     with open_broker(load_config(config, set_, "none")) as connection:
@@ -37,13 +37,13 @@ def show_dead(
     entry: Annotated[str, typer.Argument(help="As printed by `deadletter list`.")],
     set_: Sets = None,
 ) -> int:
-    """Everything known about one of them."""
+    """Everything that is known about one dead letter."""
     from deploy.observe.status import open_broker
 
     with open_broker(load_config(config, set_, "none")) as connection:
         letters = {letter.entry: letter for letter in connection.dead_letters(10_000)}
     if entry not in letters:
-        raise ConfigError([f"{entry}: no dead letter of that name; `sieve deadletter list CONFIG` prints the names"])
+        raise ConfigError([f"{entry}: no dead letter has this name; `sieve deadletter list CONFIG` prints the names"])
     letter = letters[entry]
     typer.echo(f"group       {letter.group_id}, completion {letter.idx}, {letter.payload_bytes} bytes")
     typer.echo(f"verifier    {letter.verifier}\nreason      {letter.reason}")
@@ -58,11 +58,11 @@ def retry_dead(
     config: ConfigPath,
     entries: Annotated[list[str] | None, typer.Argument(help="As printed by `deadletter list`.")] = None,
     set_: Sets = None,
-    everything: Annotated[bool, typer.Option("--all", help="Every dead letter there is.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="All dead letters.")] = False,
 ) -> int:
-    """Let verifiers try them again.
+    """Give dead letters back to their verifiers.
 
-    Possible while the group is not trained or read yet; safe to repeat. Exit code 65 if any could not be retried.
+    Possible until their group is trained on or read; safe to repeat. Exit code 65 if one could not be retried.
     """
     settings = load_config(config, set_, "none")
     if bool(entries) == everything:

@@ -1,96 +1,168 @@
-"""The command line: every command takes the same CONFIG and the same `--set`, and ends with one line and a code.
+"""The command `sieve`: one function per command, each of which calls one function of another folder.
 
 Exit codes: 0 done; 64 a wrong command line or setting; 65 data that contradicts itself; 69 something needed is
-unavailable; 70 our own fault; 75 try again later; 130 and 143 stopped by Ctrl-C or SIGTERM, resumable. Imports of
-torch, ray and the rooms happen inside the command that needs them.
+unavailable; 70 a fault of sieve; 75 try again later; 130 and 143 stopped by Ctrl-C or SIGTERM, resumable. Everything
+but the parser is imported inside the command that needs it.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import typing
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.core import TyperGroup
 
 from broker.errors import EX_DATA, EX_INTERNAL, EX_OK, EX_UNAVAILABLE, EX_USAGE, SieveError
 from deploy.cli.deadletters import deadletter
-from deploy.cli.options import ConfigPath, Sets, console, load_config, quiet_ray
+from deploy.cli.init_command import init
+from deploy.cli.options import ConfigPath, Sets, by_shell, console, load_config, quiet_ray
 from deploy.cli.sweep_commands import evaluate, report_sweep, sweep
-from deploy.config.tree import ConfigError, dump
+from deploy.config.errors import ConfigError
+
+RUN, SERVE, LOOK, COMPARE = "Run", "Single services, started by hand", "Look at a run", "Compare"
+"""Sections of `sieve --help`, in this order."""
+
+
+class Sections(TyperGroup):
+    """A group of commands whose help lists them by section (`rich_help_panel`), in plain text: rich takes 0.1 s."""
+
+    def format_commands(self, ctx: typing.Any, formatter: typing.Any) -> None:
+        width = max(len(name) for name in self.commands)
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for name, command in self.commands.items():
+            title = getattr(command, "rich_help_panel", None) or "Commands"
+            text = command.get_short_help_str(formatter.width - width - 6)
+            sections.setdefault(str(title), []).append((name.ljust(width), text))
+        for title, rows in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"sieve {version('sieve-rl')}")
+        raise typer.Exit
+
 
 app = typer.Typer(
     name="sieve",
-    help="Asynchronous post-training toward what remains when the verifier has removed every wrong answer.",
-    add_completion=False,
+    cls=Sections,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.add_typer(deadletter, name="deadletter")
-
-Index = Annotated[int, typer.Option(min=0, help="Position among the services of this role, shown by `sieve status`.")]
 
 
-@app.command()
+@app.callback()
+def sieve(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Asynchronous post-training of language models toward what remains of the base model's answers when a verifier
+    has removed the wrong ones.
+
+    Begin with `sieve init`, which writes a configuration, and `sieve run`.
+    """
+
+
+Index = Annotated[int, typer.Option(min=0, help="Position among the services of this role, as `sieve status` shows.")]
+
+app.command(rich_help_panel=RUN)(init)
+
+
+@app.command("config", rich_help_panel=RUN)
+def show_config(config: ConfigPath, set_: Sets = None) -> int:
+    """Check the configuration and print all of it.
+
+    Every setting with its value, defaults included; or one line for each problem, and exit code 64.
+    """
+    from deploy.config.tree import dump
+
+    typer.echo(dump(load_config(config, set_, "all")), nl=False)
+    return EX_OK
+
+
+@app.command(rich_help_panel=RUN)
+def doctor(config: ConfigPath, set_: Sets = None) -> int:
+    """Check what this machine lacks for the configuration.
+
+    The broker's server, the model and prompts, the engine's packages, and every verifier. Exit code 69 when something
+    is missing.
+    """
+    settings = load_config(config, set_, "none")
+    from deploy.config.doctor import examine
+
+    fine = True
+    for finding in examine(settings):
+        typer.echo(f"{'ok     ' if finding.fine else 'MISSING'}  {finding.subject}: {finding.text}")
+        fine = fine and finding.fine
+    return EX_OK if fine else EX_UNAVAILABLE
+
+
+@app.command(rich_help_panel=RUN)
 def run(
     config: ConfigPath,
     set_: Sets = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that is in the run directory.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run that is in the run directory.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Move a run that is there aside, under its date.")] = False,
     view: Annotated[bool, typer.Option(help="The live view; plain lines without.")] = True,
 ) -> int:
-    """Start everything and see it through.
+    """Start all services and train to the end.
 
-    Ctrl-C drains and leaves a run that --resume goes on with; a second one forces.
+    The first Ctrl-C drains: nothing committed is lost, and --resume continues. The second one kills.
     """
     settings = load_config(config, set_, "all")
     if resume and fresh:
-        raise ConfigError(["--resume and --fresh: one goes on with the run, the other puts it aside; give one of them"])
+        raise ConfigError(["--resume and --fresh: one continues the run, the other moves it aside; give one of them"])
     if settings.metrics.port:
-        raise ConfigError(
-            [
-                f"metrics.port = {settings.metrics.port}: `sieve run` starts several services on one machine and only "
-                f"one of "
-                f"them can have it; set metrics.port = 0 (each takes a free port; {settings.run.path}/prometheus "
-                f"lists them)"
-            ]
-        )
+        raise ConfigError([
+            f"metrics.port = {settings.metrics.port}: `sieve run` starts several services on one machine, and only one "
+            f"of them can have it; set metrics.port = 0 (each takes a free port; {settings.run.path}/prometheus lists "
+            f"them)"
+        ])  # fmt: skip
     quiet_ray()
     from deploy.launch.launcher import launch
 
     return launch(settings, console(), resume=resume, fresh=fresh, live=view)
 
 
-@app.command()
+@app.command(rich_help_panel=SERVE)
 def broker(config: ConfigPath, set_: Sets = None) -> int:
-    """Keep the run's private Redis until Ctrl-C."""
+    """The run's private Redis, until Ctrl-C."""
     settings = load_config(config, set_, "settings")
     from broker.runtime.redis_server import Server, serve
     from deploy.observe.exporter import Exporter
 
-    monitors: list[Exporter] = []
+    exporters: list[Exporter] = []
 
     def announce(server: Server) -> None:
-        monitors.append(Exporter(settings, server.url, "broker"))
+        exporters.append(Exporter(settings, server.url, "broker"))
         typer.echo(f"{server.binary} for run {settings.run.name} in {server.directory}; Ctrl-C ends it")
 
     try:
         return serve(settings.broker, settings.run, announce)
     finally:
-        for exporter in monitors:
+        for exporter in exporters:
             exporter.close()
 
 
-@app.command()
+@app.command(rich_help_panel=SERVE)
 def actor(config: ConfigPath, set_: Sets = None, index: Index = 0) -> int:
-    """One actor: samples completions until the run is over."""
+    """An actor: samples completions until the run is over."""
+    settings = load_config(config, set_, "settings")
     from deploy.launch.roles import make
 
-    return make("actor", load_config(config, set_, "settings"), index=index, url=None).run()
+    return make("actor", settings, index=index, url=None).run()
 
 
-@app.command()
+@app.command(rich_help_panel=SERVE)
 def verifier(
     config: ConfigPath,
     set_: Sets = None,
@@ -99,43 +171,26 @@ def verifier(
         list[str] | None, typer.Option(help="Queue to serve; repeatable. Default: all.", show_default=False)
     ] = None,
 ) -> int:
-    """One verifier: judges completions until the run is over."""
+    """A verifier: judges completions until the run is over."""
+    settings = load_config(config, set_, "settings")
     from deploy.launch.roles import make
 
-    return make("verifier", load_config(config, set_, "settings"), index=index, url=None, names=name or ()).run()
+    return make("verifier", settings, index=index, url=None, names=name or ()).run()
 
 
-@app.command()
+@app.command(rich_help_panel=SERVE)
 def learner(config: ConfigPath, set_: Sets = None) -> int:
-    """The learner: opens the run, trains, publishes.
+    """The learner: opens the run, trains, publishes weights.
 
-    Under torchrun: one rank of it.
+    Under torchrun it is one rank.
     """
+    settings = load_config(config, set_, "all")
     from deploy.launch.roles import make
 
-    return make("learner", load_config(config, set_, "all"), index=int(os.environ.get("RANK", "0")), url=None).run()
+    return make("learner", settings, index=int(os.environ.get("RANK", "0")), url=None).run()
 
 
-@app.command("config")
-def show_config(config: ConfigPath, set_: Sets = None) -> int:
-    """Validate and print the configuration."""
-    typer.echo(dump(load_config(config, set_, "all")), nl=False)
-    return EX_OK
-
-
-@app.command()
-def doctor(config: ConfigPath, set_: Sets = None) -> int:
-    """What this machine lacks to serve the configuration; exit code 69 when something is missing."""
-    from deploy.config.doctor import examine
-
-    fine = True
-    for finding in examine(load_config(config, set_, "none")):
-        typer.echo(f"{'ok     ' if finding.fine else 'MISSING'}  {finding.subject}: {finding.text}")
-        fine = fine and finding.fine
-    return EX_OK if fine else EX_UNAVAILABLE
-
-
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def status(
     config: ConfigPath,
     set_: Sets = None,
@@ -143,7 +198,7 @@ def status(
 ) -> int:
     """Progress, queues, services, and what is stuck.
 
-    Exit code 75 when an edge of the graph is stuck, 69 when no broker answers.
+    Exit code 75 when something cannot move, 69 when no broker answers.
     """
     settings = load_config(config, set_, "none")
     from deploy.observe.status import status as show
@@ -151,17 +206,21 @@ def status(
     return show(settings, console(), watch=watch)
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def report(
     config: ConfigPath,
     set_: Sets = None,
     document: Annotated[
-        Path | None, typer.Option(metavar="FILE.md", help="Of a sweep: also a Markdown page.", show_default=False)
+        Path | None,
+        typer.Option(
+            metavar="FILE.md", help="Of a sweep: a Markdown page too.", show_default=False, autocompletion=by_shell
+        ),
     ] = None,
 ) -> int:
-    """What came out: of a run table, summary.json, report.png.
+    """Results of a run or a sweep: tables, plots, JSON.
 
-    Of a sweep (its directory, or a results.json) frontier, curves, raw counts and one HTML page, in its report/.
+    Of a run: a table, report/summary.json and report/report.png. Of a sweep, named by its directory or a results.json:
+    the frontier, curves, raw counts and one HTML page, in its report/.
     """
     from deploy.sweeps.results import is_sweep
 
@@ -170,12 +229,12 @@ def report(
     if document is not None:
         raise ConfigError([f"--document: {config} is no sweep (it has no sweep.json); leave the option out"])
     settings = load_config(config, set_, "none")
-    # A run that was moved aside still says its old path in its own config.yaml.
+    # The config.yaml of a run that was moved aside names its former directory.
     path = config.resolve() if config.is_dir() else settings.run.path
     from deploy.reports.report import show, write
-    from deploy.reports.summary import build
+    from deploy.reports.summary import summarize
 
-    built = build(path)
+    built = summarize(path)
     shown = console()
     show(built, shown)
     for file in write(built, path):
@@ -183,15 +242,11 @@ def report(
     return EX_OK
 
 
-app.command()(sweep)
-app.command("eval")(evaluate)
-
-
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def audit(config: ConfigPath, set_: Sets = None) -> int:
-    """Account for every group and completion.
+    """Account for every group and completion, as JSON.
 
-    JSON; exit code 65 if anything was lost or trained twice.
+    Asks the run's broker. Exit code 65 if anything was lost or trained twice.
     """
     settings = load_config(config, set_, "none")
     import json
@@ -204,16 +259,18 @@ def audit(config: ConfigPath, set_: Sets = None) -> int:
     return EX_DATA if counted.lost or counted.duplicates else EX_OK
 
 
-def main() -> None:
-    """The `sieve` command: errors meant for people become one line each, anything else keeps its traceback."""
+app.add_typer(deadletter, name="deadletter", rich_help_panel=LOOK)
+app.command(rich_help_panel=COMPARE)(sweep)
+app.command("eval", rich_help_panel=COMPARE)(evaluate)
+
+
+def main() -> typing.NoReturn:
+    """Run the command line; errors meant for people are one line each on stderr, others keep their traceback."""
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
-    except ConfigError as error:
-        for problem in error.problems:
-            typer.echo(f"sieve: {problem}", err=True)
-        code = error.exit_code
     except SieveError as error:
-        typer.echo(f"sieve: {error}", err=True)
+        for problem in getattr(error, "problems", (str(error),)):  # a ConfigError has several
+            typer.echo(f"sieve: {problem}", err=True)
         code = error.exit_code
     except typer.TyperException as error:
         # Of the parser: an unknown command or option, a missing argument.
@@ -223,6 +280,6 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has closed the pipe
         code = EX_OK
     sys.exit(code if isinstance(code, int) else EX_OK if code is None else EX_INTERNAL)

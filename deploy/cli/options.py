@@ -1,4 +1,4 @@
-"""What every command takes, CONFIG and `--set`, and what it does with them first. Imports nothing heavy."""
+"""Arguments and options that several commands have, and what is done with them first. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -9,14 +9,23 @@ from typing import Annotated
 
 import typer
 
-from deploy.config.load import Checks, load
-from deploy.config.tree import Config
-
 if typing.TYPE_CHECKING:
     from rich.console import Console
 
+    from deploy.config.load import Checks
+    from deploy.config.tree import Config
+
+
+def by_shell() -> list[str]:
+    """No completions of our own: the shell then completes file names, with its own rules for folders and blanks."""
+    return []
+
+
 ConfigPath = Annotated[
-    Path, typer.Argument(metavar="CONFIG", help="YAML file, or a run directory.", show_default=False)
+    Path,
+    typer.Argument(
+        metavar="CONFIG", help="YAML file, or a run directory.", show_default=False, autocompletion=by_shell
+    ),
 ]
 Sets = Annotated[
     list[str] | None,
@@ -25,19 +34,34 @@ Sets = Annotated[
 
 
 def console() -> Console:
-    """The terminal, which takes text as it stands: messages of libraries may hold what rich would read as markup."""
+    """The terminal, without markup: messages of libraries may hold what rich would read as such."""
     from rich.console import Console
 
     return Console(markup=False, emoji=False)
 
 
 def load_config(path: Path, sets: list[str] | None, check: Checks) -> Config:
-    return load(path / "config.yaml" if path.is_dir() else path, sets or (), check=check)
+    """The configuration in a YAML file or a run directory. Raises ConfigError, SchemaError.
+
+    From here on the file's folder and the working directory are searched for modules that the configuration names.
+    """
+    from deploy.config import search_path
+    from deploy.config.load import load
+    from deploy.rundir.schema import check_schema
+
+    if path.is_dir():
+        check_schema(path)  # first: what an earlier release wrote would be refused key by key
+        path = path / "config.yaml"
+    search_path.add([path.parent, Path.cwd()])
+    return load(path, sets or (), check=check)
 
 
 def quiet_ray() -> None:
-    """What Ray reads when it is imported: no usage statistics, no new default announced on every start, and services
-    at normal priority (Ray would run them at 15, behind everything else on the machine)."""
+    """Set what Ray reads from the environment when it is imported.
+
+    No usage statistics, no announcement of a new default at every start, and services at normal priority: Ray would run
+    them at 15, behind everything else on the machine.
+    """
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

@@ -1,4 +1,4 @@
-"""`sieve sweep`, `sieve eval`, and `sieve report` of a sweep: options in, one call into the module that does it."""
+"""`sieve sweep`, `sieve eval`, and `sieve report` of a sweep."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from broker.errors import EX_OK
-from deploy.cli.options import ConfigPath, Sets, console, load_config, quiet_ray
-from deploy.config.tree import ConfigError
+from deploy.cli.options import ConfigPath, Sets, by_shell, console, load_config, quiet_ray
+from deploy.config.errors import ConfigError
 
 
 def sweep(
@@ -29,18 +29,19 @@ def sweep(
 ) -> int:
     """Compare objectives: one run of each per seed.
 
-    Runs that are done are not done again; the same command goes on after a stop. `sieve report` shows what came out.
+    Runs that are finished are not repeated, and the same command continues after a stop. `sieve report` shows the
+    results.
     """
     settings = load_config(config, set_, "all")
     quiet_ray()
     from deploy.sweeps.plan import points
-    from deploy.sweeps.runner import sweep as carry_out
+    from deploy.sweeps.runner import sweep as run_sweep
 
     chosen = settings.sweep
     words = [*(objectives or []), *(more or [])] or list(chosen.objectives)
     lags = _numbers("--staleness", staleness) if staleness else list(chosen.staleness)
     corrections = correction.split(",") if correction else list(chosen.correction)
-    return carry_out(
+    return run_sweep(
         settings, name or settings.run.name, points(words, lags, corrections), seeds or chosen.seeds, console(),
         command=shlex.join(["sieve", *sys.argv[1:]]), view=view,
     )  # fmt: skip
@@ -50,30 +51,35 @@ def _numbers(option: str, text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise ConfigError([f"{option} {text}: not whole numbers with commas between them; write 0,4,16"]) from None
+        raise ConfigError([f"{option} {text}: must be whole numbers separated by commas; write e.g. 0,4,16"]) from None
 
 
 def evaluate(
     config: ConfigPath,
     checkpoint: Annotated[
-        Path, typer.Option(metavar="DIR", help="A checkpoint, a version of weights/, or any exported model.")
+        Path,
+        typer.Option(
+            metavar="DIR", help="A checkpoint, a version of weights/, or any exported model.", autocompletion=by_shell
+        ),
     ],
     set_: Sets = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Evaluate again what was evaluated before.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Repeat an evaluation that is there.")] = False,
     view: Annotated[bool, typer.Option(help="The live view; plain lines without.")] = True,
 ) -> int:
-    """Evaluate a checkpoint beside the base: pass@k, diversity, migration.
+    """Evaluate a checkpoint beside the base model.
 
-    Through the same actors and verifiers as the run. `--set evaluation.samples=256` gives pass@256.
+    pass@k, diversity, and how prompts moved between levels of difficulty, with the actors and verifiers of the run.
+    `--set evaluation.samples=256` gives pass@256.
     """
     settings = load_config(config, set_, "all")
     quiet_ray()
-    from deploy.sweeps.evaluate import evaluate as through_the_lane
+    from deploy.sweeps.evaluate import evaluate as evaluate_checkpoint
 
-    return through_the_lane(settings, checkpoint, console(), fresh=fresh, view=view)
+    return evaluate_checkpoint(settings, checkpoint, console(), fresh=fresh, view=view)
 
 
 def report_sweep(source: Path, document: Path | None) -> int:
+    """Write the report of a sweep's directory or results.json, and a Markdown page at `document` if one is named."""
     from deploy.sweeps.html_report import write, write_document
     from deploy.sweeps.results import load as load_results
 
@@ -82,7 +88,7 @@ def report_sweep(source: Path, document: Path | None) -> int:
     if document is not None:
         written += write_document(results, document)
     if not written:
-        raise ConfigError([f"{source}: say where to with --document FILE.md"])
+        raise ConfigError([f"{source}: nothing to write; name a page with --document FILE.md"])
     for path in written:
         typer.echo(str(path))
     return EX_OK

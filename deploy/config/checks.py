@@ -1,7 +1,7 @@
-"""What settings mean together: combinations that must deadlock, break the method, or fail a minute after the start.
+"""Checks across settings: combinations that would deadlock, break the method, or fail some time after the start.
 
-Each rule yields one line per problem naming the keys, the values, the limit and the remedy. Reads the files that the
-settings name (prompt files up to their first lines), writes and starts nothing, imports nothing heavy.
+Each check yields one line per problem, with the keys, the values, the limit and the remedy. Checks may read the files
+that the settings name, of prompt files the first READ_LINES; they write and start nothing and import nothing heavy.
 """
 
 from __future__ import annotations
@@ -16,49 +16,50 @@ from deploy.config.tree import Config
 from learner.data.rows import DataUnusable, count, pass_rates, rows
 
 READ_LINES = 2000
-"""Lines of each prompt file read here; the learner reads and checks all of them before the run opens."""
-GROUP_BASELINES = frozenset({"grpo", "dr_grpo", "rloo", "gpg", "pass_at_k", "unlikeliness"})
-"""Objectives whose baseline is made of the group's other samples."""
+"""Lines of each prompt file that are checked; the learner checks all of them before it opens the run."""
 
 
 def problems_of(config: Config, *, files: bool = True) -> Iterator[str]:
-    """Every problem, in the order of the configuration's sections; `files`: also look into the files it names."""
+    """All problems of `config`; with `files` also those of the model and the prompt files that it names."""
     if files:
-        yield from _files(config)
+        yield from _model(config.model.path)
+        yield from _data(config)
     yield from _admission(config)
-    yield from _objective(config)
+    yield from _learner(config)
     yield from _evaluation(config, files)
 
 
-def _files(config: Config) -> Iterator[str]:
-    model = config.model.path
-    if not model.is_dir():
+def _model(path: Path) -> Iterator[str]:
+    if not path.is_dir():
+        what = "is a file" if path.exists() else "no such directory"
         yield (
-            f"model.path = {model}: {'is a file' if model.exists() else 'no such directory'}; give a Hugging Face "
-            f"model "
-            f"directory (config.json, *.safetensors, tokenizer files); relative paths start at {Path.cwd()}"
+            f"model.path = {path}: {what}; give a Hugging Face model directory (config.json, *.safetensors, tokenizer "
+            f"files); relative paths start at {Path.cwd()}"
         )
-    elif not (model / "config.json").is_file():
-        yield f"model.path = {model}: has no config.json, so it is no Hugging Face model directory; name one that has"
-    elif not list(model.glob("*.safetensors")):
-        yield f"model.path = {model}: has no *.safetensors file; save the model with safe_serialization"
+    elif not (path / "config.json").is_file():
+        yield f"model.path = {path}: has no config.json, so it is no Hugging Face model directory; name one that has"
+    elif not list(path.glob("*.safetensors")):
+        yield f"model.path = {path}: has no *.safetensors file; save the model with safe_serialization"
+
+
+def _data(config: Config) -> Iterator[str]:
     yield from _prompts(config, "data.train", config.data.train)
     yield from _pass_rates(config)
     if config.data.eval is not None:
         yield from _prompts(config, "data.eval", config.data.eval)
         if config.data.eval == config.data.train:
             yield (
-                f"data.eval = {config.data.eval}: is the training file, so evaluation would measure memory; "
-                f"split the prompts into two files"
+                f"data.eval = {config.data.eval}: is the training file, so the evaluation would measure what was "
+                f"memorised; split the prompts into two files"
             )
 
 
 def _prompts(config: Config, key: str, source: PromptSource) -> Iterator[str]:
-    """Shape of the first rows, and whether every verifier they name is served."""
+    """Problems of the first rows of a prompt source: their shape, and verifiers that verifier.serve lacks."""
     served = sorted(config.verifier.serve)
     unserved: dict[str, str] = {}
     if isinstance(source, str):
-        # Loaded by name, perhaps over the network: the learner does that. The one thing known here is the verifier.
+        # The name of a dataset, which the learner loads, perhaps over the network: only the verifier is known here.
         if config.data.verifier is not None and config.data.verifier not in served:
             unserved[config.data.verifier] = f"data.verifier = {config.data.verifier}"
     elif not source.is_file():
@@ -85,7 +86,7 @@ def _prompts(config: Config, key: str, source: PromptSource) -> Iterator[str]:
 
 
 def _pass_rates(config: Config) -> Iterator[str]:
-    """Whether the first rows have the base pass rates that a fixed Z is made of."""
+    """Missing base pass rates in the first rows, where a fixed Z is made of them."""
     train = config.data.train
     if config.learner.partition.mode != "fixed" or isinstance(train, str) or not train.is_file():
         return
@@ -111,10 +112,9 @@ def _admission(config: Config) -> Iterator[str]:
     if broker.max_queued_bytes < needed:
         yield (
             f"broker.max_queued_bytes = {broker.max_queued_bytes}: one window of {window} groups "
-            f"((schedule.max_staleness + 1) · "
-            f"groups_per_step · publish_every) at full length takes {needed} bytes, so memory and not "
-            f"schedule.max_staleness "
-            f"would pace the run; raise it to at least {needed}, or lower schedule.max_staleness"
+            f"((schedule.max_staleness + 1) · groups_per_step · publish_every) at full length takes {needed} bytes, so "
+            f"memory and not schedule.max_staleness would limit the run; raise it to at least {needed}, or lower "
+            f"schedule.max_staleness"
         )
     group = admission.largest_group_bytes(sampling) // sampling.group_size
     if group > broker.max_item_bytes:
@@ -125,32 +125,13 @@ def _admission(config: Config) -> Iterator[str]:
         )
 
 
-def _objective(config: Config) -> Iterator[str]:
-    objective, n = config.learner.objective, config.sampling.group_size
-    if n == 1 and objective.name in GROUP_BASELINES:
-        yield (
-            f"sampling.group_size = 1: the baseline of learner.objective.name = {objective.name} is made of the "
-            f"group's other "
-            f"samples, and there are none; raise sampling.group_size to at least 2"
-        )
-    if n == 1 and objective.name == "alpha_dpg" and objective.control_variate != "none":
-        yield (
-            f"sampling.group_size = 1: learner.objective.control_variate = {objective.control_variate} is "
-            f"leave-one-out and has "
-            f"no other sample; raise sampling.group_size to at least 2, or set learner.objective.control_variate = none"
-        )
-    if objective.name == "pass_at_k" and objective.pass_k > n:
-        yield (
-            f"learner.objective.pass_k = {objective.pass_k}: more than sampling.group_size = {n}, so no group can "
-            f"estimate it; "
-            f"lower pass_k to {n} or raise sampling.group_size"
-        )
+def _learner(config: Config) -> Iterator[str]:
+    yield from config.learner.objective.problems(config.sampling.group_size)
     steps, warmup = config.schedule.steps, config.learner.optimizer.warmup_steps
     if steps and warmup > steps:
         yield (
             f"learner.optimizer.warmup_steps = {warmup}: longer than the run (schedule.steps = {steps}), so the "
-            f"learning rate would never "
-            f"be reached; set it to at most {steps} (5 % is {max(1, steps // 20)})"
+            f"learning rate would never be reached; set it to at most {steps} (5 % is {max(1, steps // 20)})"
         )
 
 
@@ -173,7 +154,7 @@ def _evaluation(config: Config, files: bool) -> Iterator[str]:
         try:
             found = count(eval_split, evaluation.prompts)
         except DataUnusable:
-            return  # said above
+            return  # _prompts has reported it
         if found is not None and found < evaluation.prompts:
             yield (
                 f"evaluation.prompts = {evaluation.prompts}: data.eval = {eval_split} has only {found} rows; set "

@@ -1,8 +1,8 @@
-"""What this machine lacks to serve a configuration, said before a run finds out. Looks, starts nothing that stays.
+"""`sieve doctor`: what this machine has, and lacks, to run a configuration.
 
-One finding for each thing that is needed: the broker's server, the base model and prompts, the actor's engine, and
-every verifier that is served (made as a verifier pod would make it; Lean's toolchain is looked at without starting
-Lean).
+One finding for each thing that is needed: the Redis server, the model and the prompts, the actor's engine, and every
+verifier that is served. Verifiers are made as a verifying service would make them, and closed again; Lean is not
+started, only its toolchain is checked.
 """
 
 from __future__ import annotations
@@ -20,34 +20,52 @@ from deploy.config.tree import Config
 from verifier.protocol import make
 from verifier.settings import QueueSettings
 
-ENGINES = {"torch": ("torch", "transformers"), "openai": ("aiohttp", "transformers")}
-"""Packages an engine imports."""
+ENGINE_PACKAGES = {
+    "torch": ("torch", "transformers"),
+    "vllm": ("vllm",),
+    "openai": ("aiohttp", "transformers"),
+}
+"""The packages that each engine imports."""
+ENGINE_EXTRAS = {"vllm": "sieve-rl[vllm]"}
+"""What to install for an engine whose packages the plain distribution does not bring."""
 
 
 class Finding(NamedTuple):
+    """One thing that the configuration needs, and whether this machine has it."""
+
     subject: str
     fine: bool
     text: str
+    """What was found, or what is missing with the remedy."""
 
 
 def examine(config: Config) -> Iterator[Finding]:
-    """Every finding in the order of the pipeline; `text` of one that is not fine holds the remedy."""
+    """All findings, in the order of the pipeline."""
     yield _broker(config)
-    problems = [*problems_of(config, files=True)]
-    yield from (Finding("settings and files", False, problem) for problem in problems)
-    if not problems:
-        yield Finding("settings and files", True, f"model {config.model.path}, prompts {config.data.train}")
-    engine = config.actor.engine
-    absent = [package for package in ENGINES.get(engine, ()) if find_spec(package) is None]
-    remedy = f"{', '.join(absent)} not installed: pip install sieve-rl"
-    yield Finding("actor engine", not absent, remedy if absent else engine)
+    yield from _settings(config)
+    yield _engine(config.actor.engine)
     for name, queue in config.verifier.serve.items():
         yield from _verifier(name, queue)
 
 
+def _settings(config: Config) -> Iterator[Finding]:
+    problems = [*problems_of(config, files=True)]
+    yield from (Finding("settings and files", False, problem) for problem in problems)
+    if not problems:
+        yield Finding("settings and files", True, f"model {config.model.path}, prompts {config.data.train}")
+
+
+def _engine(engine: str) -> Finding:
+    missing = [package for package in ENGINE_PACKAGES.get(engine, ()) if find_spec(package) is None]
+    if missing:
+        install = f"pip install '{ENGINE_EXTRAS[engine]}'" if engine in ENGINE_EXTRAS else "pip install sieve-rl"
+        return Finding("actor engine", False, f"{engine}: {', '.join(missing)} not installed; {install}")
+    return Finding("actor engine", True, engine)
+
+
 def _broker(config: Config) -> Finding:
     if config.broker.url is not None:
-        return Finding("broker", True, "a server of yours (broker.url); `sieve status` says whether it answers")
+        return Finding("broker", True, "your own server (broker.url); `sieve status` says whether it answers")
     try:
         return Finding("broker", True, str(find_binary()))
     except SieveError as error:

@@ -1,6 +1,8 @@
-"""Reading a configuration from YAML, the environment and `--set a.b=c`, later ones winning.
+"""The reader of configurations: a YAML file, then the environment, then `--set`, each overriding the one before.
 
-file  <  SIEVE_SECTION__KEY=value  <  --set section.key=value
+    file  <  SIEVE_SECTION__KEY=value  <  --set section.key=value
+
+Values of the environment and of `--set` are YAML as well.
 """
 
 from __future__ import annotations
@@ -13,26 +15,30 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, SecretStr, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from deploy.config.checks import problems_of
-from deploy.config.tree import Config, ConfigError, explain
+from deploy.config.errors import ConfigError
+from deploy.config.explain import explain
+from deploy.config.tree import Config
 
 Checks = typing.Literal["all", "settings", "none"]
 PREFIX = "SIEVE_"
 MAX_FILE_BYTES = 1 << 20
-"""A configuration is a page of text; a larger file is not one (a prompt or weight file named by mistake)."""
+"""A larger file is no configuration: a prompt or weight file was named by mistake."""
 
 
 def load(
     path: Path, assignments: Iterable[str] = (), environment: Mapping[str, str] | None = None, *, check: Checks = "all"
 ) -> Config:
-    """Read, merge, validate and cross-check a configuration; relative paths in it are taken from the working directory.
+    """The configuration in the file `path` after all overrides, validated and checked.
 
-    `assignments` are the `--set` texts (`schedule.steps=20`), `environment` defaults to the process's own. `check`:
-    `settings` leaves out the checks that read the model and prompt files (a verifier's machine need not have them),
-    `none` all that look at more than one key (commands that only need to find a run).
-    Raises ConfigError with one line per problem, each naming the key, the value, the limit and the remedy.
+    Relative paths in it are relative to the working directory. `assignments` are the texts of `--set`
+    (`schedule.steps=20`); `environment` defaults to that of the process. `check` says which rules of checks.py apply:
+    `all`; `settings`, without those that read the model and the prompts, which a verifier's machine need not have;
+    `none`, for commands that only have to find a run.
+
+    Raises ConfigError with one line per problem, each with the key, the value, the limit and the remedy.
     """
     tree = _read(path)
     problems: list[str] = []
@@ -53,7 +59,7 @@ def load(
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as usual, except that a key written twice is an error: which one was meant cannot be known."""
+    """Safe YAML, except that a key that is written twice is an error: which one was meant cannot be known."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: dict[Any, int] = {}
@@ -63,63 +69,59 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, str):
                 raise ConfigError([f"line {line}: key {key!r} is not text; quote it or remove it"])
             if key in seen:
-                raise ConfigError(
-                    [f"line {line}: key {key!r} is written twice (first on line {seen[key]}); remove one"]
-                )
+                problem = f"line {line}: key {key!r} is written twice (first on line {seen[key]}); remove one"
+                raise ConfigError([problem])
             seen[key] = line
         return typing.cast("dict[Any, Any]", super().construct_mapping(node, deep))
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The YAML file as a dictionary."""
-    try:
-        size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise ConfigError(
-                [
-                    f"{path}: {size} bytes, over the limit of {MAX_FILE_BYTES} for a configuration file; name the "
-                    f"YAML file"
-                ]
-            )
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, [found.name for found in path.parent.glob("*.y*ml")], 1)
-        hint = f"did you mean {path.parent / near[0]}?" if near else "give the path of a YAML file"
-        raise ConfigError([f"{path}: no such configuration file; {hint}"]) from None
-    except IsADirectoryError:
-        raise ConfigError([f"{path}: is a directory; give the path of the YAML file in it"]) from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            [f"{path}: not UTF-8 text (byte {error.start}); a configuration is a YAML text file"]
-        ) from None
-    except OSError as error:
-        raise ConfigError([f"{path}: cannot be read: {error.strerror}; check its permissions"]) from None
+    """The content of the YAML file."""
+    text = _text(path)
     try:
         tree = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
-        raise ConfigError(
-            [f"{path}:{where} not YAML: {getattr(error, 'problem', None) or error}; correct the line"]
-        ) from None
+        problem = getattr(error, "problem", None) or error
+        raise ConfigError([f"{path}:{where} not YAML: {problem}; correct the line"]) from None
     except ConfigError as error:
         raise ConfigError(f"{path}: {problem}" for problem in error.problems) from None
     if tree is None:
-        tree = {}
+        return {}
     if not isinstance(tree, dict):
-        raise ConfigError(
-            [f"{path}: holds a {type(tree).__name__}, not sections; begin with `run:`, `model:`, `data:`"]
-        )
+        kind = type(tree).__name__
+        raise ConfigError([f"{path}: holds a {kind}, not sections; begin with `run:`, `model:`, `data:`"])
     return tree
+
+
+def _text(path: Path) -> str:
+    """The text of the file, which must look like a configuration file."""
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            limit = f"over the limit of {MAX_FILE_BYTES} for a configuration file"
+            raise ConfigError([f"{path}: {size} bytes, {limit}; name the YAML file"])
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [found.name for found in path.parent.glob("*.y*ml")], 1)
+        remedy = f"did you mean {path.parent / near[0]}?" if near else "give the path of a YAML file"
+        raise ConfigError([f"{path}: no such configuration file; {remedy}"]) from None
+    except IsADirectoryError:
+        raise ConfigError([f"{path}: is a directory; give the path of the YAML file in it"]) from None
+    except UnicodeDecodeError as error:
+        problem = f"{path}: not UTF-8 text (byte {error.start}); a configuration is a YAML text file"
+        raise ConfigError([problem]) from None
+    except OSError as error:
+        raise ConfigError([f"{path}: cannot be read: {error.strerror}; check its permissions"]) from None
 
 
 def _overrides(
     assignments: Iterable[str], environment: Mapping[str, str], problems: list[str]
 ) -> Iterator[tuple[str, list[str], Any]]:
-    """(source, path of keys, value) of every override, in order of application."""
+    """(source, keys from the root down, value) of every override, in order of application."""
     for name in sorted(environment):
-        # Names without a double underscore are left alone: Kubernetes puts SIEVE_<SERVICE>_PORT and the like into
-        # every pod.
+        # Only names with a double underscore: Kubernetes sets SIEVE_<SERVICE>_PORT and the like in every pod.
         if name.startswith(PREFIX) and "__" in name[len(PREFIX) :]:
             keys = name[len(PREFIX) :].lower().split("__")
             yield f"environment {name}", keys, _value(f"environment {name}", environment[name], problems)
@@ -133,6 +135,7 @@ def _overrides(
 
 
 def _value(source: str, text: str, problems: list[str]) -> Any:
+    """The override's text as a YAML value."""
     try:
         return yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ConfigError):
@@ -141,28 +144,27 @@ def _value(source: str, text: str, problems: list[str]) -> Any:
 
 
 def _assign(tree: dict[str, Any], source: str, keys: list[str], value: Any, problems: list[str]) -> None:
-    """Put `value` at `keys`, making sections on the way; merging stops at the first thing that is no section."""
-    at = tree
+    """Set `keys` of `tree` to `value`; sections that are missing on the way are added."""
+    section = tree
     for depth, key in enumerate(keys[:-1]):
-        below = at.get(key)
+        below = section.get(key)
         if below is None:
-            below = at[key] = {}
+            below = section[key] = {}
         if not isinstance(below, dict):
             problems.append(f"{source}: {'.'.join(keys[: depth + 1])} is not a section; set it as a whole instead")
             return
-        at = below
-    at[keys[-1]] = value
+        section = below
+    section[keys[-1]] = value
 
 
 def _absolute(config: Config) -> Config:
-    """The same settings with absolute paths: the services of a run do not share the launcher's working directory."""
+    """`config` with absolute paths: the services of a run do not share the launcher's working directory."""
 
-    def fix(value: Any) -> Any:
+    def absolute(value: Any) -> Any:
         if isinstance(value, Path):
             return Path(os.path.abspath(value.expanduser()))
-        if isinstance(value, BaseModel) and not isinstance(value, SecretStr):
-            changed = {name: fix(getattr(value, name)) for name in type(value).model_fields}
-            return value.model_copy(update=changed)
+        if isinstance(value, BaseModel):
+            return value.model_copy(update={name: absolute(getattr(value, name)) for name in type(value).model_fields})
         return value
 
-    return typing.cast("Config", fix(config))
+    return typing.cast("Config", absolute(config))

@@ -1,10 +1,10 @@
-"""`sieve run`: everything on Ray, kept alive, drained on Ctrl-C, accounted for at the end.
+"""`sieve run`: all services of a run as Ray actors, restarted when they fail, drained on Ctrl-C, audited at the end.
 
-    take the run directory → Redis → Ray → units → supervise until the learner is done → let the others end → audit →
-    stop
+    lock the run directory → Redis → Ray → units → supervise until the learner is done → let the others end → audit
 
-The first Ctrl-C (or SIGTERM) drains: actors hand back, the learner checkpoints and commits, Redis closes consistent,
-and `--resume` goes on from there. The second one kills. Redis outlives every service here and is the last to go.
+The first Ctrl-C (or SIGTERM) drains: actors release their tickets, the learner writes a checkpoint and commits, Redis
+saves its data, and `--resume` continues from there. The second one kills. Redis is stopped last: every service needs it
+until its end.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from ray.exceptions import RayError
 from rich.console import Console
 
 from broker.errors import EX_DATA, EX_OK, EX_UNAVAILABLE, SieveError
-from broker.queue.client import Broker
+from broker.queue.admin_client import AdminClient
 from broker.runtime.metrics import close_log, open_log
 from broker.runtime.redis_server import Server, answers, read_endpoint
 from deploy.config.tree import Config, plain
 from deploy.launch.ray_units import Unit, Unplaceable, connect, make_units
 from deploy.launch.restarts import KILLED
 from deploy.observe.exporter import Exporter
-from deploy.observe.snapshot import Tail
+from deploy.observe.tail import Tail
 from deploy.observe.view import View
 from deploy.rundir import run_files
 from deploy.rundir.lock import RunDirectory
@@ -41,7 +41,7 @@ log = logging.getLogger("sieve.launcher")
 
 
 class LaunchError(SieveError):
-    """The run cannot be kept up; the message ends with the failing service's own line, the code is that service's."""
+    """The run cannot be kept up; message and exit code are those of the service that failed."""
 
     exit_code = EX_UNAVAILABLE
 
@@ -51,11 +51,16 @@ class LaunchError(SieveError):
 
 
 def launch(config: Config, console: Console, *, resume: bool, fresh: bool, live: bool) -> int:
-    """Run to the end. Returns the exit code; raises SieveError when it cannot start or be kept up."""
+    """Run until the learner is done or a signal stops the run.
+
+    `resume` and `fresh` say what happens to a run that is in the run directory, `live` whether the view is redrawn in
+    place. Returns the exit code: 0 finished, 130 or 143 stopped by SIGINT or SIGTERM. Raises SieveError when the run
+    cannot be started or kept up, or its audit does not add up.
+    """
     begin = time.time()
     with RunDirectory(config, resume=resume, fresh=fresh) as directory:
         handlers = open_log(log, "launcher", directory.path / "logs")
-        log.removeHandler(handlers[1])  # the terminal is the view's
+        log.removeHandler(handlers[1])  # the view has the terminal
         try:
             if directory.moved is not None:
                 console.print(f"the run that was here is now {directory.moved}", highlight=False, soft_wrap=True)
@@ -80,9 +85,8 @@ def _launch(config: Config, console: Console, live: bool, begin: float) -> int:
         audit = _audit(config, url)
         if audit["lost"] or audit["duplicates"]:
             raise LaunchError(
-                f"the broker's account does not add up: {audit['lost']} lost, {audit['duplicates']} trained twice "
-                f"(limit 0); "
-                f"keep {config.run.path} and report it",
+                f"the broker's audit does not add up: {audit['lost']} lost, {audit['duplicates']} trained twice "
+                f"(limit 0); keep {config.run.path} and report it",
                 EX_DATA,
             )
     finally:
@@ -94,16 +98,15 @@ def _launch(config: Config, console: Console, live: bool, begin: float) -> int:
         )
     took = f"{time.time() - begin:.0f} s"
     if outcome == "finished":
-        console.print(
-            f"finished after {took}: {config.run.path}; `sieve report CONFIG` shows what came out", soft_wrap=True
-        )
+        text = f"finished after {took}: {config.run.path}; `sieve report CONFIG` shows the results"
     else:
-        console.print(f"stopped after {took}: nothing committed is lost, --resume goes on", soft_wrap=True)
+        text = f"stopped after {took}: nothing committed is lost, --resume continues"
+    console.print(text, soft_wrap=True)
     return code
 
 
 def _server(config: Config) -> tuple[Server | None, str]:
-    """The Redis of the run: broker.url, or one that `sieve broker` keeps, or our own (which we then own)."""
+    """(server to stop at the end, url) of the run's Redis: broker.url, one kept by `sieve broker`, or a new one."""
     if config.broker.url is not None:
         return None, config.broker.url.get_secret_value()
     endpoint = read_endpoint(config.run)
@@ -114,8 +117,8 @@ def _server(config: Config) -> tuple[Server | None, str]:
 
 
 def _audit(config: Config, url: str) -> dict[str, Any]:
-    """The broker's count, saved beside the run because a private Redis ends with it."""
-    broker = Broker.connect(config.broker, config.run, url=url)
+    """The broker's audit, saved in the run directory because a private Redis ends with the run."""
+    broker = AdminClient.connect(config.broker, config.run, url=url)
     try:
         if broker.run_spec() is None:
             return {"lost": 0, "duplicates": 0}
@@ -128,18 +131,20 @@ def _audit(config: Config, url: str) -> dict[str, Any]:
 
 
 class Supervisor:
-    """Starts the units and keeps them going until the learner is done or a person stops the run."""
+    """The loop that starts the units, restarts what fails, and ends when the learner is done or a signal stops it."""
 
     def __init__(self, config: Config, url: str, server: Server | None, exporter: Exporter, view: View) -> None:
-        self._config, self._url, self._server, self._monitor, self._view = config, url, server, exporter, view
+        self._config, self._url, self._server, self._exporter, self._view = config, url, server, exporter, view
         self._units: list[Unit] = []
         self._signals: list[signal.Signals] = []
         self._wait_until: float | None = None
-        """When those who are still draining are killed; None before the drain."""
+        """Monotonic time at which units that still drain are killed; None before the drain."""
+        self._reported: set[tuple[str, str]] = set()
+        """Kind and queue of the stalls that are in the log and have not ended since."""
 
     def run(self) -> int:
         """The exit code: 0 finished, 130/143 stopped by signal. Raises LaunchError."""
-        # A sweep starts Ray once for all of its runs; what is found running is left running.
+        # A sweep starts Ray once for all of its runs: what was running before is left running.
         ours = not ray.is_initialized()
         if ours:
             connect(self._config)
@@ -147,8 +152,8 @@ class Supervisor:
         try:
             self._units = make_units(self._config, plain(self._config, secrets=True), self._url)
             while not self._step():
-                self._view.update(self._monitor.snapshot)
-            self._view.update(self._monitor.snapshot)
+                self._show()
+            self._show()
         except Unplaceable as error:
             raise LaunchError(str(error)) from None
         finally:
@@ -164,7 +169,7 @@ class Supervisor:
         self._signals.append(signal.Signals(number))
 
     def _step(self) -> bool:
-        """One turn; True when all is over."""
+        """One turn of the loop; True when every unit has ended or is to be killed."""
         if self._server is not None and self._server.ensure():
             self._say("Redis died and was started again on its own data")
         self._see_work()
@@ -177,9 +182,19 @@ class Supervisor:
             time.sleep(TICK_SECONDS)
         return over or self._forced()
 
+    def _show(self) -> None:
+        """Show the newest snapshot; a stall is also logged, once for as long as it lasts."""
+        snapshot, stalls = self._exporter.snapshot, self._exporter.stalls
+        for stall in stalls:
+            if (stall.kind, stall.queue) not in self._reported:
+                log.warning("stalled: %s", stall)
+        self._reported = {(stall.kind, stall.queue) for stall in stalls}
+        self._view.update(snapshot, stalls)
+
     def _see_work(self) -> None:
         """Note which units got past their set-up: a death after that is not a failed start."""
-        working = {p.pid for p in self._monitor.snapshot.services if p.phase not in SETTING_UP}
+        services = self._exporter.snapshot.services
+        working = {heartbeat.pid for heartbeat in services if heartbeat.phase not in SETTING_UP}
         for unit in self._units:
             unit.worked = unit.worked or all(process in working for process in unit.processes)
 
@@ -202,7 +217,8 @@ class Supervisor:
         lived = time.monotonic() - unit.started
         pause = unit.restarts.ended(end.code, lived, unit.worked)
         reason = end.line or f"exit {end.code}"
-        self._monitor.restarted.labels(unit.role, "killed" if end.code == KILLED else f"exit_{end.code}").inc()
+        reason_label = "killed" if end.code == KILLED else f"exit_{end.code}"
+        self._exporter.metrics.restarts.labels(unit.role, reason_label).inc()
         if pause is None:
             self._give_up(unit, reason, end.code)
         self._say(f"{unit.label}: {reason}; starting again in {pause:g} s (failure {unit.restarts.row} in a row)")
@@ -210,7 +226,7 @@ class Supervisor:
         unit.due = time.monotonic() + pause
 
     def _try(self, unit: Unit, action: Callable[[], None]) -> None:
-        """Do something with a unit's processes; a death in the middle of it is one more failure of the unit."""
+        """Start or refresh a unit; a process that dies meanwhile counts as one more failure of the unit."""
         try:
             action()
         except RayError as error:
@@ -222,24 +238,24 @@ class Supervisor:
 
     def _give_up(self, unit: Unit, reason: str, code: int) -> NoReturn:
         row = unit.restarts.row
-        often = f"{row} failures in a row" if row > 1 else "no restart would help"
+        why = f"{row} failures in a row" if row > 1 else "a restart would not help"
         self._begin_drain(f"{unit.label} failed")
         self._await_others(unit)
-        raise LaunchError(f"{unit.label} does not stay up ({often}): {reason}", code if code > 0 else EX_UNAVAILABLE)
+        raise LaunchError(f"{unit.label} does not stay up ({why}): {reason}", code if code > 0 else EX_UNAVAILABLE)
 
     def _await_others(self, failed: Unit) -> None:
-        """Let the healthy ones drain before the run ends with an error: nothing they hold is lost."""
+        """Let the other units drain before the run ends with an error, so that nothing they hold is lost."""
         failed.done = True
         while not all(unit.done for unit in self._units) and not self._forced():
             for unit in self._units:
                 if not unit.done and (unit.due is not None or unit.ended() is not None):
                     unit.done = True
-            self._view.update(self._monitor.snapshot)
+            self._show()
             time.sleep(TICK_SECONDS)
 
     def _finished(self) -> bool:
-        """Whether the learner has declared the run over: the exporter's look may be older than the learner's exit."""
-        broker = Broker.connect(self._config.broker, self._config.run, url=self._url)
+        """Whether the run is finished, asked anew: the exporter's snapshot may be older than the learner's exit."""
+        broker = AdminClient.connect(self._config.broker, self._config.run, url=self._url)
         try:
             return broker.finished()
         finally:
@@ -247,7 +263,7 @@ class Supervisor:
 
     def _drain(self) -> None:
         if self._signals and self._wait_until is None:
-            self._begin_drain(f"{self._signals[0].name}: draining, once more to force")
+            self._begin_drain(f"{self._signals[0].name}: draining, send it again to force")
 
     def _begin_drain(self, why: str) -> None:
         if self._wait_until is not None:
@@ -258,15 +274,14 @@ class Supervisor:
             unit.stop(why)
 
     def _forced(self) -> bool:
-        """Whether to stop waiting for those who drain."""
+        """Whether to stop waiting for the units that still drain."""
         late = self._wait_until is not None and time.monotonic() > self._wait_until
         if len(self._signals) < 2 and not late:
             return False
-        left = [unit.label for unit in self._units if not unit.done]
-        why = (
-            "second signal" if len(self._signals) > 1 else f"not drained within {self._config.launch.drain_seconds:g} s"
-        )
-        self._say(f"{why}: killing {', '.join(left)}; what they held returns by lease when the run is resumed")
+        limit = self._config.launch.drain_seconds
+        why = "second signal" if len(self._signals) > 1 else f"not drained within launch.drain_seconds = {limit:g} s"
+        left = ", ".join(unit.label for unit in self._units if not unit.done)
+        self._say(f"{why}: killing {left}; what they held returns by its lease when the run is resumed")
         return True
 
     def _say(self, text: str) -> None:

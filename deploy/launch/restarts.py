@@ -1,12 +1,14 @@
-"""When a service that ended is started again, and when the run gives up instead. Pure: time comes in as an argument.
+"""The restart policy: whether a service that ended is started again, and after which pause. A pure function of time.
 
-    usage (64)                       a wrong setting stays wrong: give up at once
-    mismatch (76)                    a new learner would find the same sampler: give up at once
-    other lasting codes (65–78)      the second time in a row: give up, with the service's own line
-    unavailable (69), temporary (75) start again, at most `restart_limit` times in a row
-    killed (no exit code)            start again; counts toward the limit only if it never got to work
+    exit code                         decision
+    64 (wrong setting)                give up: it stays wrong
+    76 (weights differ)               give up: a new learner would find the same sampler
+    69 (unavailable), 75 (temporary)  restart, at most launch.restart_limit times in a row
+    any other                         restart once; give up the second time in a row
+    none (killed)                     restart; the limit applies only if the service never got past its set-up
 
-"In a row" ends when a service has lived `healthy_seconds`. The pause doubles with each failure in a row, up to 30 s.
+Failures are "in a row" until a service has run for launch.healthy_seconds. The pause doubles with each of them, up to
+LONGEST_PAUSE.
 """
 
 from __future__ import annotations
@@ -17,15 +19,16 @@ from broker.errors import EX_MISMATCH, EX_TEMPORARY, EX_UNAVAILABLE, EX_USAGE
 from deploy.config.settings import LaunchSettings
 
 LONGEST_PAUSE = 30.0
+"""In seconds."""
 KILLED = -1
-"""Stands for the exit code of a process that was killed."""
+"""In place of the exit code of a process that was killed."""
 TEMPORARY = (EX_UNAVAILABLE, EX_TEMPORARY)
 AT_ONCE = (EX_USAGE, EX_MISMATCH)
 
 
 @dataclass
 class Restarts:
-    """What one service has been through."""
+    """The failures of one service so far, and the decision after each."""
 
     settings: LaunchSettings
     row: int = 0
@@ -34,9 +37,9 @@ class Restarts:
     """How often it was started again, by reason."""
 
     def ended(self, code: int, lived: float, worked: bool) -> float | None:
-        """The pause in seconds before it is started again; None: give up.
+        """Count one failure. Returns the pause in seconds before the restart, or None to give up.
 
-        `code` is its exit code or KILLED, `lived` the seconds since its start, `worked` whether it got past its set-up.
+        `code` is the exit code or KILLED, `lived` the seconds since its start, `worked` whether it got past its set-up.
         """
         self.row = 1 if lived >= self.settings.healthy_seconds else self.row + 1
         reason = "killed" if code == KILLED else f"exit {code}"

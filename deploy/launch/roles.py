@@ -1,4 +1,4 @@
-"""Which class is which role, imported only when it is asked for: a verifier pod never loads torch."""
+"""The service class of each role, imported when one is made, so that a verifier's process never loads torch."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ SERVICES: dict[Startable, tuple[str, str]] = {
 }
 
 
-def make(role: Startable, config: Config, *, index: int, url: str | None, names: Sequence[str] = ()) -> Service:
-    """A service of this role, ready to `run()`. `names`: the queues a verifier serves (default: all of
-    verifier.serve)."""
+def make(
+    role: Startable, config: Config, *, index: int, url: str | None, names: Sequence[str] = ()
+) -> Service[typing.Any]:
+    """A service of `role` that is ready to `run()`. `names` are the queues that a verifier serves, by default all of
+    verifier.serve."""
     module, name = SERVICES[role]
     kind = getattr(importlib.import_module(module), name)
     more = {"names": tuple(names)} if role == "verifier" else {}
-    return typing.cast("Service", kind(config, index=index, url=url, **more))
+    return typing.cast("Service[typing.Any]", kind(config, index=index, url=url, **more))

@@ -1,5 +1,5 @@
-"""A run at one moment: the snapshot, what is stuck and why, and its views for terminals and Prometheus.
+"""The state of a run at one moment: the probe, the diagnosis of stalls, and its views for terminals and Prometheus.
 
 May import broker, deploy.config and deploy.rundir.
-Never changes a run.
+Never changes the run.
 """

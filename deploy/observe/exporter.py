@@ -1,8 +1,8 @@
-"""Watches a run from outside its services: the newest Snapshot, queue depths as Prometheus gauges, and the scrape
-targets.
+"""The exporter of a run: queue depths, staleness and stalls as Prometheus metrics, and the list of scrape targets.
 
-One thread with its own broker connection, so that an outage of Redis never stalls the launcher's loop. Held by `sieve
-run` and `sieve broker`; it heartbeats like a service and answers /metrics like one.
+`sieve run` and `sieve broker` hold one. It probes the broker in a thread of its own, with a connection of its own, so
+that an outage of Redis never blocks the launcher's loop. Towards others it is a service: it sends heartbeats and
+answers /metrics, /healthz and /readyz.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
@@ -19,68 +20,105 @@ from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 from broker.errors import SieveError
-from broker.queue.client import Broker
-from broker.queue.heartbeat import Heartbeat
+from broker.queue.admin_client import AdminClient
+from broker.queue.heartbeat import Heartbeat, Role
+from broker.queue.state import Depths
 from broker.runtime.metrics import BaseMetrics, MetricsServer
 from broker.runtime.service import UNREACHABLE, explain
 from deploy.config.tree import Config
-from deploy.observe.snapshot import Snapshot, look
+from deploy.observe.snapshot import Snapshot, probe
+from deploy.observe.stall import STALL_KINDS, LastingStalls, Stall, diagnose
 from deploy.rundir.run_files import write_json
 
-LOOK_SECONDS = 0.5
-STALENESS_EDGES = (0, 1, 2, 4, 8, 16, 32, 64)
+PROBE_SECONDS = 0.5
+STALENESS_BUCKETS = (0, 1, 2, 4, 8, 16, 32, 64)
+SERVICE_ROLES: tuple[Role, ...] = ("actor", "verifier", "learner")
 
 
-class Depths(Collector):
-    """Queue depths and the staleness of what is on its way, as of the newest look."""
+class RunMetrics(Collector):
+    """The metrics of one run as of the newest probe, registered in `registry`."""
 
-    def __init__(self) -> None:
-        self.snapshot = Snapshot(0.0)
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._newest: Depths | None = None
+
+        def gauge(name: str, text: str, labels: Sequence[str] = ()) -> Gauge:
+            return Gauge(name, text, labels, registry=registry)
+
+        self._depths = {
+            "tickets": gauge("sieve_queue_tickets", "Groups being sampled."),
+            "returned": gauge("sieve_queue_returned", "Groups waiting to be sampled again."),
+            "eval_waiting": gauge("sieve_queue_eval_waiting", "Evaluation tickets waiting for an actor."),
+            "ready": gauge("sieve_queue_ready", "Groups ready for the learner."),
+            "leased": gauge("sieve_queue_leased", "Groups leased to the learner and not committed."),
+            "queued_bytes": gauge("sieve_queue_queued_bytes", "Payload bytes in Redis."),
+            "dead_letters": gauge("sieve_queue_dead_letters", "Completions given up on."),
+            "version": gauge("sieve_version", "Newest published version of the weights."),
+        }
+        """By the field of Depths that each shows."""
+        self._verify = gauge("sieve_queue_verify", "Completions waiting or being judged.", ["verifier"])
+        self._services = gauge("sieve_services", "Live services.", ["service"])
+        self._stalls = gauge("sieve_stalls", "Places where the run cannot move, by kind; 0 while it moves.", ["kind"])
+        self.restarts = Counter(
+            "sieve_restarts", "Services started again by the launcher.", ["service", "reason"], registry=registry
+        )
+        for kind in STALL_KINDS:
+            self._stalls.labels(kind).set(0)
+        registry.register(self)
+
+    def update(self, snapshot: Snapshot, stalls: Sequence[Stall]) -> None:
+        """Take over a snapshot and its stalls. Depths keep their last values while the broker cannot be asked."""
+        for kind in STALL_KINDS:
+            self._stalls.labels(kind).set(sum(stall.kind == kind for stall in stalls))
+        depths = self._newest = snapshot.depths
+        if depths is None:
+            return
+        for field, gauge in self._depths.items():
+            gauge.set(getattr(depths, field))
+        for name, waiting in depths.verify.items():
+            self._verify.labels(name).set(waiting)
+        for role in SERVICE_ROLES:
+            self._services.labels(role).set(len(snapshot.alive(role)))
 
     def collect(self) -> list[HistogramMetricFamily]:
-        """The two staleness histograms: a fresh distribution each time, not an accumulation."""
-        d = self.snapshot.depths
-        families = []
-        for name, values, what in (
-            ("in_flight", d.staleness_in_flight if d else [], "groups being sampled (version now − version at issue)"),
-            ("in_queue", d.staleness_in_queue if d else [], "ready groups (version now − oldest version)"),
-        ):
-            family = HistogramMetricFamily(f"sieve_staleness_{name}_versions", f"Staleness of {what}.")
-            buckets = [(str(float(edge)), float(sum(v <= edge for v in values))) for edge in STALENESS_EDGES]
-            family.add_metric([], [*buckets, ("+Inf", float(len(values)))], sum_value=float(sum(values)))
-            families.append(family)
-        return families
+        """The two staleness histograms: the distribution at the newest probe, not accumulated over time."""
+        depths = self._newest
+        return [
+            _histogram(
+                "sieve_staleness_in_flight_versions",
+                "Staleness of groups being sampled (version now − version at issue).",
+                depths.staleness_in_flight if depths else [],
+            ),
+            _histogram(
+                "sieve_staleness_in_queue_versions",
+                "Staleness of ready groups (version now − oldest version).",
+                depths.staleness_in_queue if depths else [],
+            ),
+        ]
+
+
+def _histogram(name: str, text: str, values: Sequence[int]) -> HistogramMetricFamily:
+    buckets = [(str(float(edge)), float(sum(value <= edge for value in values))) for edge in STALENESS_BUCKETS]
+    family = HistogramMetricFamily(name, text)
+    family.add_metric([], [*buckets, ("+Inf", float(len(values)))], sum_value=float(sum(values)))
+    return family
 
 
 class Exporter:
-    """Starts looking when made; `snapshot` is the newest look. `restarted` counts what the launcher had to start
-    again."""
+    """A thread that probes the broker from construction to `close`.
+
+    `snapshot` is what the newest probe found, `stalls` are the stalls that have lasted, and `metrics` holds what is
+    exported.
+    """
 
     def __init__(self, config: Config, url: str, role: Literal["launcher", "broker"]) -> None:
         self.snapshot = Snapshot(0.0)
+        self.stalls: list[Stall] = []
         self.registry = CollectorRegistry()
+        self.metrics = RunMetrics(self.registry)
         self._config, self._url, self._role = config, url, role
         self._base = BaseMetrics(self.registry, role)
         self._base.phase.labels("watching").set(1)
-        self._staleness = Depths()
-        self.registry.register(self._staleness)
-        gauges = {
-            "tickets": "Groups being sampled.", "returned": "Groups waiting to be sampled again.",
-            "eval_waiting": "Held-out tickets waiting for an actor.", "ready": "Groups ready for the learner.",
-            "leased": "Groups leased to the learner and not committed.", "queued_bytes": "Payload bytes in Redis.",
-            "dead_letters": "Completions given up on.", "version": "Newest published version.",
-        }  # fmt: skip
-        self._gauges = {
-            name: Gauge("sieve_version" if name == "version" else f"sieve_queue_{name}", text, registry=self.registry)
-            for name, text in gauges.items()
-        }
-        self._verify = Gauge(
-            "sieve_queue_verify", "Completions waiting or being judged.", ["verifier"], registry=self.registry
-        )
-        self._services = Gauge("sieve_services", "Live services.", ["service"], registry=self.registry)
-        self.restarted = Counter(
-            "sieve_restarts", "Services started again by the launcher.", ["service", "reason"], registry=self.registry
-        )
+        self._lasting = LastingStalls()
         self._http = MetricsServer(
             self.registry,
             config.metrics.host,
@@ -88,80 +126,72 @@ class Exporter:
             healthy=lambda: (True, "watching"),
             ready=self._ready,
         )
-        host = socket.gethostname()
-        self.id = f"{role}-0-{host[:32]}-{os.getpid()}-{secrets.token_hex(3)}"
-        self._host, self._since = host, time.time()
-        self._targets: list[str] = []
+        self._host, self._since = socket.gethostname(), time.time()
+        self.id = f"{role}-0-{self._host[:32]}-{os.getpid()}-{secrets.token_hex(3)}"
+        self._targets: list[dict[str, object]] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="exporter", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Say goodbye, stop looking and free the port."""
+        """Send the last heartbeat, stop probing and free the port."""
         self._stop.set()
         self._thread.join(5.0)
         self._http.close()
 
     def _ready(self) -> tuple[bool, str]:
-        seen = self.snapshot
-        return not seen.error and seen.at > 0, seen.error or f"last look {time.time() - seen.at:.1f} s ago"
+        snapshot = self.snapshot
+        return not snapshot.error and snapshot.at > 0, snapshot.error or f"probed {time.time() - snapshot.at:.1f} s ago"
 
     def _watch(self) -> None:
-        """Look, export, heartbeat; an outage is shown, never fatal: the launcher decides what to do about the
-        server."""
-        broker: Broker | None = None
+        """Heartbeat, probe, export. An outage is exported, never fatal: the launcher decides what to do about it."""
+        broker: AdminClient | None = None
         beat = 0.0
-        while not self._stop.wait(LOOK_SECONDS):
+        while not self._stop.wait(PROBE_SECONDS):
             try:
                 if broker is None:
-                    broker = Broker.connect(self._config.broker, self._config.run, url=self._url)
+                    broker = AdminClient.connect(self._config.broker, self._config.run, url=self._url)
                 if time.monotonic() - beat > self._config.broker.lease_seconds / 4:
                     beat = time.monotonic()
-                    broker.heartbeat(self._pulse("watching"))
+                    broker.heartbeat(self._heartbeat("watching"))
+                self._export(probe(broker))
             except (*UNREACHABLE, SieveError) as error:
-                self.snapshot = Snapshot(time.time(), error=explain(error)[1])
-                self._base.up.set(0)
-                continue
-            self.snapshot = look(broker)
-            self._export(self.snapshot)
+                self._export(Snapshot(time.time(), error=explain(error)[1]))
         if broker is not None:
             if not self.snapshot.error:
-                broker.heartbeat(self._pulse("stopped"))
+                broker.heartbeat(self._heartbeat("stopped"))
             broker.close()
 
-    def _pulse(self, phase: str) -> Heartbeat:
+    def _heartbeat(self, phase: str) -> Heartbeat:
         return Heartbeat(
-            id=self.id, role=self._role, phase=phase, since=self._since, pid=os.getpid(), host=self._host,
+            id=self.id,
+            role=self._role,
+            phase=phase,
+            since=self._since,
+            pid=os.getpid(),
+            host=self._host,
             metrics_url=self._http.url,
-        )  # fmt: skip
-
-    def _export(self, seen: Snapshot) -> None:
-        self._staleness.snapshot = seen
-        self._base.up.set(0 if seen.error else 1)
-        if seen.depths is None:
-            return
-        for name, gauge in self._gauges.items():
-            gauge.set(getattr(seen.depths, name))
-        for name, count in seen.depths.verify.items():
-            self._verify.labels(name).set(count)
-        for role in ("actor", "verifier", "learner"):
-            self._services.labels(role).set(len(seen.alive(role)))
-        targets = sorted(
-            f"{heartbeat.role} {heartbeat.metrics_url}"
-            for heartbeat in seen.services
-            if heartbeat.metrics_url and heartbeat.phase != "stopped"
         )
+
+    def _export(self, snapshot: Snapshot) -> None:
+        stalls = diagnose(snapshot)
+        self.snapshot = snapshot
+        self.stalls = self._lasting.update(stalls, time.monotonic())
+        self.metrics.update(snapshot, stalls)
+        self._base.up.set(0 if snapshot.error else 1)
+        if snapshot.depths is None:
+            return
+        targets = scrape_targets(snapshot.services)
         if targets != self._targets:
             self._targets = targets
-            write_json(self._config.run.path / "prometheus" / "targets.json", scrape_targets(seen.services))
+            write_json(self._config.run.path / "prometheus" / "targets.json", targets)
 
 
-def scrape_targets(services: list[Heartbeat]) -> list[dict[str, object]]:
-    """Prometheus file_sd groups, one per role: where every live service answers /metrics."""
+def scrape_targets(services: Sequence[Heartbeat]) -> list[dict[str, object]]:
+    """Where every live service answers /metrics, as Prometheus file_sd groups, one per role."""
     by_role: dict[str, list[str]] = {}
     for heartbeat in services:
         if heartbeat.metrics_url and heartbeat.phase != "stopped":
-            by_role.setdefault(heartbeat.role, []).append(
-                heartbeat.metrics_url.removeprefix("http://").removesuffix("/metrics")
-            )
+            address = heartbeat.metrics_url.removeprefix("http://").removesuffix("/metrics")
+            by_role.setdefault(heartbeat.role, []).append(address)
     return [{"targets": sorted(found), "labels": {"role": role}} for role, found in sorted(by_role.items())]

@@ -1,7 +1,7 @@
-"""`sieve status`, `audit` and `deadletter`: a look at a run from outside, live or from what it left behind.
+"""`sieve status`, and the connection to a run's broker that `status`, `audit` and `deadletter` ask.
 
-Asks the run's broker; where the run's private Redis is not running, `open_broker` starts it on the run's own data for
-as long as the question takes. Never changes the run.
+`open_broker` starts the run's private Redis on the run's own data where it is not running, for as long as the question
+takes. Never changes the run.
 """
 
 from __future__ import annotations
@@ -14,34 +14,42 @@ from rich.console import Console
 from rich.live import Live
 
 from broker.errors import EX_OK, EX_TEMPORARY, EX_UNAVAILABLE, BrokerUnavailable
-from broker.queue.client import Broker
+from broker.queue.admin_client import AdminClient
 from broker.runtime.redis_server import Server, answers, read_endpoint, resolve_url
 from broker.settings import BrokerSettings
 from deploy.config.tree import Config
-from deploy.observe.snapshot import Snapshot, Tail, look, stuck
-from deploy.observe.view import line, render
+from deploy.observe.snapshot import Snapshot, probe
+from deploy.observe.stall import diagnose
+from deploy.observe.tail import Tail
+from deploy.observe.view import render, summary_line
+from deploy.rundir.schema import check_schema
 
 ASK_SECONDS = 3.0
-"""A person waits in front of the terminal: an unreachable Redis is said sooner than a service would give up."""
+"""Deadline for reaching Redis, shorter than a service's: a person is waiting at the terminal."""
 WATCH_SECONDS = 1.0
-
-
-def _patient_for(config: Config) -> BrokerSettings:
-    return config.broker.model_copy(update={"connect_seconds": min(ASK_SECONDS, config.broker.connect_seconds)})
+"""Time between two probes of `sieve status --watch`."""
 
 
 @contextmanager
-def open_broker(config: Config) -> Iterator[Broker]:
-    """A connection to the run's Redis, live or started for this question. Raises BrokerUnavailable with the remedy."""
-    settings = _patient_for(config)
+def open_broker(config: Config) -> Iterator[AdminClient]:
+    """A connection to the run's Redis, which is started for this question where it is private and not running.
+
+    Raises:
+        BrokerUnavailable: Redis cannot be reached or started, or the run directory has none.
+        SchemaError: the run directory is of another schema.
+    """
+    check_schema(config.run.path)
+    settings = _with_short_deadline(config)
     server: Server | None = None
     endpoint = read_endpoint(config.run) if settings.url is None else None
     if settings.url is None and (endpoint is None or not answers(endpoint.url)):
         if not (config.run.path / "redis").is_dir():
-            raise BrokerUnavailable(f"{config.run.path}: no run has been there; start `sieve run CONFIG`")
+            raise BrokerUnavailable(f"{config.run.path}: holds no run; start one with `sieve run CONFIG`")
         server = Server.start(config.broker, config.run)
     try:
-        broker = Broker.connect(settings, config.run, url=server.url if server else resolve_url(settings, config.run))
+        broker = AdminClient.connect(
+            settings, config.run, url=server.url if server else resolve_url(settings, config.run)
+        )
         try:
             yield broker
         finally:
@@ -52,64 +60,69 @@ def open_broker(config: Config) -> Iterator[Broker]:
 
 
 def status(config: Config, console: Console, *, watch: bool) -> int:
-    """Print the run's state once, or follow it until Ctrl-C or its end. 0: it moves or is over; 75: stuck; 69: no
-    broker."""
+    """Print the state of the run once, or follow it until Ctrl-C or its end.
+
+    Returns the exit code: 0 when it moves or is finished, 75 when it is stalled, 69 when no broker answers and it is
+    not finished. Raises SchemaError.
+    """
+    check_schema(config.run.path)
     tail = Tail(config.run.path)
-    settings = _patient_for(config)
+    settings = _with_short_deadline(config)
     try:
-        broker = Broker.connect(settings, config.run, url=resolve_url(settings, config.run))
+        broker = AdminClient.connect(settings, config.run, url=resolve_url(settings, config.run))
     except BrokerUnavailable as error:
-        return _not_running(config, console, tail, str(error))
+        return _show_stopped(config, console, tail, str(error))
     try:
-        if not watch:
-            return _show(config, console, tail, look(broker))
-        return _watch(config, console, tail, broker)
+        return _watch(config, console, tail, broker) if watch else _show(config, console, tail, probe(broker))
     finally:
         broker.close()
 
 
-def _not_running(config: Config, console: Console, tail: Tail, why: str) -> int:
+def _with_short_deadline(config: Config) -> BrokerSettings:
+    return config.broker.model_copy(update={"connect_seconds": min(ASK_SECONDS, config.broker.connect_seconds)})
+
+
+def _show_stopped(config: Config, console: Console, tail: Tail, error: str) -> int:
+    """The state of a run whose broker does not answer, from its metrics.jsonl."""
     record = tail.read()
     if record is None:
-        console.print(f"{config.run.name}: not running: {why}", highlight=False, soft_wrap=True)
+        _print(console, f"{config.run.name}: not running: {error}")
         return EX_UNAVAILABLE
-    over = record["step"] >= config.schedule.steps
-    state = "finished" if over else "stopped; go on with `sieve run CONFIG --resume`"
-    console.print(
-        f"{config.run.name}: step {record['step']}/{config.schedule.steps}, {state}", highlight=False, soft_wrap=True
-    )
-    return EX_OK if over else EX_UNAVAILABLE
+    finished = record["step"] >= config.schedule.steps
+    state = "finished" if finished else "stopped; continue it with `sieve run CONFIG --resume`"
+    _print(console, f"{config.run.name}: step {record['step']}/{config.schedule.steps}, {state}")
+    return EX_OK if finished else EX_UNAVAILABLE
 
 
-def _show(config: Config, console: Console, tail: Tail, seen: Snapshot) -> int:
-    record = tail.read()
+def _show(config: Config, console: Console, tail: Tail, snapshot: Snapshot) -> int:
+    record, stalls = tail.read(), diagnose(snapshot)
     if console.is_terminal:
-        console.print(render(seen, record, tail, config.run.name, config.schedule.steps))
+        console.print(render(snapshot, record, tail, config.run.name, config.schedule.steps, stalls))
     else:
-        console.print(line(seen, record, tail, config.schedule.steps), highlight=False, soft_wrap=True)
-        for heartbeat in seen.services:
+        _print(console, summary_line(snapshot, record, tail, config.schedule.steps))
+        for heartbeat in snapshot.services:
             waits = f", waits on {heartbeat.waiting_on}" if heartbeat.waiting_on else ""
-            console.print(
-                f"{heartbeat.id}: {heartbeat.phase}{waits} for {max(0.0, seen.at - heartbeat.since):.0f} s, heard "
-                f"{heartbeat.age_seconds:.1f} s ago",
-                highlight=False,
-                soft_wrap=True,
-            )
-    edges = stuck(seen)
-    for edge in edges:
-        console.print(f"stuck: {edge}", style="red", highlight=False, soft_wrap=True)
-    return EX_TEMPORARY if edges else EX_OK
+            seconds = max(0.0, snapshot.at - heartbeat.since)
+            age = f"last heartbeat {heartbeat.age_seconds:.1f} s ago"
+            _print(console, f"{heartbeat.id}: {heartbeat.phase}{waits} for {seconds:.0f} s, {age}")
+        for stall in stalls:
+            _print(console, f"stalled: {stall}")
+    return EX_TEMPORARY if stalls else EX_OK
 
 
-def _watch(config: Config, console: Console, tail: Tail, broker: Broker) -> int:
+def _watch(config: Config, console: Console, tail: Tail, broker: AdminClient) -> int:
     with Live(console=console, refresh_per_second=2, transient=False) as live:
         try:
             while True:
-                seen = look(broker)
-                edges = [f"stuck: {edge}" for edge in stuck(seen)]
-                live.update(render(seen, tail.read(), tail, config.run.name, config.schedule.steps, edges))
-                if seen.depths is not None and seen.depths.finished:
+                snapshot = probe(broker)
+                stalls = diagnose(snapshot)
+                live.update(render(snapshot, tail.read(), tail, config.run.name, config.schedule.steps, stalls))
+                if snapshot.depths is not None and snapshot.depths.finished:
                     return EX_OK
                 time.sleep(WATCH_SECONDS)
         except KeyboardInterrupt:
             return EX_OK
+
+
+def _print(console: Console, text: str) -> None:
+    console.print(text, highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""The report of one run: figures from its files, plots, statistics of its evaluations.
+"""Results of runs, from their files: the report of one run, and statistics of its evaluations.
 
 May import deploy.config, deploy.rundir and learner.evaluation.
 Never asks the broker.

@@ -1,7 +1,7 @@
-"""Evaluations as figures with their uncertainty: pass@k, distinct answers, diversity, difficulty migration.
+"""Statistics of evaluations with their uncertainty: pass@k, distinct answers, diversity, difficulty migration.
 
-Several seeds of one setting are one estimate: error bars are over problems and seeds together. Reads raw samples,
-writes nothing; the mathematics is learner/evaluation/stats.py's.
+Several seeds of one setting give one estimate, whose interval is over prompts and seeds together. The estimators are
+those of learner/evaluation/stats.py.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy as np
 
 from deploy.rundir import run_files
 from deploy.rundir.run_files import RecordError
+from learner.difficulty import LEVELS, level
 from learner.evaluation.stats import (
     KS,
-    LEVELS,
     Estimate,
     PromptResult,
     bootstrap,
@@ -35,25 +35,32 @@ DIVERSITY: dict[str, Callable[[Sequence[str]], float]] = {"shannon": shannon, "g
 
 @dataclass(frozen=True)
 class Counted:
-    """One prompt's evaluation without its texts: samples, and how often each different right answer came up."""
+    """The evaluation of one prompt, reduced to counts: of its samples, and of each distinct right answer."""
 
     prompt: int
     n: int
+    """Judged samples."""
     answers: tuple[int, ...]
-    """Counts of the different right answers, largest first: all that any figure here needs."""
+    """How often each distinct right answer came up, largest first."""
 
     @classmethod
     def of(cls, n: int, right: Sequence[str], prompt: int) -> Counted:
+        """The counts of a prompt with the right answers `right` among `n` judged samples."""
         return cls(prompt, n, tuple(sorted(Counter(right).values(), reverse=True)))
 
+    @property
+    def correct(self) -> int:
+        """Number of right samples."""
+        return sum(self.answers)
+
     def result(self) -> PromptResult:
-        """The same with made-up names for the answers."""
+        """The same as learner.evaluation.stats takes it, with the places of the answers for their texts."""
         names = tuple(str(place) for place, times in enumerate(self.answers) for _ in range(times))
         return PromptResult(self.prompt, self.n, names)
 
 
 def read(run: Path, version: int) -> list[Counted]:
-    """The evaluation of `version` in a run directory, by prompt. Raises RecordError where it is missing or empty."""
+    """The evaluation of `version` in the run directory `run`, by prompt. Raises RecordError where there is none."""
     path = run / "eval" / f"v{version:08d}.jsonl"
     if not path.exists():
         raise RecordError(f"{path}: no raw samples of this evaluation; run it again")
@@ -77,11 +84,11 @@ def last_version(run: Path) -> int:
 
 
 def estimates(seeds: Sequence[Sequence[Counted]]) -> dict[str, Estimate]:
-    """Every figure of one setting's evaluations (one list a seed, the same prompts), with 95 % intervals.
+    """All statistics of one setting, with 95 % intervals; `seeds` holds an evaluation of the same prompts per seed.
 
-    `pass@k` for every k that all prompts have samples for, `distinct_correct`, `shannon` and `gini_simpson` over right
-    answers (of prompts with two or more), the share of prompts at each level. Raises RecordError when seeds differ in
-    their prompts.
+    `pass@<k>` for every k of KS that all prompts have samples for; `distinct_correct`; `shannon` and `gini_simpson` of
+    the right answers, over prompts with two or more; `share_<level>`, the share of prompts at each difficulty level.
+    Raises RecordError where the prompts of the seeds differ.
     """
     table = [[counted.result() for counted in given] for given in seeds]
     if len({tuple(result.prompt for result in given) for given in table}) != 1:
@@ -96,26 +103,24 @@ def estimates(seeds: Sequence[Sequence[Counted]]) -> dict[str, Estimate]:
             for given in table
         ]
         known = np.isfinite(values).any(0)
-        # Which prompts have two right answers differs by seed: the seeds of a prompt are averaged first.
+        # Seeds differ in which prompts have two right answers: average the seeds of a prompt before the bootstrap.
         found[name] = bootstrap(np.nanmean(np.array(values)[:, known], 0)) if known.any() else Estimate(0.0, 0.0, 0.0)
-    rate = c / n
-    within = {"easy": rate >= 0.9, "medium": (rate >= 0.3) & (rate < 0.9), "hard": (c > 0) & (rate < 0.3)}
-    within["unsolved"] = c == 0
-    return found | {f"share_{name}": bootstrap(within[name].astype(float)) for name in LEVELS}
+    levels = np.array([[level(counted.n, counted.correct) for counted in given] for given in seeds])
+    return found | {f"share_{name}": bootstrap((levels == name).astype(float)) for name in LEVELS}
 
 
 def difference(after: Sequence[Sequence[Counted]], before: Sequence[Sequence[Counted]], k: int) -> Estimate:
-    """Difference of pass@k, paired by prompt and seed."""
+    """Difference of pass@k, `after` minus `before`, paired by prompt and seed, with its 95 % interval."""
 
     def rates(seeds: Sequence[Sequence[Counted]]) -> Any:
         n = [[counted.n for counted in given] for given in seeds]
-        return pass_at_k(n, [[sum(counted.answers) for counted in given] for given in seeds], k)
+        return pass_at_k(n, [[counted.correct for counted in given] for given in seeds], k)
 
     return bootstrap_difference(rates(after), rates(before))
 
 
 def migrations(before: Sequence[Sequence[Counted]], after: Sequence[Sequence[Counted]]) -> dict[str, dict[str, float]]:
-    """Mean number of prompts that went from each level to each level, over seeds paired in order."""
+    """Number of prompts that moved from one level to another, level before → level after → mean over paired seeds."""
     total = {origin: dict.fromkeys(LEVELS, 0.0) for origin in LEVELS}
     pairs = list(zip(before, after, strict=True))
     for first, second in pairs:

@@ -1,7 +1,7 @@
-"""report.png: pass@k before and after, and the four curves that say whether the training was healthy.
+"""report.png: pass@k of the base and the tuned model, and four metrics over the steps that show how training went.
 
-Colours are Okabe and Ito's (told apart by every kind of colour vision); every line also differs in dash or marker, so
-the picture survives a black-and-white printer. Imports matplotlib when called, on its file-only backend.
+Colours are from Okabe and Ito's palette, which people with any colour vision can tell apart; lines also differ in dash
+or marker, for black-and-white prints. matplotlib is imported when a figure is drawn, with its file-only backend.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from deploy.reports.summary import Report
 
 GREY, BLUE, VERMILION, GREEN, INK = "#6e6e6e", "#0072B2", "#D55E00", "#009E73", "#222222"
 SMOOTH = 9
-"""Steps of the running mean drawn over noisy curves; the raw values stay visible behind it."""
+"""Width in steps of the running mean that is drawn over noisy curves."""
 
 STYLE: dict[str, Any] = {
     "font.size": 9.5, "axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.titlelocation": "left",
@@ -27,7 +27,7 @@ STYLE: dict[str, Any] = {
 
 
 def draw(report: Report, path: Path) -> None:
-    """Write the figure. Panels without data say so instead of staying empty."""
+    """Draw the report into the PNG file `path`. A panel without data says so."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -66,21 +66,23 @@ def draw(report: Report, path: Path) -> None:
 
 
 def _coverage(axes: Any, report: Report) -> None:
-    """pass@k of the base and the tuned model over k, log2."""
+    """pass@k of the base and the tuned model over k, on a logarithmic axis."""
     axes.set_title("pass@k on held-out prompts")
     shown = [
         (report.base, "base", GREY, "--", "o"),
         (report.tuned, "tuned", BLUE, "-", "s"),
     ]
     ks: list[int] = []
-    for found, name, colour, dash, marker in shown:
-        if found is None or not found.ks:
+    for evaluated, name, colour, dash, marker in shown:
+        if evaluated is None or not evaluated.ks:
             continue
-        ks = sorted({*ks, *found.ks})
-        distinct = found.figures.get("distinct_correct")
+        ks = sorted({*ks, *evaluated.ks})
+        distinct = evaluated.metrics.get("distinct_correct")
         label = name if distinct is None else f"{name} — {distinct:.1f} distinct correct answers"
-        axes.fill_between(found.ks, found.low, found.high, color=colour, alpha=0.14, linewidth=0)
-        axes.plot(found.ks, found.curve, dash, color=colour, marker=marker, markersize=5, linewidth=2, label=label)
+        axes.fill_between(evaluated.ks, evaluated.low, evaluated.high, color=colour, alpha=0.14, linewidth=0)
+        axes.plot(
+            evaluated.ks, evaluated.curve, dash, color=colour, marker=marker, markersize=5, linewidth=2, label=label
+        )
     if not ks:
         _nothing(axes, "no evaluation yet")
         return
@@ -94,20 +96,29 @@ def _coverage(axes: Any, report: Report) -> None:
 
 
 def _curves(
-    axes: Any, x: np.ndarray[Any, Any], steps: list[dict[str, Any]], title: str,
-    series: list[tuple[str, str, str, str]], *, low: float | None = None, high: float | None = None,
-) -> None:  # fmt: skip
-    """Named columns of metrics.jsonl over the step: raw values pale, running mean on top."""
+    axes: Any,
+    x: np.ndarray[Any, Any],
+    steps: list[dict[str, Any]],
+    title: str,
+    series: list[tuple[str, str, str, str]],
+    *,
+    low: float | None = None,
+    high: float | None = None,
+) -> None:
+    """Step metrics over the step `x`: raw values pale, their running mean on top.
+
+    `series` holds (name in metrics.jsonl, label, colour, dash); `low` and `high` are the limits of the y axis.
+    """
     axes.set_title(title)
-    drawn = 0
+    drawn = False
     for name, label, colour, dash in series:
         y = np.array([record.get(name, np.nan) for record in steps], dtype=float)
-        there = np.isfinite(y)
-        if not there.any():
+        known = np.isfinite(y)
+        if not known.any():
             continue
-        drawn += 1
-        axes.plot(x[there], y[there], color=colour, alpha=0.25, linewidth=0.9)
-        axes.plot(x[there], running_mean(y[there]), dash, color=colour, linewidth=1.8, label=label or None)
+        drawn = True
+        axes.plot(x[known], y[known], color=colour, alpha=0.25, linewidth=0.9)
+        axes.plot(x[known], running_mean(y[known]), dash, color=colour, linewidth=1.8, label=label or None)
     if not drawn:
         _nothing(axes, "no steps yet")
         return
@@ -117,7 +128,7 @@ def _curves(
 
 
 def running_mean(y: np.ndarray[Any, Any], width: int = SMOOTH) -> np.ndarray[Any, Any]:
-    """Mean over a centred window of at most `width` values, shorter at both ends; same shape as y."""
+    """Mean over a centred window of `width` values, cut off at both ends; same shape as `y`."""
     half = min(width, len(y)) // 2
     total = np.concatenate([[0.0], np.cumsum(y)])
     first = np.maximum(np.arange(len(y)) - half, 0)

@@ -1,4 +1,4 @@
-"""The run directory: its lock, and its files read back.
+"""The run directory: its lock, its schema number, and what a run wrote into it, read back.
 
 May import broker and deploy.config.
 Never asks the broker: what a run wrote must be readable after its Redis is gone.

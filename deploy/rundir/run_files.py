@@ -1,8 +1,8 @@
-"""What a run wrote down, read back: metrics.jsonl, eval.jsonl, the raw evaluation samples, the audit and the sessions.
+"""The files of a run directory, read back: metrics.jsonl, eval.jsonl, raw evaluation samples, sessions and the audit.
 
-Reads only files of one run directory (and appends the launcher's own two: sessions.jsonl, audit.json); never asks the
-broker. A last line cut off by a crash is not an error, and a step trained again after a crash replaces what was
-written about it before, so figures always describe the history that the checkpoint has.
+Two of them, sessions.jsonl and audit.json, are written here too, for the launcher. A last line cut off by a crash is
+not an error. A step that was trained again after a crash replaces the record of its first training, so that the
+records always describe the history that the checkpoint has.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from broker.errors import EX_DATA, SieveError
 
 
 class RecordError(SieveError):
-    """A file of the run directory is missing or does not hold what it should."""
+    """A file of the run directory is missing, or its content contradicts its format or another file."""
 
     exit_code = EX_DATA
 
 
 def lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The JSON objects of a JSONL file; nothing if it is not there. A torn last line is left out.
+    """The JSON objects of a JSONL file; none if there is no such file. A last line that is cut off is left out.
 
-    Raises RecordError, naming the line, for anything else that is not a JSON object.
+    Raises RecordError, naming the line, for any other line that is not a JSON object.
     """
     if not path.exists():
         return
@@ -37,18 +37,18 @@ def lines(path: Path) -> Iterator[dict[str, Any]]:
             except ValueError:
                 if not text.endswith("\n"):
                     return
-                raise RecordError(f"{path}: line {number} is not JSON; remove the line and ask again") from None
+                raise RecordError(f"{path}: line {number} is not JSON; remove the line and try again") from None
             if not isinstance(value, dict):
-                raise RecordError(f"{path}: line {number} is not an object; remove the line and ask again")
+                raise RecordError(f"{path}: line {number} is not an object; remove the line and try again")
             yield value
 
 
 def steps(run: Path) -> list[dict[str, Any]]:
-    """One record per optimiser step, by step; the newest where a step was trained again."""
+    """The records of metrics.jsonl, one per optimiser step, by step; the newest where a step was trained again."""
     newest: dict[int, dict[str, Any]] = {}
     for record in lines(run / "metrics.jsonl"):
         step = int(record["step"])
-        # A crash takes the learner back to its checkpoint: what came after it did not happen.
+        # After a crash the learner continues from its checkpoint: the steps after it are trained again.
         for later in [known for known in newest if known > step]:
             del newest[later]
         newest[step] = record
@@ -56,15 +56,14 @@ def steps(run: Path) -> list[dict[str, Any]]:
 
 
 def evaluations(run: Path) -> list[dict[str, Any]]:
-    """One record per evaluated version, by version."""
+    """The records of eval.jsonl, one per evaluated version, by version."""
     newest = {int(record["version"]): record for record in lines(run / "eval.jsonl")}
     return [newest[version] for version in sorted(newest)]
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Counts of one evaluation: for each held-out prompt its samples, the correct ones, and distinct correct
-    answers."""
+    """Counts of one evaluation: per prompt its judged samples, the correct ones, and the distinct correct answers."""
 
     n: tuple[int, ...]
     correct: tuple[int, ...]
@@ -72,9 +71,9 @@ class Samples:
 
 
 def samples(run: Path, version: int) -> Samples | None:
-    """The raw samples behind an evaluation, counted anew; None if they were not kept.
+    """The counts of the evaluation of `version`, made from its raw samples; None if those were not kept.
 
-    Raises RecordError where a line's own counts contradict its samples.
+    Raises RecordError where the counts that a line states contradict its samples.
     """
     path = run / "eval" / f"v{version:08d}.jsonl"
     if not path.exists():
@@ -87,8 +86,7 @@ def samples(run: Path, version: int) -> Samples | None:
         if counted != (record["correct"], record["distinct"]):
             raise RecordError(
                 f"{path}: line {number} says correct, distinct = {record['correct']}, {record['distinct']} but its "
-                f"samples give "
-                f"{counted[0]}, {counted[1]}; the file was changed: evaluate again"
+                f"samples give {counted[0]}, {counted[1]}; the file was changed: evaluate again"
             )
         n.append(len(drawn))
         correct.append(counted[0])
@@ -97,31 +95,31 @@ def samples(run: Path, version: int) -> Samples | None:
 
 
 def audit(run: Path) -> dict[str, Any] | None:
-    """The broker's own count, as the launcher saved it when the run ended; None before that."""
+    """The broker's audit as the launcher saved it when the run ended; None before that."""
     path = run / "audit.json"
     if not path.exists():
         return None
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
-        raise RecordError(f"{path}: not JSON; `sieve audit CONFIG` counts again") from None
+        raise RecordError(f"{path}: not JSON; `sieve audit CONFIG` prints a new one") from None
     return dict(value)
 
 
 def wall_seconds(run: Path) -> float | None:
-    """Seconds that `sieve run` was at work on this run, over all its sessions; None if it never was."""
+    """Total duration of the run's sessions of `sieve run`; None if it had none."""
     found = [record["seconds"] for record in lines(run / "sessions.jsonl")]
     return sum(found) if found else None
 
 
 def append_session(run: Path, record: dict[str, Any]) -> None:
-    """Add one line about a session of `sieve run`."""
+    """Append the record of one session of `sieve run` to sessions.jsonl."""
     with (run / "sessions.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace a JSON file whole: a reader never sees half of it."""
+    """Write a JSON file atomically: a reader finds the old content or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

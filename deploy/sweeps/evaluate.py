@@ -1,8 +1,8 @@
-"""`sieve eval`: any checkpoint or exported model of a run, through the same actors and verifiers as the run's own.
+"""`sieve eval`: a checkpoint or exported model evaluated beside the base model, as a run evaluates its versions.
 
-An evaluation is a run of no steps with a directory and a broker of its own under `<run>/evaluations/`; the base model
-is evaluated there once, unless the run has done so on the same prompts. Holds the decisions of what to evaluate where,
-and the figures; never touches the run that it looks at.
+An evaluation is a run of zero steps, with a directory and a broker of its own under `<run>/evaluations/`. The base
+model is evaluated there once, unless the run itself has evaluated it on the same prompts. Nothing outside that
+directory is changed.
 """
 
 from __future__ import annotations
@@ -19,27 +19,36 @@ from rich.table import Table
 
 from broker.errors import EX_OK
 from broker.weights.peft_format import is_adapter
-from deploy.config.tree import Config, ConfigError
+from deploy.config.errors import ConfigError
+from deploy.config.tree import Config
 from deploy.reports import eval_stats
 from deploy.reports.eval_stats import Counted
 from deploy.rundir import run_files
+from deploy.rundir.schema import check_schema, traces
 from learner.data import fingerprint
-from learner.evaluation.stats import LEVELS, perplexity
+from learner.difficulty import LEVELS
+from learner.evaluation.stats import perplexity
 
 SHOWN = ("pass@1", "pass@4", "pass@16", "pass@64", "pass@128", "pass@256", "distinct_correct", "shannon",
          "gini_simpson")  # fmt: skip
 LONGEST_NAME = 64
 MEASURED = "measured.json"
+"""What an evaluation was of, written beside its results: an equal one is not repeated."""
 
 
 def evaluate(config: Config, checkpoint: Path, console: Console, *, fresh: bool, view: bool) -> int:
-    """Evaluate `checkpoint` and the base, write evaluation.json, show the table. The exit code."""
+    """Evaluate `checkpoint` and the base model, write evaluation.json and show it; returns the exit code.
+
+    `fresh` repeats the checkpoint's evaluation where it is there; `view` redraws progress in place. Raises ConfigError
+    for what is no model, or without data.eval; SieveError as a run does.
+    """
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # of loading a model: the terminal is the view's
+    check_schema(config.run.path)
+    disable_progress_bar()  # loading a model would draw over the view
     checkpoint = checkpoint.resolve()
     model = _model(config, checkpoint)
-    after, code = _through_the_lane(config, model, _label(config, checkpoint), console, fresh=fresh, view=view)
+    after, code = _evaluate_one(config, model, _label(config, checkpoint), console, fresh=fresh, view=view)
     if code != EX_OK:
         return code
     if checkpoint == config.model.path.resolve():
@@ -48,10 +57,10 @@ def evaluate(config: Config, checkpoint: Path, console: Console, *, fresh: bool,
         own = config.run.path
         before = own if _same_measure(config, own) else None  # type: ignore[assignment]
         if before is None:
-            before, code = _through_the_lane(config, config.model.path, "base", console, fresh=False, view=view)
+            before, code = _evaluate_one(config, config.model.path, "base", console, fresh=False, view=view)
             if code != EX_OK:
                 return code
-    found = figures(before, after) | {"checkpoint": str(checkpoint), "base": str(config.model.path)}
+    found = compare(before, after) | {"checkpoint": str(checkpoint), "base": str(config.model.path)}
     found["base_perplexity"] = {
         "base": base_perplexity(config, before, own=True),
         "checkpoint": base_perplexity(config, after, own=before == after),
@@ -63,8 +72,17 @@ def evaluate(config: Config, checkpoint: Path, console: Console, *, fresh: bool,
     return EX_OK
 
 
-def figures(before: Path, after: Path) -> dict[str, Any]:
-    """Both evaluations (version 0 of each directory) with intervals, their paired difference, and the migration."""
+def evaluation_directory(config: Config, checkpoint: Path) -> Path:
+    """Where the evaluation of `checkpoint` is, a run directory; report/evaluation.json in it has the comparison."""
+    return _settings(config, checkpoint, _label(config, checkpoint.resolve())).run.path
+
+
+def compare(before: Path, after: Path) -> dict[str, Any]:
+    """The evaluations of version 0 in two run directories, over the prompts that both have.
+
+    `metrics` of each ([mean, low, high] with the 95 % interval over prompts), `change` (paired differences of pass@k),
+    and `migration` (prompts from each level of difficulty to each). Raises RecordError where samples are missing.
+    """
     base, tuned = eval_stats.read(before, 0), eval_stats.read(after, 0)
     shared = sorted({counted.prompt for counted in base} & {counted.prompt for counted in tuned})
     base, tuned = [_at(base, index) for index in shared], [_at(tuned, index) for index in shared]
@@ -73,7 +91,7 @@ def figures(before: Path, after: Path) -> dict[str, Any]:
     change = {name: eval_stats.difference([tuned], [base], int(name[5:])) for name in names}
     return {
         "prompts": len(shared),
-        "figures": {"base": eval_stats.plain(left), "checkpoint": eval_stats.plain(right)},
+        "metrics": {"base": eval_stats.plain(left), "checkpoint": eval_stats.plain(right)},
         "change": eval_stats.plain(change),
         "migration": eval_stats.migrations([base], [tuned]),
     }
@@ -84,9 +102,10 @@ def _at(given: list[Counted], prompt: int) -> Counted:
 
 
 def base_perplexity(config: Config, run: Path, *, own: bool) -> dict[str, float | None]:
-    """exp(−Σ log π_b / tokens) of what was sampled in `run`: of all outputs and of the right ones.
+    """The base model's perplexity on the samples of `run`, exp(−Σ log π_b / tokens): of all and of the right ones.
 
-    `own`: the base sampled them, so the sampler's log-probabilities are the base's.
+    `own`: the base model itself sampled them, so the sampler's log-probabilities are the base's. None where no sample
+    is right.
     """
     from learner.evaluation.results import read_parquet
 
@@ -98,7 +117,7 @@ def base_perplexity(config: Config, run: Path, *, own: bool) -> dict[str, float 
         from learner.model.perplexity import base_log_probs
         from learner.start import compute_dtype
 
-        assert config.data.eval is not None  # _through_the_lane refuses a configuration without
+        assert config.data.eval is not None  # _evaluate_one refuses a configuration without it
         tokenizer = load_tokenizer(config.model.path)
         eval_split = read_prompts(config.data.eval, tokenizer, vocabulary=1 << 31, longest=1 << 31, data=config.data)
         prompts = [np.frombuffer(eval_split[row.prompt].tokens, "<i4") for row in rows]
@@ -116,7 +135,7 @@ def base_perplexity(config: Config, run: Path, *, own: bool) -> dict[str, float 
 
 
 def _model(config: Config, checkpoint: Path) -> Path:
-    """The Hugging Face directory of what is to be evaluated; a training checkpoint or an adapter becomes one."""
+    """The Hugging Face directory of the model to evaluate; a training checkpoint or an adapter is converted to one."""
     if (checkpoint / "config.json").is_file() and list(checkpoint.glob("*.safetensors")):
         return checkpoint
     from learner.model.checkpoint import is_checkpoint
@@ -124,9 +143,9 @@ def _model(config: Config, checkpoint: Path) -> Path:
     if not is_checkpoint(checkpoint) and not is_adapter(checkpoint):
         raise ConfigError(
             [
-                f"--checkpoint {checkpoint}: neither a checkpoint of a run (…/checkpoints/step-…) nor a Hugging Face "
-                f"model directory (config.json, *.safetensors) nor an adapter of model.path (adapter_config.json); "
-                f"{config.run.path}/model, /weights and /checkpoints hold such"
+                f"--checkpoint {checkpoint}: neither a checkpoint of a run (…/checkpoints/step-…), nor a Hugging Face "
+                f"model directory (config.json, *.safetensors), nor an adapter of model.path (adapter_config.json); "
+                f"name one of {config.run.path}/model, /weights or /checkpoints"
             ]
         )
     from learner.start import compute_dtype
@@ -141,7 +160,7 @@ def _model(config: Config, checkpoint: Path) -> Path:
 
 
 def _label(config: Config, checkpoint: Path) -> str:
-    """A name for the evaluation's directory: the checkpoint's own inside the run, with its path's hash elsewhere."""
+    """The checkpoint's part of the evaluation's name: its own name, with a hash of its path if outside the run."""
     if checkpoint == config.model.path.resolve():
         return "base"
     if checkpoint.is_relative_to(config.run.path.resolve()):
@@ -149,31 +168,36 @@ def _label(config: Config, checkpoint: Path) -> str:
     return f"{checkpoint.name[:40]}-{hashlib.sha256(str(checkpoint).encode()).hexdigest()[:8]}"
 
 
-def _through_the_lane(
-    config: Config, model: Path, label: str, console: Console, *, fresh: bool, view: bool
-) -> tuple[Path, int]:
-    """(directory, exit code) of the evaluation run of `model`; one that is finished is not done again."""
-    if config.data.eval is None:
-        raise ConfigError(["data.eval is not set, so there is nothing to evaluate on; name a file of prompts"])
+def _settings(config: Config, model: Path, label: str) -> Config:
+    """The configuration of the run that evaluates `model`."""
     name = f"{config.run.name}.{label}"
     if len(name) > LONGEST_NAME:
         name = f"{name[: LONGEST_NAME - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     run = config.run.model_copy(update={"name": name, "directory": config.run.path / "evaluations"})
-    own = config.model_copy(
+    return config.model_copy(
         update={
             "run": run,
             "model": config.model.model_copy(update={"path": model, "lora": None}),
             "schedule": config.schedule.model_copy(update={"steps": 0}),
         }
     )
+
+
+def _evaluate_one(
+    config: Config, model: Path, label: str, console: Console, *, fresh: bool, view: bool
+) -> tuple[Path, int]:
+    """(directory, exit code) of the evaluation of `model`; one that is finished is not repeated unless `fresh`."""
+    if config.data.eval is None:
+        raise ConfigError(["data.eval is not set, so there is nothing to evaluate on; name a file of prompts"])
+    own = _settings(config, model, label)
+    run = own.run
     measured, wanted = run.path / MEASURED, _measure(own)
     if not fresh and _same_measure(own, run.path) and _text(measured) == wanted:
         return run.path, EX_OK
     from deploy.launch.launcher import launch
-    from deploy.rundir.lock import TRACES
 
-    there = any((run.path / trace).exists() for trace in TRACES)
-    # One that was cut off goes on; one of another model, prompts or samples, or one to be done again, is put aside.
+    there = bool(traces(run.path))
+    # An interrupted evaluation is continued; one of another model, prompts or samples, or to be repeated, moved aside.
     cut_off = there and not fresh and not run_files.evaluations(run.path)
     code = launch(own, console, resume=cut_off, fresh=there and not cut_off, live=view)
     if code == EX_OK:
@@ -182,7 +206,8 @@ def _through_the_lane(
 
 
 def _measure(config: Config) -> str:
-    """What an evaluation is of: the model by its content, since a directory's may change, the prompts, the sampling."""
+    """What an evaluation is of, as JSON: the model and prompts by their contents, which may change under a path, and
+    the settings of sampling."""
     assert config.data.eval is not None
     return json.dumps({
         "model": hashlib.sha256(fingerprint.of_model(config.model.path)).hexdigest(), "dtype": config.model.dtype,
@@ -197,7 +222,7 @@ def _text(path: Path) -> str | None:
 
 
 def _same_measure(config: Config, run: Path) -> bool:
-    """Whether `run` has evaluated its version 0 with the prompts and samples that `config` asks for."""
+    """Whether `run` has evaluated its version 0 on as many prompts and samples as `config` asks for."""
     first = next((record for record in run_files.evaluations(run) if record["version"] == 0), None)
     wanted = (config.evaluation.prompts, config.evaluation.samples)
     return (
@@ -208,15 +233,15 @@ def _same_measure(config: Config, run: Path) -> bool:
 
 
 def show(found: dict[str, Any], console: Console) -> None:
-    """The table base → checkpoint, and where the prompts went."""
+    """Print the metrics of base and checkpoint, and the migration of prompts between levels of difficulty."""
     title = f"{found['prompts']} held-out prompts, 95 % over problems"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)  # fits into 80 columns
     for name in ("", "base", "checkpoint", "change"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     for name in SHOWN:
-        if name not in found["figures"]["base"] or name not in found["figures"]["checkpoint"]:
+        if name not in found["metrics"]["base"] or name not in found["metrics"]["checkpoint"]:
             continue
-        cells = [_interval(found["figures"][which][name]) for which in ("base", "checkpoint")]
+        cells = [_interval(found["metrics"][which][name]) for which in ("base", "checkpoint")]
         change = found["change"].get(name)
         table.add_row(name, *cells, "" if change is None else _interval(change, sign="+"))
     for which, name in (("all", "base perplexity"), ("right", "  of right ones")):

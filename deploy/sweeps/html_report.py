@@ -1,7 +1,7 @@
-"""What a sweep's report is written as: results.json, summary.json, prompts.csv, PNG files, one HTML page, Markdown.
+"""The files of a sweep's report: results.json, summary.json, prompts.csv, PNG files, an HTML page, a Markdown page.
 
-Everything is made from a Results alone, so `sieve report` on a committed results.json writes the committed documents
-again. The HTML page holds its pictures inside and loads nothing.
+All of them are made from a Results alone, so that `sieve report` on a committed results.json reproduces the committed
+documents. The HTML page contains its pictures and loads nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import Any
 from deploy.reports import eval_stats
 from deploy.sweeps.plots import Scene, pictures
 from deploy.sweeps.results import Outcome, Results
-from learner.evaluation.stats import LEVELS, Estimate
+from learner.difficulty import LEVELS
+from learner.evaluation.stats import Estimate
 
 CAPTIONS = {
     "staleness": "The same job at forced staleness: every training group is sampled with weights that many versions "
@@ -43,7 +44,7 @@ Table = tuple[list[str], list[list[str]]]
 
 
 def write(results: Results, directory: Path) -> list[Path]:
-    """results.json, summary.json, prompts.csv, the pictures and index.html under `directory`; their paths."""
+    """Write results.json, summary.json, prompts.csv, the pictures and index.html to `directory`; return the paths."""
     scene = Scene.of(results)
     drawn = _draw(scene, directory)
     files = {
@@ -56,7 +57,7 @@ def write(results: Results, directory: Path) -> list[Path]:
 
 
 def write_document(results: Results, document: Path) -> list[Path]:
-    """A Markdown page at `document`, its pictures and results.json in a folder of the same name beside it."""
+    """Write a Markdown page, with its pictures and results.json in a folder of its name beside it; return the paths."""
     scene, folder = Scene.of(results), document.with_suffix("")
     drawn = _draw(scene, folder)
     raw = _put(folder / "results.json", json.dumps(results.raw, separators=(",", ":"), ensure_ascii=False) + "\n")
@@ -80,11 +81,12 @@ def _put(path: Path, text: str) -> Path:
 
 
 def summary(scene: Scene) -> dict[str, Any]:
-    """Every point's figures as [mean, low, high], its difference to the base, where prompts went, and its cost."""
+    """Per point: `metrics` and `change` against the base model as [mean, low, high], `migration` of prompts between
+    levels of difficulty, and `seconds`."""
 
-    def told(outcome: Outcome, found: dict[str, Estimate]) -> dict[str, Any]:
+    def described(outcome: Outcome, found: dict[str, Estimate]) -> dict[str, Any]:
         return {
-            "key": outcome.key, "point": outcome.point, "seeds": outcome.seeds, "figures": eval_stats.plain(found),
+            "key": outcome.key, "point": outcome.point, "seeds": outcome.seeds, "metrics": eval_stats.plain(found),
             "seconds": outcome.seconds,
         }  # fmt: skip
 
@@ -92,17 +94,17 @@ def summary(scene: Scene) -> dict[str, Any]:
     for outcome in scene.results.points:
         before = scene.results.base_of(outcome)
         points.append(
-            told(outcome, scene.found[outcome.key])
+            described(outcome, scene.found[outcome.key])
             | {
                 "change": eval_stats.plain(scene.change[outcome.key]),
                 "migration": eval_stats.migrations(before, outcome.evaluations),
             }
         )
-    return {"name": scene.results.title, "base": told(scene.results.base, scene.base), "points": points}
+    return {"name": scene.results.title, "base": described(scene.results.base, scene.base), "points": points}
 
 
 def prompts_csv(results: Results) -> str:
-    """One line per run and prompt: the raw counts behind every figure."""
+    """One line per run and prompt: the raw counts from which everything else is computed."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["point", "objective", "staleness", "correction", "seed", "prompt", "n", "correct", "distinct"])
@@ -116,7 +118,8 @@ def prompts_csv(results: Results) -> str:
 
 
 def main_table(scene: Scene) -> Table:
-    """Point, pass@k at a few k, differences to the base at both ends, distinct answers, diversity, unsolved."""
+    """Per point: pass@k at a few k, differences to the base at the smallest and largest, distinct answers, diversity,
+    share of unsolved prompts, seconds per run."""
     ks = [k for k in (1, 16, 64) if k in scene.ks and k != scene.k] + [scene.k]
     head = ["", *(f"pass@{k}" for k in ks), "Δ pass@1", f"Δ pass@{scene.k}", "distinct", "Gini–Simpson", "unsolved",
             "s/run"]  # fmt: skip
@@ -135,9 +138,9 @@ def main_table(scene: Scene) -> Table:
 
 
 def migration_table(scene: Scene) -> Table:
-    """Point, and how many prompts got easier, stayed, got harder, became unsolved or solved.
+    """Per point: how many prompts became easier, stayed, became harder, unsolved or solved, against the base model.
 
-    The first row is the base against itself, sampled with another seed: what moves by chance alone.
+    The first row is the base against itself with another seed, which shows what chance alone moves.
     """
     head = ["", "easier", "same", "harder", "hard → unsolved", "unsolved → solved"]
     rows = []
@@ -157,7 +160,7 @@ def migration_table(scene: Scene) -> Table:
 
 
 def facts(scene: Scene) -> list[str]:
-    """What was done, in sentences: prompts, samples, steps, seeds, wall time, machine."""
+    """Sentences about prompts, samples, steps, seeds, wall time and machine."""
     raw, first = scene.results.raw, scene.results.base.evaluations[0]
     everything = [scene.results.base, *scene.results.points]
     seconds = sum(sum(outcome.seconds) for outcome in everything)
@@ -171,7 +174,7 @@ def facts(scene: Scene) -> list[str]:
         "Intervals are 95 % bootstrap over problems and seeds; differences to the base are paired by problem and seed.",
     ]
     if raw["unfinished"]:
-        found.append(f"Not finished and left out: {', '.join(raw['unfinished'])}.")
+        found.append(f"Left out, since not finished: {', '.join(raw['unfinished'])}.")
     return found
 
 
@@ -180,7 +183,7 @@ def _around(estimate: Estimate, sign: str = "") -> str:
 
 
 def page(scene: Scene, drawn: Sequence[Path]) -> str:
-    """The HTML page, pictures inside."""
+    """The HTML page, which contains its pictures."""
     parts = [f"<h1>{html.escape(scene.results.title)}</h1>", *(f"<p>{html.escape(fact)}</p>" for fact in facts(scene))]
     parts.append(_html_table(main_table(scene)))
     for path in drawn:
@@ -213,8 +216,8 @@ def _html_table(table: Table) -> str:
 
 
 def markdown(scene: Scene, drawn: Sequence[Path], document: Path, raw: Path) -> str:
-    """The Markdown page. What the figures mean is written by people: `<document>.notes.md`, when it is there, is put
-    in after the table."""
+    """The Markdown page. Its interpretation is written by people: `<document>.notes.md`, where there is one, follows
+    the table."""
     title = "Staleness, with and without correction" if scene.results.is_study else "Coverage against precision"
     parts = [f"# {title}", "\n".join(facts(scene)), _markdown_table(main_table(scene))]
     notes = document.with_suffix(".notes.md")
@@ -225,11 +228,11 @@ def markdown(scene: Scene, drawn: Sequence[Path], document: Path, raw: Path) -> 
         parts.append(f"![{path.stem}]({path.relative_to(document.parent)})\n\n{caption}")
     parts += ["## Difficulty migration", "Prompts, mean over seeds, from the base's level to the run's."]
     parts.append(_markdown_table(migration_table(scene)))
-    told = "\n".join(f"    {command}" for command in scene.results.raw["commands"])
+    commands = "\n".join(f"    {command}" for command in scene.results.raw["commands"])
     relative = raw.relative_to(document.parent)
     parts += [
         "## Made with",
-        told,
+        commands,
         f"The raw counts per run and prompt are in [{relative}]({relative}). This page, from them:",
         f"    sieve report {document.parent.name}/{relative} --document {document.parent.name}/{document.name}",
     ]

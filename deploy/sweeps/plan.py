@@ -1,6 +1,6 @@
-"""Which runs a sweep consists of: points (objective × staleness × correction) times seeds, and their configurations.
+"""The runs of a sweep: points (objective × staleness × correction) times seeds, and their configurations.
 
-Pure: words in, configurations out; touches no file. Every run of a sweep has the same prompts, evaluation and budget,
+Words in, configurations out; touches no file. Every run of a sweep has the same prompts, evaluation and budget,
 and runs of one seed share the base model's evaluation, because version 0 is the same weights for all of them.
 """
 
@@ -16,13 +16,15 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
-from deploy.config.tree import Config, ConfigError, explain
-from learner.objective.settings import Correction, ObjectiveName
+from deploy.config.errors import ConfigError
+from deploy.config.explain import explain
+from deploy.config.tree import Config
+from learner.objective.settings import Correction, ObjectiveSettings, known
 
 BASE = "base"
 LONGEST_SLUG = 52
 """What leaves room for a seed in a run's name of at most 64."""
-NAMES, CORRECTIONS = get_args(ObjectiveName), get_args(Correction)
+CORRECTIONS = get_args(Correction)
 
 
 @dataclass(frozen=True)
@@ -108,10 +110,10 @@ def _objectives(words: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
                 except ValueError:
                     raise ConfigError([f"--objectives {word}: α = {text!r} is no number; write alpha=0,.5"]) from None
                 yield f"alpha={alpha:g}{suffix}", {"name": "alpha_dpg", "alpha": alpha} | settings
-        elif head in NAMES:
+        elif head in known():
             yield f"{head}{suffix}", {"name": head} | settings
         else:
-            raise ConfigError([f"--objectives {word}: must be alpha=… or one of {', '.join(NAMES)}; correct it"])
+            raise ConfigError([f"--objectives {word}: must be alpha=… or one of {', '.join(known())}; correct it"])
 
 
 def plan(config: Config, name: str, chosen: Sequence[Point], seeds: int) -> list[Planned]:
@@ -145,11 +147,19 @@ def _configured(config: Config, name: str, key: str, seed: int, sections: dict[s
         objective.setdefault("alpha_schedule", ())  # the file's schedule would replace the point's α
     for section, values in sections.items():
         tree[section] |= {key: value for key, value in values.items() if section != "learner"}
-    tree["learner"]["objective"] |= objective
+    if objective:
+        tree["learner"]["objective"] = _kept(config, objective.get("name")) | objective
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(f"{key}: {line}" for line in explain(error)) from None
+
+
+def _kept(config: Config, name: str | None) -> dict[str, Any]:
+    """What a point keeps of the file's learner.objective: all of it for the same objective, else what every one has."""
+    given = config.learner.objective
+    kept = given.model_dump()
+    return kept if name in (None, given.name) else {key: kept[key] for key in ObjectiveSettings.model_fields}
 
 
 def slug(key: str) -> str:

@@ -18,7 +18,8 @@ import numpy as np
 from deploy.reports.eval_stats import difference, estimates
 from deploy.reports.plots import GREY, INK, STYLE, running_mean
 from deploy.sweeps.results import Outcome, Results
-from learner.evaluation.stats import LEVELS, Estimate
+from learner.difficulty import LEVELS
+from learner.evaluation.stats import Estimate
 
 BASELINES = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8B0000", "#000000")
 MARKERS = ("s", "^", "D", "v", "P", "X", "*")

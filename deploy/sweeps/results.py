@@ -1,7 +1,7 @@
-"""A sweep's outcome as one file, results.json: everything its tables and pictures are made of, and nothing else.
+"""The results of a sweep in one file, results.json: all that its tables and pictures are made of.
 
-Per run and prompt: samples drawn, and how often each different right answer came up. From these, all figures are
-computed anew; so the file can be committed, and anybody can check or redraw what is said about it.
+It has, per run and prompt, the number of samples and how often each different right answer was given. All metrics are
+computed from these counts, so that a committed file lets anybody check or redraw the report.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from deploy.reports import eval_stats
 from deploy.reports.eval_stats import Counted
 from deploy.rundir import run_files
 from deploy.rundir.run_files import RecordError
+from deploy.rundir.schema import check_schema
 from deploy.sweeps.plan import BASE
 from deploy.sweeps.runner import MANIFEST, read_manifest
 
@@ -29,21 +30,21 @@ CURVES = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """The runs of one point, by seed; `point` None is the base model."""
+    """The runs of one point, one per seed; `point` is None for the base model."""
 
     key: str
     point: dict[str, Any] | None
     seeds: list[int]
     evaluations: list[list[Counted]]
-    """One a seed, of the same prompts."""
+    """One per seed, of the same prompts."""
     curves: list[dict[str, list[float | None]]]
-    """Columns of metrics.jsonl over the step, one a seed."""
+    """Per seed: columns of metrics.jsonl, one value per step."""
     seconds: list[float]
 
 
 @dataclass(frozen=True)
 class Results:
-    """A sweep, read back: the base, and the points in the order they were asked for."""
+    """The results of a sweep: the base model, and the points in the order of the manifest."""
 
     raw: dict[str, Any]
     base: Outcome
@@ -55,11 +56,11 @@ class Results:
 
     @property
     def is_study(self) -> bool:
-        """Whether staleness was forced."""
+        """Whether staleness was forced: a study of staleness, not of objectives."""
         return any(outcome.point is not None and outcome.point["staleness"] is not None for outcome in self.points)
 
     def base_of(self, outcome: Outcome) -> list[list[Counted]]:
-        """The base's evaluations with the seeds of `outcome`."""
+        """The base model's evaluations with the seeds of `outcome`. Raises RecordError where one is missing."""
         by_seed = dict(zip(self.base.seeds, self.base.evaluations, strict=True))
         missing = [seed for seed in outcome.seeds if seed not in by_seed]
         if missing:
@@ -73,12 +74,14 @@ def is_sweep(path: Path) -> bool:
 
 
 def collect(directory: Path) -> dict[str, Any]:
-    """Read the runs of a sweep that are done. Raises RecordError when none is, or the base is not."""
+    """The content of results.json from a sweep's directory: its finished runs. Raises RecordError where a file of the
+    sweep cannot be read."""
     manifest = read_manifest(directory)
     steps = int(manifest["settings"]["schedule"]["steps"])
     runs = []
     for planned in manifest["runs"]:
         path = directory / planned["name"]
+        check_schema(path)
         wanted = steps if planned["point"] else 0
         evaluated = run_files.evaluations(path)
         if not evaluated or int(evaluated[-1]["step"]) != wanted:
@@ -99,28 +102,31 @@ def collect(directory: Path) -> dict[str, Any]:
         "name": manifest["name"],
         "commands": manifest["commands"],
         "machine": manifest["machine"],
-        "settings": _told(manifest["settings"]),
+        "settings": _described(manifest["settings"]),
         "unfinished": [run["name"] for run in manifest["runs"] if run["name"] not in {done["name"] for done in runs}],
         "runs": runs,
     }
 
 
 def load(source: Path) -> Results:
-    """A sweep's directory or a results.json. Raises RecordError."""
+    """The results in a sweep's directory or a results.json.
+
+    Raises RecordError where they cannot be read, are of another schema, or hold no finished run beside the base.
+    """
     if source.is_dir():
         raw = collect(source)
     else:
         try:
             raw = json.loads(source.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            raise RecordError(f"{source}: cannot be read as JSON; `sieve report SWEEP_DIR` writes it") from None
+            raise RecordError(f"{source}: cannot be read as JSON; write it with `sieve report SWEEP_DIR`") from None
         if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
             raise RecordError(f"{source}: not of schema {SCHEMA}; make it again with `sieve report SWEEP_DIR`")
     grouped: dict[str, list[dict[str, Any]]] = {}
     for run in raw["runs"]:
         grouped.setdefault(run["point"]["key"] if run["point"] else BASE, []).append(run)
     if BASE not in grouped or len(grouped) < 2:
-        raise RecordError(f"{source}: no run is done yet beside the base; `sieve sweep` goes on with it")
+        raise RecordError(f"{source}: no run beside the base is finished yet; `sieve sweep` continues it")
     found = [_outcome(key, runs) for key, runs in grouped.items()]
     base = next(outcome for outcome in found if outcome.point is None)
     return Results(raw, base, [outcome for outcome in found if outcome.point is not None])
@@ -138,12 +144,12 @@ def _outcome(key: str, runs: Sequence[dict[str, Any]]) -> Outcome:
 
 
 def _round(value: Any) -> float | None:
-    """Four significant digits: what a curve shows, at a quarter of the bytes."""
+    """The value with four significant digits, which a plot cannot tell from more; None where it is not finite."""
     return None if value is None or not math.isfinite(value) else float(f"{value:.4g}")
 
 
-def _told(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that say what was done, without where on this machine it was done."""
+def _described(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that describe the runs, without paths of this machine."""
     kept = {name: settings[name] for name in ("sampling", "schedule", "evaluation", "learner")}
     kept["model"] = {"path": Path(settings["model"]["path"]).name, "dtype": settings["model"]["dtype"]}
     kept["data"] = {

@@ -1,9 +1,9 @@
-"""`sieve sweep`: the runs of a plan one after the other, as ordinary runs under `<run.directory>/<name>/`.
+"""`sieve sweep`: the runs of a plan one after the other, each an ordinary run under `<run.directory>/<name>/`.
 
-A run that is done is not done again, one that was cut off goes on where it was, and one that fails does not keep the
-others from running. `sweep.json` says what belongs together; adding objectives or seeds later extends it, changing
-anything else is refused. Model and prompts are compared by what is in them, so a checkout may move, and keys that a
-newer release has added by their defaults. Which runs there are is plan.py's business, what came out frontier.py's.
+A finished run is not repeated, an interrupted one is continued, and a failed one does not keep the others from running.
+The manifest `sweep.json` lists the runs. More objectives or seeds extend it; any other change of the settings is
+refused, because the runs would not be comparable. Model and prompts are compared by their contents, so that a checkout
+may move, and keys that a later release has added by their defaults.
 """
 
 from __future__ import annotations
@@ -21,8 +21,11 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from broker.errors import EX_OK, EX_USAGE, SieveError
-from deploy.config.tree import Config, ConfigError, explain, plain
+from deploy.config.errors import ConfigError
+from deploy.config.explain import explain
+from deploy.config.tree import Config, plain
 from deploy.rundir import run_files
+from deploy.rundir.schema import traces
 from deploy.sweeps.plan import Planned, Point, plan
 from learner.data import fingerprint
 
@@ -31,13 +34,13 @@ SCHEMA = 1
 
 
 class SweepConflict(SieveError):
-    """The directory holds a sweep of other settings."""
+    """The directory holds a sweep with other settings."""
 
     exit_code = EX_USAGE
 
 
 class SweepFailed(SieveError):
-    """Some runs did not end well; the message names them and the first one's reason."""
+    """Some runs failed; the message says how many and why the first one did."""
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
@@ -47,9 +50,10 @@ class SweepFailed(SieveError):
 def sweep(
     config: Config, name: str, chosen: Sequence[Point], seeds: int, console: Console, *, command: str, view: bool
 ) -> int:
-    """Carry out (the rest of) a sweep. The exit code: 0, or 130/143 when it was stopped.
+    """Run what a sweep still lacks; returns the exit code, 0 or, when it was stopped, 130 or 143.
 
-    Raises ConfigError, SweepConflict, SweepFailed.
+    `chosen`: the points to compare, with `seeds` runs each; `command` is recorded in the manifest; `view` redraws the
+    progress of each run in place. Raises ConfigError, SweepConflict and SweepFailed.
     """
     from deploy.config.checks import problems_of
 
@@ -67,7 +71,6 @@ def _execute(runs: Sequence[Planned], console: Console, view: bool) -> int:
 
     from deploy.launch.launcher import launch
     from deploy.launch.ray_units import connect
-    from deploy.rundir.lock import TRACES
 
     failed: dict[str, SieveError] = {}
     begin = time.time()
@@ -75,10 +78,10 @@ def _execute(runs: Sequence[Planned], console: Console, view: bool) -> int:
         for number, planned in enumerate(runs, 1):
             head = f"[{number}/{len(runs)}] {planned.title}"
             if done(planned):
-                console.print(f"{head}: done before", highlight=False, soft_wrap=True)
+                console.print(f"{head}: finished before", highlight=False, soft_wrap=True)
                 continue
-            there = any((planned.path / trace).exists() for trace in TRACES)
-            resumed = " (goes on)" if there else ""
+            there = bool(traces(planned.path))
+            resumed = " (continued)" if there else ""
             console.print(f"{head}: {planned.path}{resumed}", highlight=False, soft_wrap=True)
             if not ray.is_initialized():
                 connect(planned.config)  # once for all runs: launch() leaves a Ray that it finds running
@@ -89,7 +92,7 @@ def _execute(runs: Sequence[Planned], console: Console, view: bool) -> int:
                 console.print(f"{head}: failed: {error}", highlight=False, soft_wrap=True)
                 continue
             if code != EX_OK:
-                console.print("the sweep is stopped; the same command goes on", highlight=False)
+                console.print("the sweep is stopped; the same command continues it", highlight=False)
                 return code
     finally:
         ray.shutdown()
@@ -99,12 +102,12 @@ def _execute(runs: Sequence[Planned], console: Console, view: bool) -> int:
             f"{len(failed)} of {len(runs)} runs failed, first {title}: {first}; the same command tries them again",
             first.exit_code,
         )
-    console.print(f"{len(runs)} runs done, {time.time() - begin:.0f} s in this session", highlight=False)
+    console.print(f"{len(runs)} runs finished, {time.time() - begin:.0f} s in this session", highlight=False)
     return EX_OK
 
 
 def done(planned: Planned) -> bool:
-    """Whether the run has ended well with its last evaluation on disk."""
+    """Whether the run is finished and its last evaluation on disk."""
     sessions = list(run_files.lines(planned.path / "sessions.jsonl"))
     evaluated = run_files.evaluations(planned.path)
     return (
@@ -116,7 +119,10 @@ def done(planned: Planned) -> bool:
 
 
 def write_manifest(directory: Path, config: Config, runs: Sequence[Planned], command: str) -> None:
-    """Create `sweep.json`, or extend the one that is there by new points and seeds. Raises SweepConflict."""
+    """Create `sweep.json`, or add new points and seeds to the one that is there.
+
+    Raises SweepConflict where any other setting differs, RecordError where the manifest cannot be read.
+    """
     tree = plain(config)
     tree.pop("sweep")
     tree["run"].pop("name")  # the sweep's name decides
@@ -124,13 +130,13 @@ def write_manifest(directory: Path, config: Config, runs: Sequence[Planned], com
              "runs": [], "commands": [], "machine": machine()}  # fmt: skip
     if (directory / MANIFEST).exists():
         now, found = found, read_manifest(directory)
-        known = found.get("contents", {})  # without them, of an older release, by paths
+        known = found.get("contents", {})  # a manifest of an older release has none: compared by paths
         changed = _differences(_comparable(found, known), _comparable(now, now["contents"] if known else {}))
         found["contents"] = now["contents"]
         if changed:
             raise SweepConflict(
-                f"{directory}: holds a sweep with other settings ({', '.join(changed[:5])}); its runs would not be "
-                f"comparable with these: take another name with --name, or undo the change"
+                f"{directory}: holds a sweep with other settings ({', '.join(changed[:5])}), whose runs would not be "
+                f"comparable with these; choose another name with --name, or undo the change"
             )
     known = {run["name"] for run in found["runs"]}
     for planned in runs:
@@ -155,7 +161,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 
 
 def contents(config: Config) -> dict[str, str | None]:
-    """Hashes of the files that the runs are made of, by the key that names them."""
+    """SHA-256 in hexadecimal of the model and prompt files, by the key that names them."""
     eval_split = config.data.eval
     return {
         "model.path": hashlib.sha256(fingerprint.of_model(config.model.path)).hexdigest(),
@@ -165,16 +171,16 @@ def contents(config: Config) -> dict[str, str | None]:
 
 
 def _comparable(manifest: dict[str, Any], digests: dict[str, str | None]) -> dict[str, Any]:
-    """A manifest's settings as this release reads them, without what may differ between comparable runs."""
+    """The settings of a manifest without what may differ between comparable runs, defaults of this release added."""
     run = {**manifest["settings"]["run"], "name": manifest["name"]}
     try:
         tree = plain(Config.model_validate({**manifest["settings"], "run": run}))
     except ValidationError as error:
         raise SweepConflict(
-            f"{manifest['name']}: holds a sweep whose settings this release cannot read ({explain(error)[0]}); take "
+            f"{manifest['name']}: holds a sweep whose settings this release cannot read ({explain(error)[0]}); choose "
             f"another name with --name"
         ) from None
-    for key in ("name", "directory", "seed"):  # where the runs are; and every run has its own seed
+    for key in ("name", "directory", "seed"):  # the place of the runs may differ, and each run has its seed
         del tree["run"][key]
     del tree["sweep"]
     for key, digest in digests.items():
@@ -193,5 +199,5 @@ def _differences(before: Any, now: Any, key: str = "") -> list[str]:
 
 
 def machine() -> dict[str, Any]:
-    """What the wall times were measured on, as far as it matters and says nothing about whose it is."""
+    """The hardware behind the wall times, without anything that identifies the machine."""
     return {"processor": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}

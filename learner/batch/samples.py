@@ -1,4 +1,4 @@
-"""The groups one rank trains on: which they are, and their content as arrays. Wire types in, numpy and tensors out."""
+"""The groups that one rank trains on, as arrays. Wire types in, numpy arrays and tensors out."""
 
 from __future__ import annotations
 
@@ -25,7 +25,11 @@ def shape_of(group: Group, prompt: Ids) -> Shape:
 
 @dataclass
 class Samples:
-    """N completions in G whole groups; per-completion lists and arrays are in the order of the groups."""
+    """N completions in G whole groups; per-completion lists and arrays are in the order of the groups.
+
+    A quantity of `learner.objective.sequences.Sequences` that comes with the completions, and is not computed by the
+    learner's step, is a field of the same name here: a list of per-token arrays, or an (N,) array.
+    """
 
     shapes: list[Shape]
     prompts: list[Ids]
@@ -47,7 +51,7 @@ class Samples:
     oldest: NDArray[np.int64]
     """Oldest version that sampled a token of the completion, (N,)."""
     actors: list[str]
-    """Who sampled each completion."""
+    """Id of the actor that sampled each completion."""
 
     @classmethod
     def of(cls, groups: Sequence[Group], prompts: Sequence[Ids], places: Sequence[int]) -> Samples:
@@ -91,8 +95,8 @@ def fetch(
 ) -> Samples:
     """This rank's groups of a step, balanced between ranks by tokens. Collective.
 
-    Lengths are known only to who has read a group: each rank reads an equal slice, tells the others the lengths, and
-    reads what the balanced division gives it besides. `prompts`: tokens of every training prompt.
+    A group's lengths are known only once it is read: each rank reads an equal slice, shares the lengths, and reads the
+    groups that the balanced division gives it besides. `prompts`: tokens of every training prompt.
     """
     slice_ = list(range(len(group_ids)))[ranks.rank :: ranks.world]
     found = dict(zip(slice_, read([group_ids[place] for place in slice_]), strict=True))
@@ -103,6 +107,12 @@ def fetch(
     found |= dict(zip(lacking, read([group_ids[place] for place in lacking]), strict=True))
     groups = [found[place] for place in mine]
     return Samples.of(groups, [prompts[group.prompt] for group in groups], mine)
+
+
+def tensor(layout: Layout, values: Sequence[Floats | None] | NDArray[np.generic]) -> Tensor:
+    """A quantity of the rank's N completions for those of the layout, on its device: a list of per-token arrays as an
+    (N, T) table, an (N,) array as an (N,) column."""
+    return column(layout, values) if isinstance(values, np.ndarray) else table(layout, values)
 
 
 def table(layout: Layout, values: Sequence[Floats | None]) -> Tensor:

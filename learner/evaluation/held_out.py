@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from broker.queue.client import Broker
+from broker.queue.learner_client import LearnerClient
 from broker.queue.state import Epoch, Group
-from broker.weights.store import WeightsDirectory
+from broker.weights.store import VersionStore
 from learner.evaluation.results import Outputs, write_parquet
 from learner.evaluation.stats import PromptResult, summarise
 
@@ -37,7 +37,7 @@ class Evaluations:
     """Collects evaluations; writes `eval.jsonl` and `eval/v<version>.jsonl` and `.parquet` under the run directory."""
 
     def __init__(
-        self, broker: Broker, weights: WeightsDirectory, run_path: Path, finished: Callable[[dict[str, float]], None]
+        self, broker: LearnerClient, weights: VersionStore, run_path: Path, finished: Callable[[dict[str, float]], None]
     ) -> None:
         """`finished` is called with the figures of each evaluation once they are on disk."""
         self.broker, self.weights, self.path, self.finished = broker, weights, run_path, finished

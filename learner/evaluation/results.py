@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broker.errors import EX_DATA, SieveError
-from learner.evaluation.stats import gini_simpson, level, shannon
+from learner.difficulty import level
+from learner.evaluation.stats import gini_simpson, shannon
 
 
 class ResultsUnreadable(SieveError):

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from learner.difficulty import LEVELS, level
+
 Floats = NDArray[np.float64]
 KS: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-LEVELS: tuple[str, ...] = ("easy", "medium", "hard", "unsolved")
-"""Pass rate ≥ .9, ≥ .3, > 0, and 0 (arXiv 2512.05962)."""
 
 
 @dataclass(frozen=True)
@@ -132,16 +132,6 @@ def gini_simpson(answers: Iterable[str]) -> float:
     counts = np.array(list(Counter(answers).values()), dtype=np.float64)
     total = counts.sum()
     return 0.0 if total < 2 else float(1 - (counts * (counts - 1)).sum() / (total * (total - 1)))
-
-
-def level(samples: int, correct: int) -> str:
-    """Difficulty of a prompt from its pass rate: one of LEVELS."""
-    rate = correct / samples
-    if rate >= 0.9:
-        return "easy"
-    if rate >= 0.3:
-        return "medium"
-    return "hard" if correct else "unsolved"
 
 
 def migration(before: Sequence[PromptResult], after: Sequence[PromptResult]) -> dict[str, dict[str, int]]:

@@ -14,10 +14,13 @@ without its ρ it would. Both limits are the formula itself: at α = 0 no ratio 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from learner.objective.groups import Groups
+from learner.objective.protocol import Context
 from learner.objective.ratios import (
     bounded_exp,
     correction_weights,
@@ -28,12 +31,13 @@ from learner.objective.ratios import (
     token_log_ratio,
 )
 from learner.objective.sequences import Sequences
-from learner.objective.settings import ObjectiveSettings
+from learner.objective.settings import AlphaDpgSettings
 
 
 def log_weight(sequences: Sequences, log_rho: Tensor, alpha: float) -> Tensor:
-    """log W = (1−α)·log p/μ + α·log ρ of a right answer; (N,) float32. `log_rho` may be bounded already."""
-    return (1 - alpha) * sequences.log_target_over_sampler + alpha * log_rho
+    """log W = (1−α)·log p/μ + α·log ρ of a right answer; (N,) or (N, T) float32, as `log_rho`, which may be bounded."""
+    log_target = sequences.log_target_over_sampler
+    return (1 - alpha) * (log_target if log_rho.dim() == 1 else log_target[:, None]) + alpha * log_rho
 
 
 def control(
@@ -42,7 +46,7 @@ def control(
     counted: Tensor,
     rho: Tensor,
     groups: Groups,
-    settings: ObjectiveSettings,
+    settings: AlphaDpgSettings,
 ) -> Tensor:
     """c_i from the other samples of i's group, 0 for a group of one; (N,) float32.
 
@@ -66,35 +70,42 @@ def control(
     return torch.where(energy > 0, fit.clamp(0, 1), 0.0)
 
 
-def values(sequences: Sequences, settings: ObjectiveSettings, alpha: float) -> Tensor:
-    """W − c·ρ; (N, 1), or (N, T) for the token-level corrections.
+@dataclass(frozen=True)
+class AlphaDpg:
+    """The importance-weighted target with its control variate."""
 
-    sequence, mask   W = v·(p/μ)^{1−α}·ρ^α             with the sequence's bounded ρ
-    token, band      W_t = v·(p/μ)^{1−α}·ρ_t^α, c·ρ_t  each token's own bounded ratio in both terms
-    none             W = v·(p/π_θ)^{1−α}, ρ = 1        as if μ were π_θ
+    settings: AlphaDpgSettings
 
-    Token-level corrections ignore the ratio of what came before the token. That leaves c·ρ_t free of bias (the
-    token's own score has mean 0 under it) where the ratio is not bounded, and W_t at α = 0; the bias grows with α to
-    that of plain TIS at α = 1.
-    """
-    groups = Groups(sequences.group)
-    passed = sequences.passed
-    shift = (1 - alpha) * sequences.log_z.float()
-    if settings.correction == "none":
-        log_reward = (1 - alpha) * (sequences.log_target_over_sampler - sequences.log_rho)
-        reward = torch.where(passed, bounded_exp(log_reward, settings.clip), 0.0)
-        return (reward - control(log_reward + shift, shift, passed, torch.ones_like(reward), groups, settings))[:, None]
-    bounded = log_sequence_ratio(sequences, settings)
-    keep = kept(sequences, settings)
-    rho = torch.where(keep, bounded.exp(), 0.0)
-    log_weights = log_weight(sequences, bounded, alpha)
-    weight = torch.where(passed & keep, bounded_exp(log_weights, settings.clip), 0.0)
-    c = control(log_weights + shift, shift, passed & keep, rho, groups, settings)
-    if per_sequence(settings):
-        return (weight - c * rho)[:, None]
-    ratio = correction_weights(sequences, settings)
-    log_tokens = (1 - alpha) * sequences.log_target_over_sampler[:, None] + alpha * token_log_ratio(sequences, settings)
-    weights = torch.where(
-        passed[:, None] & inside_band(sequences, settings), bounded_exp(log_tokens, settings.clip), 0.0
-    )
-    return weights - c[:, None] * ratio
+    def values(self, sequences: Sequences, context: Context) -> Tensor:
+        """W − c·ρ; (N, 1), or (N, T) for the token-level corrections.
+
+        sequence, mask   W = v·(p/μ)^{1−α}·ρ^α             with the sequence's bounded ρ
+        token, band      W_t = v·(p/μ)^{1−α}·ρ_t^α, c·ρ_t  each token's own bounded ratio in both terms
+        none             W = v·(p/π_θ)^{1−α}, ρ = 1        as if μ were π_θ
+
+        Token-level corrections ignore the ratio of what came before the token. That leaves c·ρ_t free of bias (the
+        token's own score has mean 0 under it) where the ratio is not bounded, and W_t at α = 0; the bias grows with α
+        to that of plain TIS at α = 1.
+        """
+        settings, alpha = self.settings, self.settings.alpha_at(context.progress)
+        groups = Groups(sequences.group)
+        passed = sequences.passed
+        shift = (1 - alpha) * sequences.log_z.float()
+        if settings.correction == "none":
+            log_reward = (1 - alpha) * (sequences.log_target_over_sampler - sequences.log_rho)
+            reward = torch.where(passed, bounded_exp(log_reward, settings.clip), 0.0)
+            current = torch.ones_like(reward)
+            return (reward - control(log_reward + shift, shift, passed, current, groups, settings))[:, None]
+        bounded = log_sequence_ratio(sequences, settings)
+        keep = kept(sequences, settings)
+        rho = torch.where(keep, bounded.exp(), 0.0)
+        log_weights = log_weight(sequences, bounded, alpha)
+        weight = torch.where(passed & keep, bounded_exp(log_weights, settings.clip), 0.0)
+        c = control(log_weights + shift, shift, passed & keep, rho, groups, settings)
+        if per_sequence(settings):
+            return (weight - c * rho)[:, None]
+        ratio = correction_weights(sequences, settings)
+        log_tokens = log_weight(sequences, token_log_ratio(sequences, settings), alpha)
+        inside = passed[:, None] & inside_band(sequences, settings)
+        weights = torch.where(inside, bounded_exp(log_tokens, settings.clip), 0.0)
+        return weights - c[:, None] * ratio

@@ -1,8 +1,8 @@
-"""What a batch tells about staleness, truncation and the distance to the target. Never changes a coefficient.
+"""Diagnostics of a batch: staleness, truncation and the distance to the target. Never changes a coefficient.
 
 All estimates are over μ, the samples' own behaviour policy, with w = v·π_b/(Ẑμ) = p/μ and ρ = π_θ/μ. Names ending in
-`/<bucket>` are over the samples of one staleness bucket, in `/<difficulty>` over those of such prompts; one without
-samples is left out.
+`/<bucket>` are over the samples of one staleness bucket, in `/<level>` over those of prompts of that difficulty; one
+without samples is left out.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor
 
+from learner.difficulty import Z_LEVELS
 from learner.objective.alpha_dpg import log_weight
 from learner.objective.ratios import LOG_CEILING, inside_band, log_limit
 from learner.objective.sequences import Sequences
@@ -27,14 +28,6 @@ BUCKETS: tuple[tuple[str, int, int | None], ...] = (
     ("64+", 64, None),
 )
 """(name, first, last) staleness of each bucket, both inclusive."""
-
-DIFFICULTIES: tuple[tuple[str, float, float], ...] = (
-    ("easy", 0.9, math.inf),
-    ("medium", 0.3, 0.9),
-    ("hard", 0.1, 0.3),
-    ("hardest", 0.0, 0.1),
-)
-"""(name, least, limit) of a prompt's Ẑ, the base model's pass rate as far as it is known."""
 SMALLEST_ALPHA = 1e-3
 """Below it (1 − E[r])/α divides noise by almost nothing; KL(p‖π) is its limit."""
 
@@ -56,16 +49,18 @@ def effective_share(log_weights: Tensor) -> Tensor:
     return weights.sum().square() / weights.square().sum() / log_weights.numel()
 
 
-def diagnose(sequences: Sequences, settings: ObjectiveSettings, alpha: float, values: Tensor) -> dict[str, Tensor]:
+def diagnose(sequences: Sequences, settings: ObjectiveSettings, progress: float, values: Tensor) -> dict[str, Tensor]:
     """Every diagnostic of the batch whose coefficients are `values`; scalars, float32, finite.
 
-    Sequence-level whatever the correction. `coefficient_size` is the mean |coefficient| of a token. `ess_weight` is
-    over right answers only, so that it measures how evenly they weigh and not how many there are.
+    `progress` is step / steps. α and the clip of W are those of `settings.diagnostic_weight`; W and ρ are of whole
+    sequences whatever the correction. `coefficient_size` is the mean |coefficient| of a token. `ess_weight` is over
+    right answers only, so that it measures how evenly they weigh and not how many there are.
     """
+    alpha, clip = settings.diagnostic_weight(progress)
     log_rho, passed = sequences.log_rho, sequences.passed
     bounded = log_rho.clamp(max=log_limit(settings.truncation))
     free = log_weight(sequences, log_rho, alpha)
-    used = log_weight(sequences, bounded, alpha).clamp(max=log_limit(settings.clip))
+    used = log_weight(sequences, bounded, alpha).clamp(max=log_limit(clip))
     found: dict[str, Tensor] = {
         "alpha": torch.tensor(alpha, device=values.device),
         "pass_rate": _mean(passed.float()),
@@ -74,7 +69,7 @@ def diagnose(sequences: Sequences, settings: ObjectiveSettings, alpha: float, va
         "ess_weight": effective_share(used[passed]),
         "coefficient_size": _mean(values.expand_as(sequences.mask)[sequences.mask].abs()),
     }
-    found |= _truncation(sequences, settings, free, used)
+    found |= _truncation(sequences, settings, clip, free, used)
     found |= _calibration(torch.where(passed, used.exp(), 0.0))
     found |= divergences(sequences)
     found["alpha_divergence"] = alpha_divergence(sequences, alpha)
@@ -83,7 +78,9 @@ def diagnose(sequences: Sequences, settings: ObjectiveSettings, alpha: float, va
     return {name: value.float().detach() for name, value in found.items()}
 
 
-def _truncation(sequences: Sequences, settings: ObjectiveSettings, free: Tensor, used: Tensor) -> dict[str, Tensor]:
+def _truncation(
+    sequences: Sequences, settings: ObjectiveSettings, clip: float | None, free: Tensor, used: Tensor
+) -> dict[str, Tensor]:
     """Share of samples (tokens, for token-level corrections) whose ratio is bounded, of right answers whose W is
     clipped, and the share of all W that bounding and clipping together take away."""
     if settings.correction == "band":
@@ -98,7 +95,7 @@ def _truncation(sequences: Sequences, settings: ObjectiveSettings, free: Tensor,
         lost = (1 - (torch.logsumexp(log_used, 0) - torch.logsumexp(log_free, 0)).exp()).clamp(0, 1)
     return {
         "truncated_share": _mean(beyond.float()),
-        "clipped_share": _mean((log_free > log_limit(settings.clip)).float()),
+        "clipped_share": _mean((log_free > log_limit(clip)).float()),
         "clipped_mass": lost,
     }
 
@@ -173,7 +170,7 @@ def pass_rates(sequences: Sequences) -> dict[str, Tensor]:
     make its own prompt look easy."""
     z = sequences.log_z.exp()
     found: dict[str, Tensor] = {}
-    for name, least, limit in DIFFICULTIES:
+    for name, least, limit in Z_LEVELS:
         inside = (z >= least) & (z < limit)
         if bool(inside.any()):
             found[f"pass_rate/{name}"] = sequences.passed[inside].float().mean()

@@ -8,16 +8,27 @@ none by the answer's own length. Stale samples: as GRPO.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from learner.objective.groups import Groups
+from learner.objective.protocol import Context
 from learner.objective.ratios import correction_weights
 from learner.objective.rewards import penalised
 from learner.objective.sequences import Sequences
-from learner.objective.settings import ObjectiveSettings
+from learner.objective.settings import DrGrpoSettings
 
 
-def values(sequences: Sequences, settings: ObjectiveSettings, length_norm: float) -> Tensor:
-    """Dr. GRPO's coefficients; (N, 1) or (N, T)."""
-    reward = penalised(sequences, settings.beta(0.0))
-    return correction_weights(sequences, settings) * (reward - Groups(sequences.group).mean(reward))[:, None]
+@dataclass(frozen=True)
+class DrGrpo:
+    """GRPO's advantage without scaling."""
+
+    settings: DrGrpoSettings
+
+    def values(self, sequences: Sequences, context: Context) -> Tensor:
+        """Dr. GRPO's coefficients; (N, 1) or (N, T)."""
+        reward = penalised(sequences, self.settings.kl_beta)
+        return (
+            correction_weights(sequences, context.settings) * (reward - Groups(sequences.group).mean(reward))[:, None]
+        )

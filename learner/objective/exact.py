@@ -14,7 +14,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from learner.objective.registry import Objective
+from learner.objective.registry import ConfiguredObjective
 from learner.objective.sequences import Sequences
 
 END = 0
@@ -142,7 +142,7 @@ class ExactProblem:
             staleness=torch.zeros(len(outputs), dtype=torch.int64),
         )
 
-    def expected_gradient(self, objective: Objective, policy: Tensor, samplers: Sequence[Tensor]) -> Tensor:
+    def expected_gradient(self, objective: ConfiguredObjective, policy: Tensor, samplers: Sequence[Tensor]) -> Tensor:
         """E[(1/n) Σ_i Σ_t coefficient_{i,t} ∇log π(y_{i,t})] over all groups; (prefixes·vocabulary,) float64.
 
         `samplers`: for each of the n members, the (S, T) log-probabilities of the policy that samples it: one

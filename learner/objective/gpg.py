@@ -9,28 +9,38 @@ samples: as GRPO.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from learner.objective.groups import Groups
+from learner.objective.protocol import Context
 from learner.objective.ratios import correction_weights
 from learner.objective.rewards import penalised
 from learner.objective.sequences import Sequences
-from learner.objective.settings import ObjectiveSettings
+from learner.objective.settings import GpgSettings
 
 
-def values(sequences: Sequences, settings: ObjectiveSettings, length_norm: float) -> Tensor:
-    """GPG's coefficients without s, which is the whole step's; (N, 1) or (N, T)."""
-    reward = penalised(sequences, settings.beta(0.0))
-    return correction_weights(sequences, settings) * (reward - Groups(sequences.group).mean(reward))[:, None]
+@dataclass(frozen=True)
+class Gpg:
+    """The group-mean advantage, scaled up for the groups without gradient."""
 
+    settings: GpgSettings
 
-def scale(settings: ObjectiveSettings, mixed_share: float) -> float:
-    """s of a step in which the share `mixed_share` of all groups has both right and wrong answers; 1 when none has."""
-    return 1.0 if settings.beta(0.0) or mixed_share == 0 else 1 / mixed_share
+    def values(self, sequences: Sequences, context: Context) -> Tensor:
+        """GPG's coefficients; (N, 1) or (N, T)."""
+        reward = penalised(sequences, self.settings.kl_beta)
+        advantage = reward - Groups(sequences.group).mean(reward)
+        share = mixed_share(sequences) if context.mixed_share is None else context.mixed_share
+        return correction_weights(sequences, context.settings) * advantage[:, None] * self.scale(share)
+
+    def scale(self, share: float) -> float:
+        """s of a step in which `share` of all groups has both right and wrong answers; 1 when none has."""
+        return 1.0 if self.settings.kl_beta or share == 0 else 1 / share
 
 
 def mixed_share(sequences: Sequences) -> float:
-    """Share of the groups that have both right and wrong answers; 0 without groups."""
+    """Share of the groups that have both right and wrong answers, 0–1; 0 without groups."""
     groups = Groups(sequences.group)
     right = groups.pad(sequences.passed.float()).sum(1)
     return float(((right > 0) & (right < groups.counts)).float().mean()) if len(groups) else 0.0

@@ -9,26 +9,37 @@ is ω, the ratio to the sampler, which is the staleness correction.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from learner.objective.groups import Groups
+from learner.objective.protocol import Context
 from learner.objective.ratios import correction_weights
 from learner.objective.rewards import penalised
 from learner.objective.sequences import Sequences
-from learner.objective.settings import ObjectiveSettings
+from learner.objective.settings import GroupRelativeSettings, GrpoSettings
 
 
-def group_relative(sequences: Sequences, settings: ObjectiveSettings, length_norm: float, reward: Tensor) -> Tensor:
-    """GRPO's coefficients for any (N,) reward; (N, 1) or (N, T)."""
+def advantage(sequences: Sequences, reward: Tensor, settings: GroupRelativeSettings, length_norm: float) -> Tensor:
+    """A_i · L_norm / |y_i| of any (N,) reward, each factor only where `settings` have it; (N,) float32."""
     groups = Groups(sequences.group)
-    advantage = reward - groups.mean(reward)
-    if settings.grpo_std:
-        advantage = advantage / (groups.mean(advantage.square()).sqrt() + 1e-6)
-    if settings.grpo_length:
-        advantage = advantage * length_norm / sequences.tokens.clamp(min=1)
-    return correction_weights(sequences, settings) * advantage[:, None]
+    found = reward - groups.mean(reward)
+    if settings.scale_by_std:
+        found = found / (groups.mean(found.square()).sqrt() + 1e-6)
+    if settings.mean_over_tokens:
+        found = found * length_norm / sequences.tokens.clamp(min=1)
+    return found
 
 
-def values(sequences: Sequences, settings: ObjectiveSettings, length_norm: float) -> Tensor:
-    """GRPO's coefficients; (N, 1) or (N, T)."""
-    return group_relative(sequences, settings, length_norm, penalised(sequences, settings.beta(0.0)))
+@dataclass(frozen=True)
+class Grpo:
+    """The reward relative to its group."""
+
+    settings: GrpoSettings
+
+    def values(self, sequences: Sequences, context: Context) -> Tensor:
+        """GRPO's coefficients; (N, 1) or (N, T)."""
+        reward = penalised(sequences, self.settings.kl_beta)
+        found = advantage(sequences, reward, self.settings, context.length_norm)
+        return correction_weights(sequences, context.settings) * found[:, None]

@@ -17,15 +17,17 @@ RLOO.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from learner.objective.groups import Groups
+from learner.objective.protocol import Context
 from learner.objective.ratios import LOG_CEILING, correction_weights, per_sequence
 from learner.objective.rewards import penalised
 from learner.objective.sequences import Sequences
-from learner.objective.settings import ObjectiveSettings
+from learner.objective.settings import PassAtKSettings
 
 
 def misses(failures: Tensor, size: int, order: int) -> Tensor:
@@ -50,27 +52,33 @@ def misses(failures: Tensor, size: int, order: int) -> Tensor:
     return result
 
 
-def values(sequences: Sequences, settings: ObjectiveSettings, length_norm: float) -> Tensor:
-    """Pass@k coefficients plus RLOO's for the KL penalty, if there is one; (N, 1) or (N, T)."""
-    weights = correction_weights(sequences, settings)
-    counted = weights[:, 0] if per_sequence(settings) else torch.ones_like(weights[:, 0])
-    groups = Groups(sequences.group)
-    right = sequences.passed
-    advantage = torch.zeros_like(counted)
-    beta = settings.beta(0.0)
-    penalty = penalised(sequences, beta) - right.float()
-    # Groups of one size at a time: k and the binomials depend on it, and sizes are few.
-    for size in torch.unique(groups.size).tolist():
-        rows = (groups.size == size).nonzero()[:, 0]
-        k = min(settings.pass_k, size)
-        same = Groups(sequences.group[rows])
-        failures = same.pad(torch.where(right, 0.0, counted)[rows])
-        missed = misses(failures, size, k)
-        upper = same.unpad(missed[..., k] if k < size else missed[..., k - 1])
-        lower = same.unpad(missed[..., k - 1])
-        # A product of k untruncated ratios can exceed float32; bounded like a single one, still in float64.
-        found = k * torch.where(right[rows], upper, upper - lower)
-        advantage[rows] = found.clamp(-math.exp(LOG_CEILING), math.exp(LOG_CEILING)).float()
-    if beta:
-        advantage = advantage + penalty - groups.mean_of_others(counted * penalty)
-    return weights * advantage[:, None]
+@dataclass(frozen=True)
+class PassAtK:
+    """The gradient of pass@k, unbiased from a group's other samples."""
+
+    settings: PassAtKSettings
+
+    def values(self, sequences: Sequences, context: Context) -> Tensor:
+        """Pass@k coefficients plus RLOO's for the KL penalty, if there is one; (N, 1) or (N, T)."""
+        weights = correction_weights(sequences, context.settings)
+        counted = weights[:, 0] if per_sequence(context.settings) else torch.ones_like(weights[:, 0])
+        groups = Groups(sequences.group)
+        right = sequences.passed
+        advantage = torch.zeros_like(counted)
+        beta = self.settings.kl_beta
+        penalty = penalised(sequences, beta) - right.float()
+        # Groups of one size at a time: k and the binomials depend on it, and sizes are few.
+        for size in torch.unique(groups.size).tolist():
+            rows = (groups.size == size).nonzero()[:, 0]
+            k = min(self.settings.pass_k, size)
+            same = Groups(sequences.group[rows])
+            failures = same.pad(torch.where(right, 0.0, counted)[rows])
+            missed = misses(failures, size, k)
+            upper = same.unpad(missed[..., k] if k < size else missed[..., k - 1])
+            lower = same.unpad(missed[..., k - 1])
+            # A product of k untruncated ratios can exceed float32; bounded like a single one, still in float64.
+            found = k * torch.where(right[rows], upper, upper - lower)
+            advantage[rows] = found.clamp(-math.exp(LOG_CEILING), math.exp(LOG_CEILING)).float()
+        if beta:
+            advantage = advantage + penalty - groups.mean_of_others(counted * penalty)
+        return weights * advantage[:, None]

@@ -9,13 +9,22 @@ policy's; `none` is the published practice of training on a frozen sample.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
+from learner.objective.protocol import Context
 from learner.objective.ratios import correction_weights
 from learner.objective.sequences import Sequences
-from learner.objective.settings import ObjectiveSettings
+from learner.objective.settings import RejectionSettings
 
 
-def values(sequences: Sequences, settings: ObjectiveSettings, length_norm: float) -> Tensor:
-    """1 (times ω) for right answers, 0 for wrong ones; (N, 1) or (N, T)."""
-    return correction_weights(sequences, settings) * sequences.passed.float()[:, None]
+@dataclass(frozen=True)
+class Rejection:
+    """Maximum likelihood on right answers."""
+
+    settings: RejectionSettings
+
+    def values(self, sequences: Sequences, context: Context) -> Tensor:
+        """1 (times ω) for right answers, 0 for wrong ones; (N, 1) or (N, T)."""
+        return correction_weights(sequences, context.settings) * sequences.passed.float()[:, None]

@@ -3,22 +3,30 @@
 
     minimise (log π_θ(y) − log π_b(y) − v/β + log Z_β)²,     log Z_β = mean over the group of v/β − log π_θ/π_b
 
-whose gradient, times β/2, has the coefficient (v − β·log π_θ/π_b) less its group mean. Stale samples: its own way —
-the squared residual has the same minimum under any behaviour policy that covers the target, so `correction` is not
-read.
+whose gradient, times β/2, has the coefficient (v − β·log π_θ/π_b) less its group mean. Stale samples: the squared
+residual has the same minimum under any behaviour policy that covers the target, so `correction` is not read.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from learner.objective.groups import Groups
+from learner.objective.protocol import Context
 from learner.objective.rewards import penalised
 from learner.objective.sequences import Sequences
-from learner.objective.settings import ObjectiveSettings
+from learner.objective.settings import TbaSettings
 
 
-def values(sequences: Sequences, settings: ObjectiveSettings, length_norm: float) -> Tensor:
-    """TBA's coefficients with β = `kl_beta`, .05 when it is null; (N, 1). 0 for a group of one: its Z is free."""
-    residual = penalised(sequences, settings.beta(0.05))
-    return (residual - Groups(sequences.group).mean(residual))[:, None]
+@dataclass(frozen=True)
+class Tba:
+    """The trajectory-balance residual, centred within the group."""
+
+    settings: TbaSettings
+
+    def values(self, sequences: Sequences, context: Context) -> Tensor:
+        """TBA's coefficients, β = `kl_beta`; (N, 1). 0 for a group of one: its Z is free."""
+        residual = penalised(sequences, self.settings.kl_beta)
+        return (residual - Groups(sequences.group).mean(residual))[:, None]

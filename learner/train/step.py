@@ -3,15 +3,16 @@
     loss = −(1/N) Σ_i Σ_t coefficient_{i,t} · log π_θ(y_{i,t} | y_{i,<t}) / L_norm
 
 N counts the completions of all ranks, L_norm is a constant (longest answer), so that no answer counts more for being
-short. `Trainer.step` is the method, line by line; where groups come from and where weights go is not its business.
-A step whose loss or gradient is not finite is refused: weights and optimiser stay as they were, the report says why.
+short. `Trainer.step` is the method, line by line. Groups are fetched and weights published elsewhere.
+A step whose loss or gradient is not finite is refused: weights and optimiser stay as they were, and the report names
+the reason.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -20,11 +21,12 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from learner.batch.packing import Layout, lay_out, plan, same_count
-from learner.batch.samples import Samples, column, table
+from learner.batch.samples import Samples, table, tensor
 from learner.model.lora import Unadapted
 from learner.model.model import Scorer, score
-from learner.objective.registry import Objective
-from learner.objective.sequences import Sequences
+from learner.objective.protocol import Context
+from learner.objective.registry import ConfiguredObjective
+from learner.objective.sequences import Sequences, quantities
 from learner.ranks import Ranks
 from learner.settings import LearnerSettings
 from learner.train.partition import PartitionFunction, importance_weights
@@ -32,15 +34,17 @@ from learner.train.partition import PartitionFunction, importance_weights
 
 @dataclass
 class Report:
-    """What one rank's part of a step gave; `refused` is the same on all ranks, empty when the step was applied."""
+    """The outcome of one rank's part of a step."""
 
     sequences: list[Sequences]
+    """Of each micro-batch of this rank."""
     completions: int
     """N of all ranks."""
     loss: float = 0.0
     grad_norm: float = 0.0
     lr: float = 0.0
     refused: str = ""
+    """Why the step was not applied, the same on all ranks; empty when it was."""
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -58,8 +62,8 @@ def make_optimizer(policy: Scorer, settings: LearnerSettings) -> torch.optim.Ada
 
 
 class Trainer:
-    """The policy, the frozen base (a model of its own, or the policy without its adapters), Ẑ and the objective, and
-    the step that joins them."""
+    """The policy, the frozen base (a model of its own, or the policy without its adapters), Ẑ and the objective, with
+    the step that trains the first."""
 
     def __init__(
         self,
@@ -67,7 +71,7 @@ class Trainer:
         ranks: Ranks,
         policy: Scorer,
         base: Scorer | Unadapted,
-        objective: Objective,
+        objective: ConfiguredObjective,
         partition: PartitionFunction,
         *,
         loss_scale: float = 1.0,
@@ -81,9 +85,10 @@ class Trainer:
     def step(
         self, samples: Samples, *, step: int, progress: float, version: int, scored: Callable[[], None] = lambda: None
     ) -> Report:
-        """Train on `samples`, this rank's part of the step's groups; collective. `scored` runs once base scores are in.
+        """Train on `samples`, this rank's part of the step's groups. Collective.
 
-        `step` counts from 1, `progress` is step / steps, `version` the weights that staleness is counted from.
+        `step` counts from 1, `progress` is step / steps, `version` the weights that staleness is counted from. `scored`
+        is called as soon as `samples` have all their base scores.
         """
         clock = _Clock()
         layouts, whole = self.layouts(samples)
@@ -94,36 +99,31 @@ class Trainer:
         log_z = self.pooled_log_z(samples)
         staleness = np.maximum(version - samples.oldest, 0)
         counts = self.ranks.sums([len(samples), len(set(samples.group.tolist())), samples.mixed_groups])
-        total, mixed_share = int(counts[0]), counts[2] / max(counts[1], 1)
+        total = int(counts[0])
+        context = replace(self.objective.context, progress=progress, mixed_share=counts[2] / max(counts[1], 1))
         report = Report([], total, lr=self.settings.optimizer.lr_at(step))
 
         def sequences(layout: Layout, policy: Tensor) -> Sequences:
-            return Sequences(
-                policy=policy.detach(),
-                sampler=table(layout, samples.sampler),
-                base=table(layout, samples.base),
-                mask=layout.mask,
-                passed=column(layout, samples.passed),
-                group=column(layout, samples.group),
-                log_z=column(layout, log_z),
-                staleness=column(layout, staleness),
-            )
+            computed = {"policy": policy.detach(), "mask": layout.mask}
+            of_samples = {"log_z": log_z, "staleness": staleness}
+            recorded = quantities().keys() - computed.keys() - of_samples.keys()
+            of_samples |= {name: getattr(samples, name) for name in recorded}
+            return Sequences(**computed, **{name: tensor(layout, values) for name, values in of_samples.items()})
 
         # Coefficients need the whole group. A group larger than a micro-batch is scored first, without gradient.
-        known = None if whole else self.coefficients_first(samples, layouts, sequences, progress, mixed_share)
+        known = None if whole else self.coefficients_first(samples, layouts, sequences, context)
         total_loss = torch.zeros((), device=self.ranks.device)
         for index, layout in enumerate(layouts):
             policy = score(self.policy, layout)
             finite = known != [] and self.finite(samples, layout, policy)
             if not finite or not len(layout.samples):
                 report.refused = report.refused or ("" if finite else "non-finite log-probability")
-                torch.autograd.backward(
-                    (policy * 0).sum()
-                )  # nothing to learn here, but the other ranks' collectives need this one
+                # Nothing to learn here, but the collectives of the other ranks need this rank's.
+                torch.autograd.backward((policy * 0).sum())
                 continue
             batch = sequences(layout, policy)
-            values = known[index] if known else self.objective.values(batch, progress, mixed_share)
-            loss = -(values * policy * layout.mask).sum() / (max(total, 1) * self.objective.length_norm)
+            values = known[index] if known else self.objective.values(batch, context)
+            loss = -(values * policy * layout.mask).sum() / (max(total, 1) * context.length_norm)
             # Sharding averages gradients over ranks, and N is global already; the scale keeps float16 from underflow.
             torch.autograd.backward(loss * (self.ranks.world * self.loss_scale))
             total_loss += loss.detach()
@@ -179,15 +179,14 @@ class Trainer:
         samples: Samples,
         layouts: list[Layout],
         sequences: Callable[[Layout, Tensor], Sequences],
-        progress: float,
-        mixed_share: float,
+        context: Context,
     ) -> list[Tensor]:
         """Coefficients of each micro-batch when groups are split over several; [] when a log-prob is not finite."""
         scores = [score(self.policy, layout) for layout in layouts]
         if not all(self.finite(samples, layout, policy) for layout, policy in zip(layouts, scores, strict=True)):
             return []
         parts = [sequences(layout, policy) for layout, policy in zip(layouts, scores, strict=True)]
-        values = self.objective.values(join(parts), progress, mixed_share)
+        values = self.objective.values(Sequences.joined(parts), context)
         tables = torch.split(values, [len(part) for part in parts])
         return [
             value if value.shape[1] == 1 else value[:, : part.mask.shape[1]]
@@ -232,19 +231,6 @@ class Trainer:
             if local is not None and not bool(torch.isfinite(local).all()):
                 return name
         return "another rank's parameters"
-
-
-def join(parts: list[Sequences]) -> Sequences:
-    """One batch out of several, padded to the longest; tensors must be on one device."""
-    width = max((part.mask.shape[1] for part in parts), default=0)
-
-    def wide(values: Tensor) -> Tensor:
-        return torch.nn.functional.pad(values, (0, width - values.shape[1])) if values.dim() == 2 else values
-
-    return Sequences(**{name: torch.cat([wide(vars(part)[name]) for part in parts]) for name in FIELDS})
-
-
-FIELDS = ("policy", "sampler", "base", "mask", "passed", "group", "log_z", "staleness")
 
 
 class _Clock:

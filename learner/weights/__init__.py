@@ -1,4 +1,4 @@
-"""From the learner's shards to what actors load: published files, broadcasts, and the canaries of each version.
+"""How the learner's weights reach actors: publishing versions, broadcasts, and the canary of each version.
 
 May import broker, learner.ranks, learner.batch and learner.model.
 Never trains.

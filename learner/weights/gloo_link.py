@@ -1,4 +1,7 @@
-"""Sending over gloo: rank 0 of a group whose other ranks are the actors' engines. Independent of the learner's own."""
+"""Sending over gloo: rank 0 of a process group whose other ranks are the actors' engines.
+
+Independent of the learner's own process groups.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,11 @@ from torch._C import _distributed_c10d as c10d
 from broker.weights.broadcast import Layout, TransferBroken, length, packs
 
 Gloo: Any = c10d.ProcessGroupGloo
-"""Typed so because torch's stubs leave out most of it."""
+"""Typed as Any because torch's stubs leave out most of it."""
 
 
 class GlooLink:
-    """A listener on `host`, and the group that met there."""
+    """A Link over gloo: a TCP store that listens on `host`, and the process group that meets there."""
 
     def __init__(self, host: str) -> None:
         family, _, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
@@ -30,29 +33,35 @@ class GlooLink:
         self._group: Any = None
 
     @property
-    def meeting(self) -> dict[str, str | int]:
+    def rendezvous(self) -> dict[str, str | int]:
         return {"address": self._host, "port": self._port}
 
     def open(self, group: str, world: int, seconds: float) -> None:
-        """Wait for the others. Raises TransferBroken after `seconds`."""
+        """See Link."""
         assert self._listener is not None
         limit = timedelta(seconds=seconds)
         try:
-            # The store takes the socket over; left to itself it would listen on every interface.
+            # The store takes over this socket; one that it opened itself would listen on every interface.
             self._store = c10d.TCPStore(
-                self._host, self._port, is_master=True, timeout=limit, wait_for_workers=False,
+                self._host,
+                self._port,
+                is_master=True,
+                timeout=limit,
+                wait_for_workers=False,
                 master_listen_fd=self._listener.detach(),
-            )  # fmt: skip
+            )
             self._listener = None
             options = Gloo._Options()
             options._timeout = limit
             options._devices = [Gloo.create_device(hostname=self._host)]
             self._group = Gloo(c10d.PrefixStore(group, self._store), 0, world, options)
         except RuntimeError as error:
-            raise TransferBroken(f"not all of {world} ranks met within {seconds:g} s ({_first(error)})") from error
+            raise TransferBroken(
+                f"not all of {world} ranks connected within weights.broadcast_seconds = {seconds:g} s ({_first(error)})"
+            ) from error
 
     def send(self, layout: Layout, tensors: Mapping[str, torch.Tensor], seconds: float) -> str:
-        """Everything to everyone, then its digest, which is returned. Raises TransferBroken."""
+        """See Link. The digest covers the layout and every byte, and is sent after them."""
         until, digest = time.monotonic() + seconds, hashlib.sha256(layout.digest.encode())
         sent = 0
         try:
@@ -67,17 +76,17 @@ class GlooLink:
             self._give(torch.tensor(list(digest.digest()), dtype=torch.uint8), until)
         except RuntimeError as error:
             raise TransferBroken(
-                f"the broadcast broke off after {sent} of {len(layout.tensors)} tensors ({_first(error)})"
+                f"the broadcast ended after {sent} of {len(layout.tensors)} tensors ({_first(error)})"
             ) from error
         return digest.hexdigest()
 
     def close(self) -> None:
-        """Close the connections; members that wait for this rank end with an error."""
+        """See Link."""
         if self._listener is not None:
             self._listener.close()
         if self._group is not None:
             self._group.abort()
-            self._group = None  # its threads end here: every call had the limit of what it waited for
+            self._group = None  # its threads end here: every call had a time limit
         self._store = None
 
     def _give(self, buffer: torch.Tensor, until: float) -> None:
@@ -89,6 +98,6 @@ class GlooLink:
 
 
 def _first(error: Exception) -> str:
-    """The first line of torch's message, without its own location."""
+    """The first line of torch's message, without its source location."""
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return text.split("] ", 1)[-1][:160]

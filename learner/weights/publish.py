@@ -26,7 +26,7 @@ from torch import Tensor
 from broker.errors import EX_DATA, SieveError
 from broker.settings import LoraSettings
 from broker.weights.peft_format import CONFIG, TENSORS, AdapterConfig, read_config
-from broker.weights.store import WeightsDirectory
+from broker.weights.store import VersionStore
 from learner.model.checkpoint import load_weights
 from learner.model.lora import attach, from_peft, is_adapter_name, lora_of, merged, to_peft
 from learner.model.model import Scorer, full_state, load
@@ -57,7 +57,7 @@ class AdapterUnusable(SieveError):
 
 
 def publish_weights(
-    weights: WeightsDirectory,
+    weights: VersionStore,
     version: int,
     policy: Scorer,
     source: Path,

@@ -22,13 +22,14 @@ from transformers import PreTrainedTokenizerFast
 
 from actor.service import ActorService
 from actor.weights.checks import VersionFiles
-from broker.queue.client import Broker
 from broker.queue.state import Epoch, Member, RunSpec
 from broker.queue.wire import Verdict
 from broker.settings import BrokerSettings, RunSettings, WeightsSettings
-from broker.weights.store import WeightsDirectory
+from broker.weights.directory import DirectoryStore
+from broker.weights.reader import version_path
 from tests.actor.actor_process import Tree, tree
 from tests.actor.tiny_llama import EOS, llama, ragged, reference
+from tests.broker.builders import EveryRole
 
 VOCABULARY = 24
 
@@ -40,7 +41,7 @@ def one_thread():
 
 @pytest.fixture(scope="session")
 def model_path(tmp_path_factory) -> Path:
-    """A Hugging Face directory: tiny Llama and a word-level tokenizer of the same size."""
+    """A Hugging Face model directory with a tiny Llama and a word-level tokenizer of the same size."""
     path = tmp_path_factory.mktemp("model")
     words = {"<pad>": 0, "<s>": 1, "</s>": EOS} | {f"w{token}": token for token in range(3, VOCABULARY)}
     raw = Tokenizer(WordLevel(words, unk_token="<pad>"))
@@ -53,18 +54,28 @@ def model_path(tmp_path_factory) -> Path:
 
 
 class Run:
-    """The rest of the system as the actor meets it: a learner that opens and publishes, a verifier that passes all."""
+    """The other services: a learner that opens the run and publishes, and a verifier that passes everything."""
 
     def __init__(self, url: str, directory: Path, **change: object) -> None:
         settings = BrokerSettings(lease_seconds=1.0, connect_seconds=10.0)
-        self.broker = Broker.connect(settings, RunSettings(name="test"), url=url)
-        self.weights = WeightsDirectory(directory / "weights")
+        self.broker = EveryRole.connect(settings, RunSettings(name="test"), url=url)
+        self.weights = DirectoryStore(directory / "weights")
         self.prompts = ragged(40, seed=3, vocabulary=VOCABULARY)
         spec = {
-            "fingerprint": "f" * 64, "seed": 7, "steps": 6, "group_size": 4, "groups_per_step": 8, "publish_every": 1,
-            "max_staleness": 50, "max_queued_bytes": 1 << 26, "max_new_tokens": 12, "train_prompts": 40,
-            "eval_prompts": 10, "eos_token_ids": (EOS,), "weights": str(directory / "weights"),
-        }  # fmt: skip
+            "fingerprint": "f" * 64,
+            "seed": 7,
+            "steps": 6,
+            "group_size": 4,
+            "groups_per_step": 8,
+            "publish_every": 1,
+            "max_staleness": 50,
+            "max_queued_bytes": 1 << 26,
+            "max_new_tokens": 12,
+            "train_prompts": 40,
+            "eval_prompts": 10,
+            "eos_token_ids": (EOS,),
+            "weights": str(directory / "weights"),
+        }
         self.spec = RunSpec.model_validate(spec | change)
         self.broker.open_run(self.spec, self.prompts, self.prompts[: self.spec.eval_prompts])
         self.epoch: Epoch = self.broker.begin("learner")
@@ -72,7 +83,8 @@ class Run:
 
     def files(self, version: int) -> Path:
         llama(version + 1, vocabulary=VOCABULARY).save_pretrained(self.weights.begin(version))
-        return self.weights.publish(version, {})
+        self.weights.publish(version, {})
+        return version_path(self.weights.path, version)
 
     def publish(self, version: int) -> None:
         self.files(version)
@@ -119,7 +131,7 @@ def eventually(condition: Callable[[], object], seconds: float = 30.0) -> None:
 
 @contextmanager
 def serving(config: Tree, url: str, kind: type[ActorService] = ActorService) -> Iterator[ActorService]:
-    """An actor in a thread of this process; it must end with 0."""
+    """Run an actor in a thread of this process; it must end with exit code 0."""
     service = kind(config, url=url)
     codes: list[int] = []
     thread = threading.Thread(target=lambda: codes.append(service.run()))
@@ -138,7 +150,8 @@ def value(service: ActorService, name: str, **labels: str) -> float:
     return found
 
 
-def test_groups_come_out_whole_and_versions_published_meanwhile_are_picked_up(redis_url, tmp_path, model_path):
+@pytest.mark.slow
+def test_groups_are_complete_and_versions_published_meanwhile_are_loaded(redis_url, tmp_path, model_path):
     run = Run(redis_url, tmp_path)
     members: list[Member] = []
     with serving(tree(tmp_path, model_path), redis_url) as service:
@@ -165,6 +178,7 @@ def test_groups_come_out_whole_and_versions_published_meanwhile_are_picked_up(re
     assert (audit.lost, audit.open) == (0, 0)
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_sampled_with_exactly_its_version_even_after_newer_ones_are_loaded(
     redis_url, tmp_path, model_path
 ):
@@ -181,7 +195,7 @@ def test_an_evaluation_is_sampled_with_exactly_its_version_even_after_newer_ones
         assert len(members) == 60
         assert {one.completion.spans for one in members} == {((0, 0, len(one.completion.ids)),) for one in members}
         run.check(members)
-        # Training goes on afterwards with the newest.
+        # Afterwards training continues with the newest version.
         eventually(lambda: run.train() and service.values.get("version") == 3)
 
 
@@ -210,7 +224,7 @@ def test_corrupt_weights_are_named_and_never_sampled_from(redis_url, tmp_path, m
 
 
 class ChecksFirst(ActorService):
-    """As with the engines whose models live in other processes: what does not fit is known before it is loaded."""
+    """An actor that checks files before it loads them, like engines whose models live in other processes."""
 
     def setup(self) -> None:
         super().setup()
@@ -237,7 +251,7 @@ def test_weights_that_do_not_fit_are_named_and_never_sampled_from(redis_url, tmp
     assert "model.norm.weight has values that are not finite" in logs
 
 
-def test_a_stop_finishes_what_runs_and_hands_the_rest_back(redis_url, tmp_path, model_path):
+def test_a_stop_finishes_what_runs_and_releases_the_rest(redis_url, tmp_path, model_path):
     run = Run(redis_url, tmp_path)
     with serving(tree(tmp_path, model_path), redis_url) as service:
         run.publish(0)
@@ -251,14 +265,12 @@ def test_a_stop_finishes_what_runs_and_hands_the_rest_back(redis_url, tmp_path, 
     assert run.broker.audit().lost == 0
 
 
-def test_tickets_that_went_to_others_are_dropped_and_counted_and_every_group_still_comes_out_once(
-    redis_url, tmp_path, model_path
-):
+def test_tickets_issued_to_others_are_dropped_and_counted_and_every_group_comes_once(redis_url, tmp_path, model_path):
     run = Run(redis_url, tmp_path)
     with serving(tree(tmp_path, model_path), redis_url) as service:
         run.publish(0)
         while run.step < run.spec.steps:
-            # As if this actor's lease had run out in the middle of sampling.
+            # As if this actor's lease had expired in the middle of sampling.
             run.broker.release(service.id, [f"{cycle}:{place}" for cycle in (0, 1) for place in range(40)])
             eventually(run.train)
         assert value(service, "sieve_actor_tickets_dropped_total", reason="stale") > 0
@@ -282,7 +294,7 @@ def test_with_a_cache_versions_arrive_as_deltas_and_are_sampled_exactly(redis_ur
     base = llama(1, vocabulary=VOCABULARY)
 
     def publish(version: int) -> None:
-        """As the learner would: a few weights differ from the version before."""
+        """Publish a version that differs from the one before in a few weights, as a learner would."""
         with torch.no_grad():
             base.lm_head.weight[version] += 0.5 * version
         base.save_pretrained(run.weights.begin(version))

@@ -1,7 +1,7 @@
-"""Attacks on the Lean verifier and honest proofs, as data: what the model answers, and what must come of it.
+"""Attacks on the Lean verifier and honest proofs, as data: the model's answer and the expected verdict.
 
-`ATTACKS` go the whole way a completion goes. `PAST_SCREENING` are tactic blocks given to Lean as if extraction and
-screening had let them through: the checker alone must refuse them. All statements need nothing but Lean's core library.
+`ATTACKS` take the same path as a completion. `PAST_SCREENING` are tactic blocks given to Lean without extraction and
+screening: the checker alone must refuse them. All statements need nothing but Lean's core library.
 """
 
 # ruff: noqa: E501
@@ -22,7 +22,7 @@ AXIOM = {
 
 @dataclass(frozen=True)
 class Case:
-    """`reasons`: the reason codes that are right; `asks_lean`: whether it gets as far as Lean."""
+    """One attack; `reasons`: the expected reason codes; `asks_lean`: whether it reaches Lean."""
 
     id: str
     answer: str
@@ -54,7 +54,7 @@ ATTACKS = [
     screened("sorry with a zero-width space", "  sor\u200bry", "bad_character"),
     screened("sorry behind a right-to-left override", "  \u202eyrros", "bad_character"),
     screened("sorry behind a NUL", "  rfl\x00 sorry", "bad_character"),
-    screened("sorry behind a glued comment", "  exact f <--sorry\n  rfl", "odd_comment", "sorry"),
+    screened("sorry behind a attached comment", "  exact f <--sorry\n  rfl", "odd_comment", "sorry"),
     # the compiler as an oracle
     screened("native_decide", "  native_decide", "compiled_evaluation"),
     screened("decide +native", "  decide +native", "compiled_evaluation"),

@@ -1,6 +1,6 @@
-"""Attacks on the verifier `arithmetic`: every one fails with its own reason, and the honest answer beside it passes.
+"""Attacks on the verifier `arithmetic`: each fails with its own reason, and an honest answer to the record passes.
 
-Unicode that looks like digits and signs, code, numbers that were not given, bombs, forgeries of the grammar.
+They use Unicode that looks like digits and signs, code, numbers that were not given, resource bombs and bad grammar.
 """
 
 from __future__ import annotations
@@ -117,5 +117,5 @@ def test_dividing_by_zero_is_never_the_target(answer: str, numbers: tuple[int, .
     assert ARITHMETIC.judge(record, honest).outcome == "pass"
 
 
-def test_there_are_enough_of_them() -> None:
+def test_there_are_enough_attacks() -> None:
     assert len(ATTACKS) >= 60

@@ -1,7 +1,7 @@
-"""Attacks on the Lean verifier, each of which must come out `fail` or `error`, beside honest proofs that must pass.
+"""Attacks on the Lean verifier, each of which must be `fail` or `error`, and honest proofs that must pass.
 
-With a real Lean (SIEVE_TEST_LEAN, or `lean` on PATH) everything that reaches Lean is asked of it, in one start; without
-one, of the exchanges in tests/verifier/builtin/lean/exchanges/. Which of the two ran is printed.
+Checks that reach Lean are run by an installed one (SIEVE_TEST_LEAN, or `lean` on PATH), started once; without one, they
+are answered from the recording in tests/verifier/builtin/lean/exchanges/. Which of the two was used is printed.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ import pytest
 from tests.attacks.lean_cases import ATTACKS, FALSE, HONEST, PAST_SCREENING, Case
 from tests.verifier.builtin.lean.lean_rig import ask, canary, checks, judge, source, unscreened
 from verifier.builtin.lean.assembly import Finding
-from verifier.builtin.lean.canaries import CANARIES
-from verifier.builtin.lean.canaries import HONEST as CANARY_HONEST
+from verifier.builtin.lean.canaries import CANARIES, TRUE_STATEMENT
 from verifier.builtin.lean.verifier import Lean
 
 ALLOWED = {"propext", "Classical.choice", "Quot.sound"}
@@ -25,14 +24,16 @@ FOR_LEAN = [case for case in ATTACKS if case.asks_lean]
 
 @pytest.fixture(scope="module")
 def verifier() -> Iterator[Lean]:
-    made = Lean(backend="kimina", url="http://127.0.0.1:9")  # nobody listens: whatever gets this far is an error
+    made = Lean(
+        backend="kimina", url="http://127.0.0.1:9"
+    )  # nothing listens there: an answer that gets this far is an error
     yield made
     made.close()
 
 
 @pytest.fixture(scope="module")
 def findings(request: pytest.FixtureRequest) -> dict[str, Finding]:
-    """What Lean says to everything that reaches it, by id."""
+    """Lean's findings on all cases that reach it, by id."""
     plain = [(f"honest: {id}", record, answer) for id, record, answer in HONEST]
     plain += [(case.id, case.record, case.answer) for case in FOR_LEAN]
     asked = checks(plain)
@@ -41,7 +42,7 @@ def findings(request: pytest.FixtureRequest) -> dict[str, Finding]:
         asked.append(unscreened(FALSE, proof))
         names.append(f"unscreened: {id}")
     for id, statement, proof in [(one.name, one.statement, one.proof) for one in CANARIES] + [
-        ("honest", *CANARY_HONEST)
+        ("honest", *TRUE_STATEMENT)
     ]:
         asked.append(canary(statement, proof))
         names.append(f"canary: {id}")
@@ -68,12 +69,12 @@ def test_refused_by_lean(case: Case, verifier: Lean, findings: dict[str, Finding
 
 
 @pytest.mark.parametrize("id", PAST_SCREENING)
-def test_the_checker_alone_refuses_what_screening_would_have(id: str, findings: dict[str, Finding]) -> None:
+def test_the_checker_refuses_attacks_without_screening(id: str, findings: dict[str, Finding]) -> None:
     said = findings[f"unscreened: {id}"]
     assert said.status != "ok" or not set(said.axioms) <= ALLOWED, said
 
 
-def test_no_canary_is_proved_and_the_honest_one_is(findings: dict[str, Finding]) -> None:
+def test_no_canary_is_proved_and_the_true_statement_is(findings: dict[str, Finding]) -> None:
     for one in CANARIES:
         said = findings[f"canary: {one.name}"]
         assert said.status != "ok" or not set(said.axioms) <= ALLOWED, said

@@ -1,7 +1,7 @@
-r"""Attacks on the verifier `math`, each beside an honest answer to the same record.
+r"""Attacks on the verifier `math`, each with an honest answer to the same record.
 
-Reward hacks, resource bombs, forgeries of the answer's place, Unicode games. A fail must carry its own reason: an
-attack that fails by accident would pass after the next change.
+They are reward hacks, resource bombs, misplaced answers and Unicode tricks. Each must fail for its own reason: an
+attack that fails by accident could pass after the next change.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from verifier.builtin.math.verifier import MathAnswer
 
 @dataclass(frozen=True)
 class Attack:
-    """`honest` is put in a box; `answer` too, unless it brings its own."""
+    """An attack and a right answer; `honest` is put in a box, and `answer` too unless it contains one."""
 
     what: str
     gold: Any
@@ -120,6 +120,7 @@ def box(answer: str) -> str:
     return answer if "\\boxed" in answer else f"so the answer is \\boxed{{{answer}}}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.what)
 def test_an_attack_fails_and_an_honest_answer_passes(verifier: MathAnswer, attack: Attack) -> None:
     record = {"answer": attack.gold, "question": attack.question}
@@ -132,16 +133,18 @@ def test_an_attack_fails_and_an_honest_answer_passes(verifier: MathAnswer, attac
     assert (honest.outcome, honest.reason) == ("pass", "correct"), honest
 
 
-def test_nothing_was_run_and_nothing_is_left_behind(verifier: MathAnswer) -> None:
+@pytest.mark.slow
+def test_no_answer_was_executed_and_no_process_is_left(verifier: MathAnswer) -> None:
     before = {child.pid for child in psutil.Process().children(recursive=True)}
     for answer in ("((9^{9999})^{9999})^{9999}", "((x+y+z)^{999})^{99}", "__import__('os').system('touch /tmp/pwned')"):
         verifier.judge({"answer": r"\sqrt{2}"}, box(answer))
     assert not os.path.exists("/tmp/pwned")
     left = {child.pid for child in psutil.Process().children(recursive=True)} - before
-    assert len(left) <= 1  # the one that waits for the next question
+    assert len(left) <= 1  # the idle worker
 
 
-def test_the_answer_cannot_speak_for_the_worker(verifier: MathAnswer) -> None:
+@pytest.mark.slow
+def test_an_answer_cannot_forge_the_workers_output(verifier: MathAnswer) -> None:
     for answer in ('{"equal": true}', 'x\\text{"}\n{"gold": true}\n{"equal": true}\n', r'\text{{"equal":true}}'):
         assert verifier.judge({"answer": "x+1"}, box(answer)).outcome == "fail"
     assert verifier.judge({"answer": "x+1"}, box("1+x")).outcome == "pass"

@@ -1,10 +1,10 @@
 # ruff: noqa: E501  (programs are data)
-"""Programs that attack their judge. A hack passes only with a value it cannot know; an escape only if it gets out.
+"""Programs that attack the verifier `python` or its sandbox.
 
-`HACKS` are asked for SECRET, which is nowhere in their process: whoever passes has read or forged it. `ESCAPES` return
-"escaped" when they got something they must not have, and that is what is expected of them: a pass would be the escape.
-Those that harm nobody are first shown to work without a sandbox, so that none of them fails for another reason.
-`BOMBS` must end, soon, and leave nothing.
+`HACKS` are asked for SECRET, which is nowhere in their process: one that passes has read it or forged its verdict.
+`ESCAPES` return "escaped" if they obtained something that the sandbox must protect; as this is the expected value, a
+pass means an escape. The harmless ones are first shown to work without a sandbox, so that none of them fails for
+another reason. `BOMBS` must end soon and leave nothing behind.
 """
 
 from __future__ import annotations
@@ -266,12 +266,12 @@ def unconfined() -> Iterator[PythonCode]:
 
 @pytest.fixture
 def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
-    """What is there to be stolen: a readable file, a password in the environment, sockets that accept.
+    """Targets for escapes: a readable file, a password in the environment, listening sockets.
 
     `@PID@` stands for the service: a process of the same user whose environment holds the password."""
     folder = tmp_path
     while folder != folder.parent and os.stat(folder).st_uid == os.getuid() and "pytest" in str(folder):
-        folder.chmod(0o777)  # nothing but the sandbox stands between
+        folder.chmod(0o777)  # only the sandbox protects it
         folder = folder.parent
     (tmp_path / "file").write_text("stolen")
     (tmp_path / "file").chmod(0o666)
@@ -331,7 +331,7 @@ def test_a_hack_of_a_program_with_stdin_does_not_pass(python: PythonCode, name: 
 
 
 @pytest.mark.parametrize("name", ESCAPES)
-def test_nothing_gets_out(python: PythonCode, outside: dict[str, str], name: str) -> None:
+def test_no_escape_succeeds(python: PythonCode, outside: dict[str, str], name: str) -> None:
     found = python.judge(asked("escaped"), escape(ESCAPES[name], outside))
     assert found.outcome in ("fail", "error"), found
     assert Path(outside["@FILE@"]).read_text() == "stolen"
@@ -339,9 +339,7 @@ def test_nothing_gets_out(python: PythonCode, outside: dict[str, str], name: str
 
 
 @pytest.mark.parametrize("name", sorted(REAL_WITHOUT_SANDBOX))
-def test_the_escapes_are_real_where_there_is_no_sandbox(
-    unconfined: PythonCode, outside: dict[str, str], name: str
-) -> None:
+def test_the_escapes_work_without_a_sandbox(unconfined: PythonCode, outside: dict[str, str], name: str) -> None:
     found = unconfined.judge(asked("escaped"), escape(ESCAPES[name], outside))
     assert found.outcome == "pass", found
 
@@ -359,7 +357,7 @@ def test_a_bomb_fails_and_leaves_nothing(python: PythonCode, name: str) -> None:
 
 
 @pytest.mark.slow
-def test_bombs_beside_honest_programs_do_not_change_their_verdicts(python: PythonCode) -> None:
+def test_resource_bombs_do_not_change_the_verdicts_on_honest_programs(python: PythonCode) -> None:
     honest = {"entry": "f", "tests": [{"call": [n], "expected": n * n} for n in range(3)]}
     found = []
 

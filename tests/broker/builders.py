@@ -1,17 +1,24 @@
-"""Real wire messages for the broker's tests."""
+"""Wire messages, and a client of every role, for tests that play services by hand."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from broker.queue.client import Broker
+from broker.queue.actor_client import ActorClient
+from broker.queue.admin_client import AdminClient
+from broker.queue.learner_client import LearnerClient
 from broker.queue.state import RunSpec, Work
+from broker.queue.verifier_client import VerifierClient
 from broker.queue.wire import Completion, Outcome, Prompt, Ticket, Verdict, float32, int32
 from broker.settings import BrokerSettings, RunSettings
 
 
-def connect(url: str, name: str = "test", **settings: float) -> Broker:
-    return Broker.connect(BrokerSettings(**{"connect_seconds": 5, **settings}), RunSettings(name=name), url=url)
+class EveryRole(ActorClient, VerifierClient, LearnerClient, AdminClient):
+    """The clients of all roles on one connection."""
+
+
+def connect(url: str, name: str = "test", **settings: float) -> EveryRole:
+    return EveryRole.connect(BrokerSettings(**{"connect_seconds": 5, **settings}), RunSettings(name=name), url=url)
 
 
 def spec(**change: object) -> RunSpec:
@@ -29,7 +36,7 @@ def prompts(count: int, verifier: str = "arithmetic") -> list[Prompt]:
     ]
 
 
-def open_run(broker: Broker, **change: object) -> RunSpec:
+def open_run(broker: EveryRole, **change: object) -> RunSpec:
     run = spec(**change)
     broker.open_run(run, prompts(run.train_prompts), prompts(run.eval_prompts))
     return run
@@ -52,7 +59,7 @@ def complete(ticket: Ticket, idx: int, version: int | None = None, tokens: int =
     )
 
 
-def offer_all(broker: Broker, actor: str, tickets: list[Ticket], version: int | None = None) -> None:
+def offer_all(broker: EveryRole, actor: str, tickets: list[Ticket], version: int | None = None) -> None:
     broker.offer(actor, [complete(ticket, idx, version) for ticket in tickets for idx in ticket.missing])
 
 
@@ -60,7 +67,7 @@ def verdict(outcome: Outcome = "pass") -> Verdict:
     return Verdict(outcome=outcome, reason="right", seconds=0.001, verifier="arithmetic/1")
 
 
-def judge_all(broker: Broker, consumer: str = "v", outcome: Outcome = "pass", count: int = 1000) -> list[Work]:
+def judge_all(broker: EveryRole, consumer: str = "v", outcome: Outcome = "pass", count: int = 1000) -> list[Work]:
     works = broker.receive("arithmetic", consumer, count, 0.01)
     broker.judge("arithmetic", consumer, [(work, verdict(outcome)) for work in works])
     return works

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 import yaml
 
-from broker.queue.client import Broker
 from broker.queue.heartbeat import Heartbeat
 from broker.runtime.redis_server import read_endpoint
 from broker.settings import BrokerSettings, RunSettings
+from tests.broker.builders import EveryRole
 
 COUNTDOWN = Path(__file__).parents[2] / "examples" / "countdown"
 STEPS = 10
@@ -54,7 +54,7 @@ class Started:
         command, *options = arguments
         with open(self.directory / "output.txt", "ab") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "deploy.cli", command, str(self.config), *options],
+                [sys.executable, "-m", "sieve", command, str(self.config), *options],
                 stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, cwd=self.directory,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
             )  # fmt: skip
@@ -64,7 +64,7 @@ class Started:
     def ask(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         command, *options = arguments
         return subprocess.run(
-            [sys.executable, "-m", "deploy.cli", command, str(self.config), *options],
+            [sys.executable, "-m", "sieve", command, str(self.config), *options],
             capture_output=True, text=True, timeout=self.patience, check=False, cwd=self.directory,
         )  # fmt: skip
 
@@ -90,11 +90,11 @@ class Started:
         self.until(lambda: bool(self.steps()) and self.steps()[-1] >= step, f"step {step}")
 
     @contextmanager
-    def broker(self) -> Iterator[Broker]:
+    def broker(self) -> Iterator[EveryRole]:
         """The run's own, while it is up."""
         endpoint = read_endpoint(self.run)
         assert endpoint is not None
-        broker = Broker.connect(BrokerSettings(lease_seconds=4.0), self.run, url=endpoint.url)
+        broker = EveryRole.connect(BrokerSettings(lease_seconds=4.0), self.run, url=endpoint.url)
         try:
             yield broker
         finally:

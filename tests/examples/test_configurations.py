@@ -69,7 +69,7 @@ def every(config: Config) -> list[Row]:
 def test_sieve_config_accepts_it(name: str, settings: dict[str, list[str]]) -> None:
     sets = [part for setting in settings[name] for part in ("--set", setting)]
     done = subprocess.run(
-        [sys.executable, "-m", "deploy.cli", "config", f"examples/{name}/{name}.yaml", *sets],
+        [sys.executable, "-m", "sieve", "config", f"examples/{name}/{name}.yaml", *sets],
         capture_output=True, text=True, cwd=ROOT, timeout=120, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -78,7 +78,7 @@ def test_sieve_config_accepts_it(name: str, settings: dict[str, list[str]]) -> N
 
 @pytest.mark.parametrize("name", ["math", "code", "lean"])
 def test_without_a_model_it_asks_for_exactly_what_is_missing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from deploy.config.tree import ConfigError
+    from deploy.config.errors import ConfigError
 
     monkeypatch.chdir(ROOT)
     with pytest.raises(ConfigError) as caught:

@@ -111,6 +111,7 @@ def test_no_problem_is_in_two_prompt_files_or_twice_in_one():
     assert counts.most_common(1)[0][1] == 1
 
 
+@pytest.mark.slow
 def test_the_base_is_trained_on_no_problem_of_the_prompt_files_and_on_the_stated_share_of_wrong_answers():
     answers = {drawn: task.solutions(drawn) for size in (2, 3, 4) for drawn in task.multisets(size)}
     files, training = make_base.split(answers, make_base.random.Random(make_base.SEED))
@@ -157,6 +158,7 @@ def test_the_checkpoint_is_small_untied_and_fits_its_tokenizer(tokenizer):
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 
+@pytest.mark.slow
 def test_the_base_is_sometimes_right_and_mostly_wrong(tokenizer):
     """What training is to improve: on 64 held-out prompts x 16 samples the pass rate is between .06 and .25."""
     torch.manual_seed(0)

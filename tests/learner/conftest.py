@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.learner.learner_rig import ROOT, save_model
+from tests.ports import hold_port
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def torchrun(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Any
     def run(script: Path, ranks: int, *arguments: str) -> list[Any]:
         path = tmp_path_factory.mktemp("torchrun")
         outputs = [path / f"answer-{ranks}-{rank}.json" for rank in range(ranks)]
-        port = str(29500 + os.getpid() % 2000 + ranks)
+        port = str(hold_port())
         processes = []
         for rank, output in enumerate(outputs):
             environment = os.environ | {

@@ -20,14 +20,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from broker.queue.client import Broker
 from broker.queue.heartbeat import Heartbeat
 from broker.queue.state import Work
 from broker.queue.wire import Verdict
 from broker.weights.cache import WeightsCache
-from broker.weights.store import WeightsDirectory
+from broker.weights.directory import DirectoryStore
 from learner.settings import LearnerConfig
+from tests.broker.builders import EveryRole
 from tests.learner.learner_rig import ROOT, save_model, save_prompts, uniform_completion
+from tests.ports import hold_port
 
 LONGEST = 4
 RUNNER = Path(__file__).with_name("run_learner.py")
@@ -59,19 +60,20 @@ class Job:
         self.file = path / "config.json"
         self.file.write_text(json.dumps(body))
         self.run = self.config.run.path
-        self.broker = Broker.connect(self.config.broker, self.config.run, url=url)
+        self.broker = EveryRole.connect(self.config.broker, self.config.run, url=url)
         self.draw = np.random.default_rng(0)
         self.processes: list[subprocess.Popen[str]] = []
         self.values: dict[str, float] = {}
         """What the hand's heartbeat tells."""
 
-    def start(self, ranks: int = 1, port: int = 29700) -> None:
+    def start(self, ranks: int = 1) -> None:
+        port = str(hold_port())
         for rank in range(ranks):
             environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
             if ranks > 1:
                 environment |= {
                     "RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank),
-                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port + os.getpid() % 1000),
+                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
                 }  # fmt: skip
             self.processes.append(
                 subprocess.Popen(
@@ -168,7 +170,7 @@ def test_a_run_trains_publishes_commits_evaluates_and_finishes(job: Job) -> None
     settled(job, 8)
 
     assert pass_probability(job.run / "model") > pass_probability(job.config.model.path) + 0.05
-    assert WeightsDirectory(job.run / "weights").versions()[-1] == job.broker.version() == 8
+    assert DirectoryStore(job.run / "weights").versions()[-1] == job.broker.version() == 8
     evaluations = job.lines("eval.jsonl")
     assert Counter(line["version"] for line in evaluations) == {0: 1, 4: 1, 8: 1}, text
     for line in evaluations:
@@ -203,15 +205,15 @@ def test_versions_are_deltas_of_each_other_and_one_that_is_being_fetched_stays(t
     job.start()
     job.until(job.broker.finished)
     job.wait()
-    weights = WeightsDirectory(job.run / "weights")
+    weights = DirectoryStore(job.run / "weights")
     assert weights.versions() == [1, 7, 8]
     newest = weights.manifest(8)
     assert newest.delta is not None and newest.delta.base == 7 and newest.delta.bytes < newest.bytes / 2
     cache = WeightsCache(weights, tmp_path / "cache")
-    cache.bring(7)
-    found = cache.bring(8)
+    cache.fetch(7)
+    found = cache.fetch(8)
     assert found.bytes == {"copied": 0, "kept": 0, "delta": newest.delta.bytes}
-    assert pass_probability(found.directory) == pass_probability(weights.fetch(8))
+    assert pass_probability(found.directory) == pass_probability(weights.fetch(8).directory)
     job.broker.close()
 
 

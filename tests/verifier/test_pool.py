@@ -1,4 +1,4 @@
-"""The account of what is in hand."""
+"""The thread pool of one queue and the completions it holds."""
 
 from __future__ import annotations
 
@@ -15,9 +15,17 @@ from verifier.pool import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, Pool, Resu
 
 def work(entry: str, text: str) -> Work:
     completion = Completion(
-        group_id="0:0", lane="train", prompt=0, idx=0, n=1, tokens=int32([1]), logprobs=float32([-1]),
-        spans=((0, 0, 1),), finish="stop", text=text,
-    )  # fmt: skip
+        group_id="0:0",
+        lane="train",
+        prompt=0,
+        idx=0,
+        n=1,
+        tokens=int32([1]),
+        logprobs=float32([-1]),
+        spans=((0, 0, 1),),
+        finish="stop",
+        text=text,
+    )
     return Work(entry, completion, Prompt(index=0, text="", tokens=b"", verifier="obedient", record={}), 1)
 
 
@@ -41,13 +49,13 @@ def test_an_entry_received_twice_is_judged_once(done: queue.SimpleQueue[Result])
     pool.close()
 
 
-def test_what_no_thread_has_begun_can_be_taken_back(done: queue.SimpleQueue[Result]) -> None:
+def test_work_that_no_thread_has_begun_can_be_withdrawn(done: queue.SimpleQueue[Result]) -> None:
     pool = Pool(Obedient(), 1, 60, done)
     pool.submit([work("1-0", "sleep 0.3"), work("2-0", "pass"), work("3-0", "pass")])
     time.sleep(0.1)
     back = pool.withdraw()
     assert [item.entry for item in back] == ["2-0", "3-0"]
-    assert pool.under_way == 3  # kept alive until the broker has them back
+    assert pool.under_way == 3  # still held until the broker has taken them back
     pool.settled(item.entry for item in back)
     assert done.get(timeout=5).work.entry == "1-0"
     pool.close()

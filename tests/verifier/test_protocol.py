@@ -1,4 +1,4 @@
-"""How verifiers are found, and how whatever their code does becomes one bounded verdict."""
+"""The look-up of verifiers, and the step from a judgement or an exception to one bounded verdict."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from verifier.protocol import Judgement, VerifierError, known, make, register, v
 
 
 class Told:
-    """A verifier that does what the record says; part of these tests only."""
+    """A verifier that returns or raises what it was made with."""
 
     name = "told"
     version = "3"
@@ -46,9 +46,17 @@ def prompt() -> Prompt:
 
 def completion(text: str, finish: Finish = "stop") -> Completion:
     return Completion(
-        group_id="0:0", lane="train", prompt=0, idx=0, n=1, tokens=int32([1, 2]), logprobs=float32([-0.5, -0.1]),
-        spans=((0, 0, 2),), finish=finish, text=text,
-    )  # fmt: skip
+        group_id="0:0",
+        lane="train",
+        prompt=0,
+        idx=0,
+        n=1,
+        tokens=int32([1, 2]),
+        logprobs=float32([-0.5, -0.1]),
+        spans=((0, 0, 2),),
+        finish=finish,
+        text=text,
+    )
 
 
 def judged(says: Any, text: str = "an  answer\n", finish: Finish = "stop") -> Verdict:
@@ -69,7 +77,7 @@ def _forget_registrations() -> Iterator[None]:
 # --- one judgement, one verdict
 
 
-def test_the_three_outcomes_travel_with_reason_detail_and_verifier() -> None:
+def test_a_verdict_carries_outcome_reason_detail_and_verifier() -> None:
     found = judged(Judgement("pass", "yes", "because", "canonical"))
     assert (found.outcome, found.reason, found.detail, found.answer) == ("pass", "yes", "because", "canonical")
     assert found.verifier == "told/3"
@@ -88,11 +96,18 @@ def test_a_truncated_answer_fails_without_being_judged_even_if_it_is_right() -> 
 @pytest.mark.parametrize(
     "raised",
     [
-        ValueError("x"), RecursionError(), MemoryError(), SystemExit(3), Unprintable(), KeyError("\ud800"),
-        AssertionError("a" * 100_000), TimeoutError("tool"), StopIteration(),
+        ValueError("x"),
+        RecursionError(),
+        MemoryError(),
+        SystemExit(3),
+        Unprintable(),
+        KeyError("\ud800"),
+        AssertionError("a" * 100_000),
+        TimeoutError("tool"),
+        StopIteration(),
         UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"),
     ],
-)  # fmt: skip
+)
 def test_an_exception_in_a_verifier_is_an_error_never_a_wrong_answer(raised: BaseException) -> None:
     found = judged(raised)
     assert (found.outcome, found.reason, found.answer) == ("error", "crashed", "")
@@ -100,18 +115,28 @@ def test_an_exception_in_a_verifier_is_an_error_never_a_wrong_answer(raised: Bas
     assert len(found.detail) <= 2000
 
 
-def test_the_detail_of_a_crash_says_where() -> None:
+def test_the_detail_of_a_crash_names_file_and_line() -> None:
     assert "(test_protocol.py:" in judged(ValueError("x")).detail
 
 
 @pytest.mark.parametrize(
     "says",
     [
-        None, True, 1, "pass", ("pass", "yes"), Judgement("maybe", "yes"), Judgement("pass", "unlisted"),  # type: ignore[arg-type]
-        Judgement("pass", ""), Judgement("pass", ["yes"]), Judgement([], "yes"), Judgement("pass", "yes", None),  # type: ignore[arg-type]
-        Judgement("pass", "yes", "", b"x"), Judgement("pass", "truncated"),  # type: ignore[arg-type]
+        None,
+        True,
+        1,
+        "pass",
+        ("pass", "yes"),
+        Judgement("maybe", "yes"),
+        Judgement("pass", "unlisted"),  # type: ignore[arg-type]
+        Judgement("pass", ""),
+        Judgement("pass", ["yes"]),
+        Judgement([], "yes"),
+        Judgement("pass", "yes", None),  # type: ignore[arg-type]
+        Judgement("pass", "yes", "", b"x"),
+        Judgement("pass", "truncated"),  # type: ignore[arg-type]
     ],
-)  # fmt: skip
+)
 def test_a_judgement_outside_the_verifiers_own_list_is_an_error(says: Any) -> None:
     found = judged(says)
     assert (found.outcome, found.reason) == ("error", "invalid_judgement")
@@ -130,11 +155,11 @@ def test_long_answers_stay_different_from_each_other() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.text(), st.text(st.characters(), max_size=3000), st.sampled_from(["pass", "fail", "error"]))
-def test_any_text_from_a_verifier_can_travel(detail: str, answer: str, outcome: Any) -> None:
+def test_any_text_from_a_verifier_can_be_sent(detail: str, answer: str, outcome: Any) -> None:
     judged(Judgement(outcome, "yes", detail + "\udfff", answer + "\ud800"))
 
 
-# --- finding one
+# --- look-up
 
 
 def test_arithmetic_is_built_in() -> None:
@@ -168,7 +193,7 @@ def test_a_name_that_two_distributions_define_is_refused(tmp_path: Path, monkeyp
         make("entry")
 
 
-def test_nobody_replaces_arithmetic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_built_in_or_registered_verifier_cannot_be_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(tmp_path, monkeypatch, "one", "arithmetic", "entry_verifier_one:Entry")
     assert isinstance(make("arithmetic"), Arithmetic)
     with pytest.raises(VerifierError, match="exists already"):
@@ -198,7 +223,7 @@ def test_an_unusable_name_is_refused(name: str) -> None:
         ("verifier.protocol:Nothing", {}, "cannot import"),
         ("verifier.protocol:ENTRY_POINTS", {}, "not a class or function"),
         (f"{__name__}:Told", {"wrong": 1}, "unexpected keyword argument 'wrong'"),
-        ("verifier.builtin.arithmetic:Arithmetic", {}, "calls itself 'arithmetic'"),
+        ("verifier.builtin.arithmetic:Arithmetic", {}, "Arithmetic.name is 'arithmetic'"),
         ("builtins:dict", {}, "name must be a str"),
     ],
 )
@@ -228,7 +253,7 @@ def test_an_object_that_is_not_a_verifier_is_refused(attribute: str, value: Any,
 
 
 def install(where: Path, monkeypatch: pytest.MonkeyPatch, dist: str, name: str, target: str) -> None:
-    """A distribution as pip leaves it: a module, and metadata with an entry point."""
+    """Install a distribution as pip would: a module, and metadata with an entry point."""
     module = target.split(":")[0]
     site = where / dist
     info = site / f"{dist}_dist-1.0.dist-info"

@@ -1,4 +1,4 @@
-"""The verifying service against a real Redis: outcomes, retries, sharing, leaving, dying."""
+"""The verifying service against a real Redis: outcomes, retries, sharing of work, stops and kills."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from broker.queue.client import Broker
 
 from broker.errors import EX_TEMPORARY, EX_USAGE
-from broker.queue.client import Broker
 from broker.runtime.redis_server import Binary, Server
 from broker.settings import BrokerSettings, RunSettings
 from tests.verifier.verifier_rig import Rig, obedient, ready, serving, until
@@ -41,7 +41,7 @@ def test_three_outcomes_reach_the_group_or_the_dead_letters(rig: Rig) -> None:
 def test_what_one_verifier_cannot_judge_is_judged_by_another(rig: Rig) -> None:
     broker = rig.open([f"pass {i}" for i in range(24)])
     broken = VerifierService(rig.config(obedient(options={"broken": True})), index=0, url=rig.url)
-    # One at a time and slowly, so that there is work left however late the other comes to it.
+    # Slowly and one at a time, so that work is left for the other however late it starts.
     sound = VerifierService(rig.config(obedient(options={"seconds": 0.1}, batch=1)), index=1, url=rig.url)
     with serving(broken, sound):
         until(lambda: ready(broker) == 24, 30, "all groups are judged")
@@ -51,7 +51,7 @@ def test_what_one_verifier_cannot_judge_is_judged_by_another(rig: Rig) -> None:
     assert broker.audit().lost == 0
 
 
-def test_what_every_verifier_fails_at_is_dead_lettered_not_passed_around_for_ever(rig: Rig) -> None:
+def test_a_completion_that_no_verifier_can_judge_is_dead_lettered(rig: Rig) -> None:
     broker = rig.open(["pass"] * 4, n=4)
     services = [VerifierService(rig.config(obedient(options={"broken": True})), index=i, url=rig.url) for i in range(2)]
     with serving(*services):
@@ -59,7 +59,7 @@ def test_what_every_verifier_fails_at_is_dead_lettered_not_passed_around_for_eve
     assert sum(service.values["verdicts"] for service in services) == 4 * rig.attempts
 
 
-def test_a_verifier_that_only_errs_slows_down_and_recovers(rig: Rig, tmp_path: Path) -> None:
+def test_a_verifier_that_returns_only_errors_slows_down_and_recovers(rig: Rig, tmp_path: Path) -> None:
     flag = tmp_path / "tool"
     rig.attempts = 10
     broker = rig.open([f"needs {flag} {i}" for i in range(4)], n=4)
@@ -67,7 +67,7 @@ def test_a_verifier_that_only_errs_slows_down_and_recovers(rig: Rig, tmp_path: P
     with serving(service):
         until(lambda: service.values["verdicts"] >= 4, 10, "it is at work")
         time.sleep(0.7)
-        assert service.values["verdicts"] < 25  # 40 attempts are gone in 0.1 s without a pause
+        assert service.values["verdicts"] < 25  # without a pause, 40 attempts take 0.1 s
         flag.touch()
         until(lambda: ready(broker) == 1, 10, "the group is judged")
     assert service.values["passed"] == 4
@@ -93,11 +93,14 @@ def test_work_survives_a_redis_that_is_killed_and_started_again(server_binary: B
 
 
 def test_two_queues_are_served_by_one_process(rig: Rig) -> None:
-    broker = rig.open(["( 3 + 7 ) * 2", "2*(7+3)", "3*7-2", "20"], verifier="arithmetic",
-                      record={"numbers": [2, 3, 7], "target": 20})  # fmt: skip
+    broker = rig.open(
+        ["( 3 + 7 ) * 2", "2*(7+3)", "3*7-2", "20"], verifier="arithmetic", record={"numbers": [2, 3, 7], "target": 20}
+    )
     service = VerifierService(rig.config({**obedient(), "arithmetic": {}}), url=rig.url)
     with serving(service):
         until(lambda: ready(broker) == 4, 20, "all groups are judged")
+        said = {heartbeat.role: heartbeat.queues for heartbeat in broker.services()}
+        assert said == {"learner": (), "actor": (), "verifier": ("obedient", "arithmetic")}
     answers = [m.verdict.answer for g in broker.groups(broker.lease(rig.epoch, 1, 4) or []) for m in g.members]
     assert sorted(answers) == ["", "", "2*(3+7)", "2*(3+7)"]
 
@@ -151,7 +154,7 @@ def test_a_verdict_beyond_its_deadline_is_an_error_and_the_others_go_on(rig: Rig
 
 
 @pytest.mark.slow
-def test_a_process_full_of_hanging_verdicts_asks_to_be_replaced(rig: Rig) -> None:
+def test_a_process_full_of_hanging_verdicts_ends_with_the_code_for_a_restart(rig: Rig) -> None:
     broker = rig.open(["hang"])
     service = VerifierService(rig.config(obedient(deadline_seconds=0.2), drain_seconds=0.2), url=rig.url)
     with serving(service) as codes:
@@ -161,8 +164,8 @@ def test_a_process_full_of_hanging_verdicts_asks_to_be_replaced(rig: Rig) -> Non
 
 
 @pytest.mark.slow
-def test_a_stop_puts_unfinished_work_back_at_once(rig: Rig, tmp_path: Path) -> None:
-    rig.lease_seconds = 30.0  # nothing returns by itself within this test
+def test_a_stop_requeues_unfinished_work_at_once(rig: Rig, tmp_path: Path) -> None:
+    rig.lease_seconds = 30.0  # no lease expires during this test
     trace = tmp_path / "trace"
     broker = rig.open([f"sleep 20 {i}" for i in range(2)] + [f"pass {i}" for i in range(2)])
     process = rig.process(rig.config(obedient(concurrency=4, options={"trace": str(trace)}), drain_seconds=0.3))
@@ -174,8 +177,9 @@ def test_a_stop_puts_unfinished_work_back_at_once(rig: Rig, tmp_path: Path) -> N
         process.kill()
     waiting = broker.receive("obedient", "other", 10, 1.0)
     assert sorted(work.completion.text for work in waiting if work.completion.text.startswith("sleep")) == [
-        "sleep 20 0", "sleep 20 1",
-    ]  # fmt: skip
+        "sleep 20 0",
+        "sleep 20 1",
+    ]
     assert all(work.attempt == 1 for work in waiting)
 
 
@@ -234,7 +238,7 @@ def test_a_verifier_may_start_before_the_run_exists(rig: Rig) -> None:
     assert codes == [0]
 
 
-def test_measurements_say_what_was_judged(rig: Rig) -> None:
+def test_metrics_count_verdicts_replies_and_waits(rig: Rig) -> None:
     broker = rig.open(["pass 1", "pass 2", "fail", "crash"], n=4)
     service = VerifierService(rig.config(obedient()), url=rig.url)
     with serving(service):
@@ -264,9 +268,11 @@ def test_an_unknown_verifier_ends_the_service_with_a_usage_error(rig: Rig) -> No
 def test_arithmetic_reaches_5000_verdicts_a_cpu_second_without_a_round_trip_each(rig: Rig) -> None:
     count = 20_000
     broker = rig.open(
-        ["( 3 + 7 ) * 2 - 5", "( 3 + 7 ) * 2 + 5"] * (count // 2), n=50, verifier="arithmetic",
+        ["( 3 + 7 ) * 2 - 5", "( 3 + 7 ) * 2 + 5"] * (count // 2),
+        n=50,
+        verifier="arithmetic",
         record={"numbers": [2, 3, 5, 7], "target": 15},
-    )  # fmt: skip
+    )
     process = rig.process(rig.config({"arithmetic": {}}))
     try:
         until(lambda: ready(broker) == count // 50, 60, "all groups are judged")
@@ -280,7 +286,7 @@ def test_arithmetic_reaches_5000_verdicts_a_cpu_second_without_a_round_trip_each
     assert count / used > 5000, f"{count / used:.0f} verdicts a CPU second"
 
 
-def test_a_verifier_process_starts_light() -> None:
+def test_a_verifier_process_imports_no_heavy_package() -> None:
     code = (
         "import sys, time; import verifier.service, verifier.builtin.arithmetic\n"
         "heavy = {'torch', 'ray', 'transformers', 'vllm', 'matplotlib', 'typer'} & set(sys.modules)\n"
@@ -288,9 +294,13 @@ def test_a_verifier_process_starts_light() -> None:
     )
     root = Path(__file__).parents[2]
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root,
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=root,
         env={**os.environ, "PYTHONPATH": str(root), "OPENBLAS_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
     heavy, seconds = done.stdout.rsplit(" ", 1)
     assert heavy == "[]"
     assert float(seconds) < 1.0

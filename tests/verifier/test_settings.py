@@ -1,4 +1,4 @@
-"""Which settings of the verifier tier are refused, and how much a process may hold."""
+"""The settings of the verifying service, and the number of completions that a process holds."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_process_holds_at_least_its_threads_and_at_most_its_batch(
         assert ahead * seconds / threads <= prefetch * (1 + 1e-9)
 
 
-def test_a_slow_verifier_hoards_nothing_and_a_fast_one_fills_its_batch() -> None:
+def test_a_slow_verifier_holds_one_completion_a_thread_and_a_fast_one_a_whole_batch() -> None:
     assert share(4, 256, 0.2, 3.0) == 4
     assert share(1, 256, 0.2, 20e-6) == 256
     assert share(1, 256, 0.2, None) == 1

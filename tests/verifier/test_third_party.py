@@ -1,4 +1,4 @@
-"""A verifier of another distribution: the example of docs/verifiers.md, installed by pip and run by the service."""
+"""A verifier of another distribution: the example of docs/how-to/verifier.md, installed by pip and run by the service."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EXAMPLE = re.compile(r"<!-- example: (\S+) -->\n```\w+\n(.*?)```", re.DOTALL)
 
 def example() -> dict[str, str]:
     """File name → text, as the document shows them."""
-    return dict(EXAMPLE.findall((ROOT / "docs" / "verifiers.md").read_text()))
+    return dict(EXAMPLE.findall((ROOT / "docs" / "how-to" / "verifier.md").read_text()))
 
 
 @pytest.fixture(scope="module")

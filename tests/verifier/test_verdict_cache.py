@@ -1,4 +1,4 @@
-"""Equal answers are judged once: what makes two judgements equal, and the cache as the service uses it."""
+"""The verdict cache: which judgements share a key, and how the service uses it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.verifier.verifier_rig import Obedient, Rig, obedient, ready, serving, until
 from verifier.builtin.arithmetic import Arithmetic
 from verifier.service import VerifierService
-from verifier.verdict_cache import Content
+from verifier.verdict_cache import JudgementKey
 
 VALUES = st.recursive(
     st.none()
@@ -24,11 +24,11 @@ VALUES = st.recursive(
     max_leaves=6,
 )
 RECORDS = st.dictionaries(st.text(max_size=3), VALUES, max_size=3)
-CONTENT = Content(Arithmetic(), {}, None)
+KEY = JudgementKey(Arithmetic(), {}, None)
 
 
 def as_the_wire_does(value: Any) -> Any:
-    """Lists arrive as tuples, and mappings in any order."""
+    """`value` as it may arrive: lists as tuples, mappings in another order."""
     if isinstance(value, list):
         return tuple(as_the_wire_does(item) for item in value)
     if isinstance(value, dict):
@@ -37,47 +37,47 @@ def as_the_wire_does(value: Any) -> Any:
 
 
 @given(RECORDS, st.text(max_size=8))
-def test_the_wire_does_not_change_the_hash(record: dict[str, Any], answer: str) -> None:
-    assert CONTENT.key(record, answer) == CONTENT.key(as_the_wire_does(record), answer)
+def test_the_wire_does_not_change_the_key(record: dict[str, Any], answer: str) -> None:
+    assert KEY.digest(record, answer) == KEY.digest(as_the_wire_does(record), answer)
 
 
 @given(RECORDS, RECORDS, st.text(max_size=4), st.text(max_size=4))
-def test_different_questions_and_answers_have_different_hashes(
+def test_different_records_and_answers_have_different_keys(
     one: dict[str, Any], other: dict[str, Any], first: str, second: str
 ) -> None:
     same = repr(_typed(one)) == repr(_typed(other)) and first == second
-    assert (CONTENT.key(one, first) == CONTENT.key(other, second)) is same
+    assert (KEY.digest(one, first) == KEY.digest(other, second)) is same
 
 
 def _typed(value: Any) -> Any:
-    """1, 1.0 and True are equal to Python and different here."""
+    """`value` with types: 1, 1.0 and True are equal in Python but have different keys."""
     if isinstance(value, dict):
         return sorted((key, repr(_typed(item))) for key, item in value.items())
     return [_typed(item) for item in value] if isinstance(value, list) else (type(value).__name__, value)
 
 
 def test_lone_surrogates_and_parts_that_run_together_are_told_apart() -> None:
-    assert CONTENT.key({}, "\ud800") != CONTENT.key({}, "\ud801")
-    assert CONTENT.key({"a": "b"}, "c") != CONTENT.key({"a": "bc"}, "")
-    assert CONTENT.key({"a": b"\x01"}, "") != CONTENT.key({"a": {"b": "01"}}, "")
+    assert KEY.digest({}, "\ud800") != KEY.digest({}, "\ud801")
+    assert KEY.digest({"a": "b"}, "c") != KEY.digest({"a": "bc"}, "")
+    assert KEY.digest({"a": b"\x01"}, "") != KEY.digest({"a": {"b": "01"}}, "")
 
 
-def test_everything_that_decides_is_in_the_hash() -> None:
+def test_everything_that_decides_a_verdict_is_in_the_key() -> None:
     class Newer(Arithmetic):
         version = "2"
 
     class WithTool(Arithmetic):
         fingerprint = "lean 4.28"
 
-    askers = [
-        CONTENT,
-        Content(Newer(), {}, None),
-        Content(WithTool(), {}, None),
-        Content(Arithmetic(), {"limit": 3}, None),
-        Content(Arithmetic(), {}, "mine:Arithmetic"),
-        Content(Obedient(), {}, None),
+    keys = [
+        KEY,
+        JudgementKey(Newer(), {}, None),
+        JudgementKey(WithTool(), {}, None),
+        JudgementKey(Arithmetic(), {"limit": 3}, None),
+        JudgementKey(Arithmetic(), {}, "mine:Arithmetic"),
+        JudgementKey(Obedient(), {}, None),
     ]
-    assert len({asker.key({"a": 1}, "1") for asker in askers}) == len(askers)
+    assert len({key.digest({"a": 1}, "1") for key in keys}) == len(keys)
 
 
 def times_judged(trace: Path) -> list[str]:
@@ -98,14 +98,14 @@ def test_equal_answers_are_judged_once_over_services_and_runs(rig: Rig, tmp_path
         assert said == [
             ("fail same", "fail", "told", ""),
             ("pass other", "pass", "told", "pass other"),
-            ("pass same", "fail", "truncated", ""),  # its text is known to be right: it is truncated all the same
+            ("pass same", "fail", "truncated", ""),  # truncated, though the cache knows its text to be right
             ("pass same", "pass", "told", "pass same"),
         ]
     assert times_judged(trace) == ["fail same", "pass other", "pass same"]
     assert broker.cache_counts()["hits:obedient"] == 3
 
 
-def test_errors_are_tried_again_and_never_remembered(rig: Rig, tmp_path: Path) -> None:
+def test_errors_are_retried_and_never_cached(rig: Rig, tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     broker = rig.open(["error", "crash"], n=2)
     service = VerifierService(rig.config(obedient(options={"trace": str(trace)}, cache=True)), url=rig.url)
@@ -115,7 +115,7 @@ def test_errors_are_tried_again_and_never_remembered(rig: Rig, tmp_path: Path) -
     assert broker.cache_counts().get("bytes", 0) == 0
 
 
-def test_a_fast_verifier_does_not_ask_and_a_slow_one_does_unless_told(rig: Rig) -> None:
+def test_only_slow_verifiers_use_the_cache_unless_the_settings_say_otherwise(rig: Rig) -> None:
     def stored(seconds: float, **settings: Any) -> int:
         rig.name += "x"
         broker = rig.open([f"pass {seconds} {i}" for i in range(6)])

@@ -1,6 +1,6 @@
-"""What the tests of the verifying service stand on: a run opened in real Redis, and verifiers that obey their records.
+"""Fixtures for the tests of the verifying service: a run in a real Redis, and a verifier controlled by its answers.
 
-`Obedient` is found through `verifier.serve.<name>.factory`, so that service processes can load it too.
+`Obedient` is loaded through `verifier.serve.<name>.factory`, so that service processes can load it too.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from broker.queue.client import Broker
 from broker.queue.heartbeat import Heartbeat
 from broker.queue.state import RunSpec
 from broker.queue.wire import Completion, Prompt, float32, int32
 from broker.settings import BrokerSettings, DataSettings, MetricsSettings, ModelSettings, RunSettings
+from tests.broker.builders import EveryRole
 from verifier.protocol import Judgement
 from verifier.service import VerifierConfig, VerifierService
 from verifier.settings import VerifierSettings
@@ -29,7 +29,8 @@ HERE = Path(__file__).parent
 
 
 class Obedient:
-    """Does what the answer's first word says: pass, fail, error, crash, exit, sleep SECONDS, needs FILE, hang."""
+    """A verifier that does what the first word of an answer says: pass, fail, error, crash, exit, sleep SECONDS, needs
+    FILE, hang."""
 
     version = "1"
     reasons = frozenset({"told"})
@@ -60,7 +61,7 @@ class Obedient:
 
 @dataclass
 class Rig:
-    """A run in Redis with `groups × n` places for answers."""
+    """A run in Redis, and the configuration of services for it."""
 
     url: str
     directory: Path
@@ -78,27 +79,37 @@ class Rig:
             verifier=VerifierSettings.model_validate({"serve": serve, **verifier}),
         )
 
-    def broker(self) -> Broker:
+    def broker(self) -> EveryRole:
         config = self.config({"arithmetic": {}})
-        return Broker.connect(config.broker, config.run, url=self.url)
+        return EveryRole.connect(config.broker, config.run, url=self.url)
 
-    def open(self, answers: Sequence[str], n: int = 1, verifier: str = "obedient", record: Any = None) -> Broker:
-        """Open the run and offer `answers`, n to a group, as an actor would. `length:` in front makes it truncated."""
+    def open(self, answers: Sequence[str], n: int = 1, verifier: str = "obedient", record: Any = None) -> EveryRole:
+        """Open the run and offer `answers`, n per group, as an actor would; `length:` in front makes one truncated."""
         broker = self.broker()
         groups = len(answers) // n
         assert groups * n == len(answers)
         broker.open_run(
             RunSpec(
-                fingerprint="f" * 64, seed=0, steps=1, group_size=n, groups_per_step=groups, publish_every=1,
-                max_staleness=4, max_queued_bytes=1 << 30, max_new_tokens=8, train_prompts=groups, eval_prompts=0,
-                eos_token_ids=(0,), weights=str(self.directory),
+                fingerprint="f" * 64,
+                seed=0,
+                steps=1,
+                group_size=n,
+                groups_per_step=groups,
+                publish_every=1,
+                max_staleness=4,
+                max_queued_bytes=1 << 30,
+                max_new_tokens=8,
+                train_prompts=groups,
+                eval_prompts=0,
+                eos_token_ids=(0,),
+                weights=str(self.directory),
             ),
             [
                 Prompt(index=i, text="?", tokens=int32([1]), verifier=verifier, record=record or {"numbers": [1]})
                 for i in range(groups)
             ],
             [],
-        )  # fmt: skip
+        )
         broker.heartbeat(Heartbeat(id="learner", role="learner", phase="learning", since=time.time()))
         self.epoch = broker.begin("learner")
         broker.publish(self.epoch, 0, 0)
@@ -144,13 +155,13 @@ class Rig:
 
 
 def obedient(**settings: Any) -> dict[str, Any]:
-    """`verifier.serve` with one queue, `obedient`."""
+    """A value for `verifier.serve` with one queue, `obedient`."""
     return {"obedient": {"factory": "tests.verifier.verifier_rig:Obedient", **settings}}
 
 
 @contextmanager
 def serving(*services: VerifierService) -> Iterator[list[int]]:
-    """Run services in threads; the yielded list fills with their exit codes once they ended."""
+    """Run services in threads; the yielded list receives their exit codes as they end."""
     codes: list[int] = []
     threads = [threading.Thread(target=lambda s=service: codes.append(s.run()), daemon=True) for service in services]
     for thread in threads:
@@ -166,7 +177,7 @@ def serving(*services: VerifierService) -> Iterator[list[int]]:
 
 
 def until(condition: Callable[[], bool], seconds: float, what: str) -> float:
-    """Wait for `condition`; returns the seconds it took. Fails after `seconds`, saying what was waited for."""
+    """Wait for `condition`; returns the seconds it took. Fails after `seconds` with a message that names `what`."""
     begin = time.monotonic()
     while not condition():
         assert time.monotonic() - begin < seconds, f"not within {seconds} s: {what}"
@@ -174,6 +185,6 @@ def until(condition: Callable[[], bool], seconds: float, what: str) -> float:
     return time.monotonic() - begin
 
 
-def ready(broker: Broker) -> int:
-    """Groups whose completions are all judged (or dead-lettered)."""
+def ready(broker: EveryRole) -> int:
+    """The number of groups whose completions are all judged or dead-lettered."""
     return broker.depths().ready

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from broker.settings import LoraSettings
-from broker.weights.store import WeightsDirectory
+from broker.weights.directory import DirectoryStore
 from learner.model.lora import attach
 from learner.model.model import Scorer, load
 from learner.weights.publish import export, publish_weights
@@ -38,14 +38,14 @@ def test_a_published_adapter_is_the_merged_model(
     model_path: Path, open_vllm: Callable[..., Any], tmp_path: Path
 ) -> None:
     """Version 0 is the base; later ones equal their merged exports within 1e-4, sampled and scored."""
-    policy, weights = Scorer(attach(load(model_path, torch.float32), LORA, seed=1)), WeightsDirectory(tmp_path / "w")
+    policy, weights = Scorer(attach(load(model_path, torch.float32), LORA, seed=1)), DirectoryStore(tmp_path / "w")
     engine = open_vllm(model_path, lora=LORA, max_batch=8)
     question, answer = np.arange(5, 12), np.arange(20, 32) % VOCABULARY
     base, moved = log_probs(model_path, question, answer), []
     for version in range(3):
         publish_weights(weights, version, policy, model_path, torch.float32, first=True, step=version)
         export(tmp_path / "merged", policy, model_path, torch.float32, first=True)
-        engine.load(version, weights.fetch(version))
+        engine.load(version, weights.fetch(version).directory)
         wanted = log_probs(tmp_path / "merged", question, answer)
         np.testing.assert_allclose(engine.score([(question, answer)])[0], wanted, atol=TOLERANCE)
         engine.submit(ticket(version, n=3, version=version), prompt(question.tolist(), version))

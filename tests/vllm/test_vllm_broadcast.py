@@ -17,16 +17,16 @@ from prometheus_client import CollectorRegistry
 
 from actor.engine import ArgumentRefused
 from actor.engines.factory import open_engine, open_receiver
-from actor.weights.broadcast import Receiving
-from broker.queue.client import Broker
+from actor.weights.broadcast import BroadcastListener
 from broker.queue.heartbeat import Heartbeat
 from broker.queue.wire import Completion
 from broker.settings import BrokerSettings, RunSettings, WeightsSettings
-from broker.weights.broadcast import Outcome, TransferBroken, Transfers
-from learner.weights.broadcast import Broadcast, TransferMetrics, link_maker
-from learner.weights.nccl_link import TransportUnavailable
+from broker.weights.broadcast import BroadcastCoordinator, Outcome, TransferBroken
+from learner.weights.broadcast import BroadcastMetrics, open_broadcaster
+from learner.weights.nccl_link import BroadcastUnavailable
 from tests.actor.actor_process import tree
 from tests.actor.tiny_llama import ragged, reference, ticket
+from tests.broker.builders import EveryRole
 from tests.vllm.served_llama import EOS, MAX_NEW, VOCABULARY, drain, served_llama, spec
 
 ACTOR = "actor-0"
@@ -36,41 +36,48 @@ TOLERANCE = 1e-4  # float32, per token
 class Both:
     """A sending side and one vLLM engine on one run, each on its own connection."""
 
-    def __init__(self, url: str, directory, model_path, transport: str, **parallel: int) -> None:
-        weights = WeightsSettings(transport=transport, transfer_seconds=120.0)
+    def __init__(self, url: str, directory, model_path, broadcast: str, **parallel: int) -> None:
+        weights = WeightsSettings(broadcast=broadcast, broadcast_seconds=120.0)
         config = tree(directory, model_path, engine="vllm", vllm={"arguments": ARGUMENTS | parallel}, max_batch=16)
         config = config.model_copy(update={"weights": weights})
         settings, run = BrokerSettings(lease_seconds=3600.0), RunSettings(name="test")
-        self.learner, self.actor = (Broker.connect(settings, run, url=url) for _ in range(2))
+        self.learner, self.actor = (EveryRole.connect(settings, run, url=url) for _ in range(2))
         self.learner.open_run(spec((EOS,), MAX_NEW), ragged(1, vocabulary=VOCABULARY), [])
         self.epoch = self.learner.begin("learner")
         self.engine = open_engine(config, spec((EOS,), MAX_NEW), ACTOR)
         self.actor.heartbeat(Heartbeat(id=ACTOR, role="actor", phase="sampling", since=0))
-        receiver = open_receiver(config, self.engine)
+        log = logging.getLogger("sieve.test")
+        receiver = open_receiver(config, self.engine, log)
         assert receiver is not None and receiver.ranks == (2 if parallel else 1)
         self.outcomes: list[str] = []
         self.done: list[Completion] = []
-        log = logging.getLogger("sieve.test")
-        self.receiving = Receiving(Transfers(self.actor), ACTOR, receiver, log, self.outcomes.append)
-        self.metrics = TransferMetrics(CollectorRegistry())
+        self.listener = BroadcastListener(BroadcastCoordinator(self.actor), ACTOR, receiver, log, self.outcomes.append)
+        self.metrics = BroadcastMetrics(CollectorRegistry())
         wait = lambda reason, seconds: bool(time.sleep(seconds))  # noqa: E731
-        self.broadcast = Broadcast(
-            Transfers(self.learner), link_maker(weights), weights, self.metrics, log, wait,
-            pack_bytes=20_000, join_seconds=60.0,
-        )  # fmt: skip
-        self.receiving.step("")  # it is known from now on
+        broadcaster = open_broadcaster(
+            weights,
+            BroadcastCoordinator(self.learner),
+            self.metrics,
+            log,
+            wait,
+            pack_bytes=20_000,
+            join_seconds=60.0,
+        )
+        assert broadcaster is not None
+        self.broadcaster = broadcaster
+        self.listener.step("")  # it is known from now on
 
     def send(self, version: int, tensors: dict[str, torch.Tensor]) -> Outcome:
         """Broadcast on a thread while the engine's thread, this one, samples and looks."""
         found: list[Outcome] = []
         sender = threading.Thread(
-            target=lambda: found.append(self.broadcast.send(self.epoch, version, tensors)), daemon=True
+            target=lambda: found.append(self.broadcaster.send(self.epoch, version, tensors)), daemon=True
         )
         sender.start()
         until = time.monotonic() + 300
         while sender.is_alive():
             assert time.monotonic() < until
-            self.receiving.step("")
+            self.listener.step("")
             self.done += self.engine.poll(0.01)
         return found[0]
 
@@ -85,7 +92,7 @@ def both(request, redis_server, tmp_path_factory, model_path):
         pytest.skip("vLLM runs on a GPU here, gloo is for CPUs")
     found = Both(redis_server.url, tmp_path_factory.mktemp("broadcast"), model_path, "gloo", **request.param)
     yield found
-    found.broadcast.close()
+    found.broadcaster.close()
     found.engine.close()
 
 
@@ -143,10 +150,10 @@ def test_a_broadcast_that_breaks_off_leaves_the_old_weights_whole_and_the_next_o
     both.engine.load(3, model_path)
     question = ragged(1, vocabulary=VOCABULARY)[0]
     name = list(tensors(models[0]))[-2]
-    both.broadcast.close()
+    both.broadcaster.close()
 
     def fail() -> None:
-        both.broadcast.close()  # as when the sender's process is killed: its connections go down in the middle
+        both.broadcaster.close()  # as when the sender's process is killed: its connections go down in the middle
         raise TransferBroken("cut off")
 
     outcome = both.send(4, Cut(tensors(models[0]), name, fail))
@@ -175,9 +182,10 @@ def test_a_broadcast_that_breaks_off_leaves_the_old_weights_whole_and_the_next_o
 def test_nccl_is_refused_where_there_is_no_gpu(tmp_path, model_path):
     if torch.cuda.is_available():
         pytest.skip("there is one")
-    with pytest.raises(TransportUnavailable, match="PyTorch sees no CUDA device"):
-        link_maker(WeightsSettings(transport="nccl"))
-    config = tree(tmp_path, model_path, engine="vllm").model_copy(update={"weights": WeightsSettings(transport="nccl")})
+    weights = WeightsSettings(broadcast="nccl")
+    with pytest.raises(BroadcastUnavailable, match="PyTorch sees no CUDA device"):
+        open_broadcaster(weights, None, None, None, None)
+    config = tree(tmp_path, model_path, engine="vllm").model_copy(update={"weights": weights})
     with pytest.raises(ArgumentRefused, match="vLLM runs on a CPU"):
         open_engine(config, spec((EOS,), MAX_NEW), ACTOR)
 
@@ -199,5 +207,5 @@ def test_the_same_over_nccl(redis_url, tmp_path, model_path, versions, monkeypat
                 np.testing.assert_allclose(one.sampler_logprobs, expected, atol=1e-3)
         assert here.metrics.groups._value.get() == 1
     finally:
-        here.broadcast.close()
+        here.broadcaster.close()
         here.engine.close()

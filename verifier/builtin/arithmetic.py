@@ -1,4 +1,4 @@
-"""Countdown, exactly: an expression that uses each given number once and equals the target.
+"""The verifier `arithmetic`: expressions that must use each given number once and equal a target (Countdown).
 
 Record: `{"numbers": [int, …], "target": int}`. The answer is the whole text, an infix expression:
 
@@ -6,16 +6,15 @@ Record: `{"numbers": [int, …], "target": int}`. The answer is the whole text, 
     term       = factor { ("*" | "/") factor }
     factor     = number | "(" expression ")"
 
-Numbers are ASCII digits without leading zeros; ASCII white space may stand between tokens and means nothing. There is
-no unary sign, no power, no concatenation. Division is exact; dividing by zero fails. Everything is bounded before it is
-computed: length, nesting, digits, and (through "each given number once") the size of the rationals. Text is never
-evaluated by Python.
+Numbers are ASCII digits without leading zeros; ASCII white space between tokens is ignored. There is no unary sign, no
+power, no concatenation. Division is exact; dividing by zero fails. Everything is bounded before it is computed: length,
+nesting, digits, and (through "each given number once") the size of the rationals. Text is never evaluated by Python.
 
-The same answer. Two right answers are the same answer iff one becomes the other by: white space and redundant
+Canonical form. Two right answers are the same answer iff one becomes the other by: white space and redundant
 parentheses; x+y = y+x, (x+y)+z = x+(y+z), and likewise for *; x−y = x+(−y) with −(x±y) = −x∓y; x/y = x·(1/y) with
 1/(x·y) = (1/x)/y and 1/(x/y) = y/x. So a sum is two multisets of terms (added, subtracted) and a product two multisets
-of factors (multiplied, divided); equal numbers are interchangeable. Nothing that needs a value is used: x*1, x+0,
-x*(y+z) and (x−y)*(z−w) against (y−x)*(w−z) stay different from their rewritings.
+of factors (multiplied, divided); equal numbers are interchangeable. No rule depends on a value: x*1, x+0, x*(y+z) and
+(x−y)*(z−w) are not the same answers as x, x, x*y+x*z and (y−x)*(w−z).
 """
 
 from __future__ import annotations
@@ -25,12 +24,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from verifier.builtin.failed import Failed
 from verifier.protocol import Judgement
 
 MAX_LENGTH = 4096
-"""Characters of an answer."""
+"""The most characters of an answer."""
 MAX_DEPTH = 64
-"""Parentheses open at once."""
+"""The most parentheses open at once."""
 MAX_NUMBERS = 32
 MAX_NUMBER = 10**9
 MAX_TARGET = 10**15
@@ -55,17 +55,8 @@ Ratio = tuple[int, int]
 """(numerator, denominator), denominator ≠ 0, not reduced."""
 
 
-class Refused(ValueError):
-    """The answer is not a right answer; `reason` is its code."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason = reason
-        self.detail = detail
-
-
 class Arithmetic:
-    """The verifier `arithmetic`: see the module's docstring for what is right and when two answers are the same."""
+    """The verifier `arithmetic`; the module's docstring defines right answers and their canonical form."""
 
     name = "arithmetic"
     version = "1"
@@ -75,7 +66,7 @@ class Arithmetic:
     )
 
     def judge(self, record: Mapping[str, Any], answer: str) -> Judgement:
-        """Pass with the canonical answer, fail with a reason, or error/malformed_record. Never raises."""
+        """Judge one expression: pass with its canonical form, fail, or error/malformed_record. Never raises."""
         try:
             numbers, target = _read(record)
         except ValueError as error:
@@ -83,31 +74,31 @@ class Arithmetic:
         try:
             expression, used = parse(answer)
             if used != numbers:
-                raise Refused("wrong_numbers", f"uses {used}, given {numbers}")
+                raise Failed("wrong_numbers", f"uses {used}, given {numbers}")
             numerator, denominator = value(expression)
             if numerator != target * denominator:
-                raise Refused("wrong_value", f"not {target}")
-        except Refused as refused:
-            return Judgement("fail", refused.reason, refused.detail)
+                raise Failed("wrong_value", f"not {target}")
+        except Failed as failed:
+            return Judgement("fail", failed.reason, failed.detail)
         return Judgement("pass", "correct", "", canonical(expression))
 
 
 def parse(text: str) -> tuple[Expression, list[int]]:
     """The expression tree of `text` and its numbers, sorted; at most MAX_NUMBERS of them.
 
-    Raises Refused: empty, too_long, bad_character, syntax, too_deep, wrong_numbers (more or longer than any
-    record's can be).
+    Raises Failed: empty, too_long, bad_character, syntax, too_deep, wrong_numbers (more or longer ones than a record
+    can have).
     """
     if len(text) > MAX_LENGTH:
-        raise Refused("too_long", f"{len(text)} characters, at most {MAX_LENGTH}")
+        raise Failed("too_long", f"{len(text)} characters, at most {MAX_LENGTH}")
     tokens = _tokens(text)
     if not tokens:
-        raise Refused("empty")
+        raise Failed("empty")
     used = sorted(token for token in tokens if isinstance(token, int))
     if len(used) > MAX_NUMBERS:
-        # What walks the tree recurses; with at most MAX_NUMBERS leaves it is at most that deep.
-        raise Refused("wrong_numbers", f"{len(used)} numbers, at most {MAX_NUMBERS} can be given")
-    # Operator precedence with explicit stacks: hostile nesting costs memory bounded by the length, not the call stack.
+        # The functions on the tree are recursive; with at most MAX_NUMBERS leaves it is at most that deep.
+        raise Failed("wrong_numbers", f"{len(used)} numbers, at most {MAX_NUMBERS} can be given")
+    # Operator precedence with explicit stacks: deep nesting uses memory bounded by the length, not the call stack.
     operands: list[Expression] = []
     operators: list[str] = []
     depth = 0
@@ -115,23 +106,23 @@ def parse(text: str) -> tuple[Expression, list[int]]:
     for token in tokens:
         if isinstance(token, int):
             if not operand_next:
-                raise Refused("syntax", "a number follows an operand")
+                raise Failed("syntax", "a number follows an operand")
             operands.append(token)
             operand_next = False
         elif token == "(":
             if not operand_next:
-                raise Refused("syntax", "'(' follows an operand")
+                raise Failed("syntax", "'(' follows an operand")
             depth += 1
             if depth > MAX_DEPTH:
-                raise Refused("too_deep", f"more than {MAX_DEPTH} open parentheses")
+                raise Failed("too_deep", f"more than {MAX_DEPTH} open parentheses")
             operators.append(token)
         elif operand_next:
-            raise Refused("syntax", f"'{token}' where a number or '(' is needed")
+            raise Failed("syntax", f"'{token}' where a number or '(' is needed")
         elif token == ")":
             while operators and operators[-1] != "(":
                 _reduce(operands, operators)
             if not operators:
-                raise Refused("syntax", "')' without '('")
+                raise Failed("syntax", "')' without '('")
             operators.pop()
             depth -= 1
         else:
@@ -140,16 +131,16 @@ def parse(text: str) -> tuple[Expression, list[int]]:
             operators.append(token)
             operand_next = True
     if operand_next:
-        raise Refused("syntax", "ends where a number or '(' is needed")
+        raise Failed("syntax", "ends where a number or '(' is needed")
     if depth:
-        raise Refused("syntax", f"{depth} '(' without ')'")
+        raise Failed("syntax", f"{depth} '(' without ')'")
     while operators:
         _reduce(operands, operators)
     return operands[0], used
 
 
 def value(expression: Expression) -> Ratio:
-    """The exact value. Raises Refused division_by_zero. Each number enters numerator and denominator at most once."""
+    """The exact value, with each number at most once in numerator and denominator. Raises Failed division_by_zero."""
     if isinstance(expression, int):
         return expression, 1
     a, b = value(expression.left)
@@ -162,12 +153,12 @@ def value(expression: Expression) -> Ratio:
         case "*":
             return a * c, b * d
     if c == 0:
-        raise Refused("division_by_zero")
+        raise Failed("division_by_zero")
     return a * d, b * c
 
 
 def canonical(expression: Expression) -> str:
-    """The canonical text of an expression whose value exists; itself a right answer wherever `expression` is one."""
+    """The canonical text of an expression whose value exists; a right answer wherever `expression` is one."""
     if isinstance(expression, int):
         return str(expression)
     if expression.operator in "+-":
@@ -203,14 +194,14 @@ def _tokens(text: str) -> list[int | str]:
     while at < end:
         found = _TOKEN.match(text, at)
         if found is None:
-            raise Refused("bad_character", f"{text[at:].lstrip(_SPACE)[:1]!a} is not part of an expression")
+            raise Failed("bad_character", f"{text[at:].lstrip(_SPACE)[:1]!a} is not part of an expression")
         digits, sign = found.groups()
         if digits is None:
             tokens.append(sign)
         elif len(digits) > 1 and digits[0] == "0":
-            raise Refused("syntax", "a number with leading zeros")
+            raise Failed("syntax", "a number with leading zeros")
         elif len(digits) > _MAX_DIGITS:
-            raise Refused("wrong_numbers", f"a number of {len(digits)} digits")
+            raise Failed("wrong_numbers", f"a number of {len(digits)} digits")
         else:
             tokens.append(int(digits))
         at = found.end()
@@ -223,7 +214,7 @@ def _reduce(operands: list[Expression], operators: list[str]) -> None:
 
 
 def _flatten(expression: Expression, pair: str, kept: list[str], inverted: list[str]) -> None:
-    """Collect the operands of a chain of `pair` ("+-" or "*/") into those that count as they are and as inverses."""
+    """Collect the operands of a chain of `pair` ("+-" or "*/"): those that count as they are, and as inverses."""
     if isinstance(expression, Operation) and expression.operator in pair:
         _flatten(expression.left, pair, kept, inverted)
         if expression.operator == pair[0]:
@@ -232,7 +223,7 @@ def _flatten(expression: Expression, pair: str, kept: list[str], inverted: list[
             _flatten(expression.right, pair, inverted, kept)
         return
     text = canonical(expression)
-    # Only a sum inside a product needs parentheses: a product inside a sum binds tighter already.
+    # Only a sum inside a product needs parentheses, since a product inside a sum binds tighter.
     kept.append(f"({text})" if pair == "*/" and isinstance(expression, Operation) else text)
 
 

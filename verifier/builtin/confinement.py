@@ -9,25 +9,25 @@ from pydantic import field_validator
 
 from broker.errors import EX_USAGE, SieveError
 from broker.settings import Section
-from verifier.sandbox import ladder
+from verifier.sandbox import levels
 from verifier.sandbox.limits import SandboxUnavailable
 from verifier.sandbox.sandbox import Sandbox
 
 
 class ConfinementUnavailable(SieveError, SandboxUnavailable):
-    """Programs cannot be confined on this machine as asked; the message holds what was tried and the remedy."""
+    """Programs cannot be confined on this machine as asked; the message lists what was tried and the remedy."""
 
     exit_code = EX_USAGE
 
 
 class SandboxSettings(Section):
-    """Where and how strictly programs run."""
+    """Where programs run and how strictly they are confined."""
 
     level: Literal["auto", "bubblewrap", "landlock", "unsafe"] = "auto"
-    """`auto`: the strongest that works on this machine, or none. `unsafe` (limits only: such a program can read what
-    this service can, and use the network) is never chosen by itself."""
+    """`auto`: the strongest level that works on this machine; without one the service does not start. `unsafe` (limits
+    only: a program can read what this service can, and use the network) is never chosen automatically."""
     readable: tuple[Path, ...] = ()
-    """Directories that programs may read beside the system's own, under the same path."""
+    """Directories that programs may read besides the system's own, under the same paths."""
     directory: Path | None = None
     """Where the directories of the runs are made; default: the system's temporary directory."""
 
@@ -38,12 +38,12 @@ class SandboxSettings(Section):
             if not path.is_absolute() or not path.is_dir():
                 raise ValueError(f"{path} is not an absolute path of a directory on this machine")
             if path.resolve() == Path("/"):
-                raise ValueError("/ would show programs everything; name the directories they need")
+                raise ValueError("/ would make everything readable; name the directories that programs need")
         return value
 
     def open(self, readable: tuple[Path, ...] = ()) -> Sandbox:
-        """The sandbox, its level proved by running something. Raises ConfinementUnavailable."""
+        """A sandbox whose level has been tested by running a program. Raises ConfinementUnavailable."""
         try:
-            return ladder.climb(self.level, readable=(*self.readable, *readable), directory=self.directory)
+            return levels.open_sandbox(self.level, readable=(*self.readable, *readable), directory=self.directory)
         except SandboxUnavailable as error:
             raise ConfinementUnavailable(str(error)) from error

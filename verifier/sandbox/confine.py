@@ -1,7 +1,7 @@
-"""What a process does to itself, after fork and before exec, so that the program it becomes is confined.
+"""The steps by which a process confines itself between fork and exec.
 
-Runs in the child of a single-threaded process (spawner.py): a process with threads must not run Python between fork and
-exec. Nothing here is undone; an OSError means that the program does not start.
+They run in the child of a single-threaded process (spawner.py), since a process with threads must not run Python
+between fork and exec. No step is undone on failure: after an OSError the program is not started.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from verifier.sandbox import kernel, seccomp
 from verifier.sandbox.limits import Level, Limits
 
 SYSTEM = ("/usr", "/lib", "/lib64", "/lib32", "/bin", "/sbin", "/etc/ld.so.cache", "/etc/localtime")
-"""What a program needs to start: nothing in it is secret or of this service."""
+"""Paths that a program needs in order to start; they hold nothing secret and nothing of this service."""
 DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 INSIDE = "/tmp/sandbox"
-"""Where bubblewrap shows the directory of the run."""
+"""Where the directory of the run is mounted under bubblewrap."""
 CHANNEL = 3
-"""The descriptor of the channel, where the caller asked for one."""
+"""The descriptor of the channel in the program, if the caller asked for one."""
 HIGH = 20
-"""Descriptors from here on are this package's own; none is inherited by the program."""
+"""The first descriptor number for this package's own use; none of these is inherited by the program."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One run, as the caller decided it. `user` None: stay who we are (not root, or unsafe)."""
+    """Everything that the caller decides about one run; `user` None keeps the current user (not root, or unsafe)."""
 
     argv: list[str]
     environment: dict[str, str]
@@ -44,7 +44,8 @@ class Plan:
 def confine(plan: Plan, state: int) -> tuple[str, list[str], dict[str, str]]:
     """Confine this process; returns the arguments of the execve that must follow.
 
-    The program's descriptors are in place already; `state` is where bubblewrap says that it has started the program.
+    The program's descriptors must be in place already. `state` is the descriptor on which bubblewrap reports that it
+    has started the program.
     """
     os.chdir(plan.directory)
     os.umask(0o077)
@@ -57,13 +58,13 @@ def confine(plan: Plan, state: int) -> tuple[str, list[str], dict[str, str]]:
         os.setgroups([])
         os.setresgid(plan.user, plan.user, plan.user)
         os.setresuid(plan.user, plan.user, plan.user)
-    # After the change of user, which clears it.
+    # Set after the change of user, which would clear it.
     kernel.prctl(kernel.PR_SET_PDEATHSIG, 9)
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
     if plan.level == "landlock":
         abi = kernel.landlock_abi()
         kernel.restrict_self(abi, [*SYSTEM, *plan.readable, *DEVICES[1:]], [plan.directory, DEVICES[0]])
-        # Landlock's scope keeps signals inside; before it, only a filter that knows the one process can.
+        # Landlock keeps signals inside from ABI 6 on; before, the filter does, by allowing signals to this pid only.
         forks = plan.limits.processes > 1
         free = forks and abi >= kernel.SCOPED_SIGNALS_ABI
         kernel.install_filter(seccomp.program(own_pid=None if free else os.getpid(), may_fork=forks))
@@ -75,7 +76,7 @@ def confine(plan: Plan, state: int) -> tuple[str, list[str], dict[str, str]]:
 def _set_limits(plan: Plan) -> None:
     limits = plan.limits
     seconds = max(1, int(-(-limits.cpu_seconds // 1)))
-    # One second between the signal that can be told from others and the one that cannot be ignored.
+    # One second between SIGXCPU, which can be told from other signals, and SIGKILL, which cannot be ignored.
     _limit(resource.RLIMIT_CPU, seconds, seconds + 1)
     if limits.address_space:
         _limit(resource.RLIMIT_AS, limits.memory_bytes)
@@ -83,14 +84,14 @@ def _set_limits(plan: Plan) -> None:
     _limit(resource.RLIMIT_NOFILE, limits.open_files)
     for none in (resource.RLIMIT_CORE, resource.RLIMIT_MEMLOCK, resource.RLIMIT_MSGQUEUE, resource.RLIMIT_RTPRIO):
         _limit(none, 0)
-    # The kernel counts by user: a user of its own has no other tasks, otherwise those that run already come on top.
+    # The kernel counts tasks by user: a user id of the run's own has no others, otherwise the running ones are added.
     others = 0 if plan.user is not None else _tasks_of(os.getuid())
     around = 3 if plan.level == "bubblewrap" else 0
     _limit(resource.RLIMIT_NPROC, others + around + limits.processes + limits.threads)
 
 
 def _limit(which: int, soft: int, hard: int | None = None) -> None:
-    """Lower both limits; never above the hard one there is."""
+    """Set both limits, neither above the current hard limit."""
     _, most = resource.getrlimit(which)
     if most != resource.RLIM_INFINITY:
         soft, hard = min(soft, most), min(hard if hard is not None else soft, most)
@@ -104,7 +105,7 @@ def _tasks_of(user: int) -> int:
             try:
                 if entry.stat().st_uid == user:
                     total += os.stat(f"/proc/{entry.name}/task").st_nlink - 2
-            except OSError:  # it ended meanwhile
+            except OSError:  # the process has ended
                 continue
     return total
 
@@ -115,7 +116,7 @@ def _bubblewrap(plan: Plan, state: int) -> tuple[str, list[str], dict[str, str]]
     if plan.user is None:
         argv += ["--unshare-user", "--uid", "65534", "--gid", "65534"]
     else:
-        # As root without a user namespace: bubblewrap reaches what only root can, the program runs as `user`.
+        # As root, without a user namespace: bubblewrap can reach what only root can, and the program runs as `user`.
         argv += ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
         who = str(plan.user)
         inner = ["setpriv", "--reuid", who, "--regid", who, "--clear-groups", "--inh-caps=-all", "--", *inner]
@@ -154,7 +155,8 @@ def _bubblewrap(plan: Plan, state: int) -> tuple[str, list[str], dict[str, str]]
 
 
 def _folders(path: str) -> list[str]:
-    """The folders above a path, open to the program's user: bubblewrap would close them to all but its own."""
+    """Arguments that make the folders above a path searchable for the program's user; by default bubblewrap makes them
+    accessible to its own user only."""
     above = [str(folder) for folder in reversed(Path(path).parents) if str(folder) != "/"]
     return [part for folder in above if folder not in SYSTEM for part in ("--perms", "0755", "--dir", folder)]
 

@@ -1,4 +1,4 @@
-"""Measuring and removing a folder that a hostile program has filled: nothing here recurses or trusts a name."""
+"""Measuring and removing folders filled by a hostile program, without recursion and without following links."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ import stat
 from pathlib import Path
 
 MAX_DEPTH = 200
-"""Folders inside each other; more count as too much."""
+"""The deepest nesting of folders that is measured; deeper ones count as over the limit."""
 _BLOCK = 4096
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def exceeds(directory: str, limit: int, already: int = 0) -> bool:
-    """Whether more than `limit` bytes lie below a folder that may be changing; every entry costs a block at least.
+    """Whether a folder, which may be changing, holds more than `limit` bytes; every entry counts as at least one block.
 
-    `already` bytes are counted elsewhere. What cannot be looked at, and folders deeper than MAX_DEPTH, count as more.
+    `already` bytes counted elsewhere are added. Folders that cannot be read or are deeper than MAX_DEPTH count as over
+    the limit.
     """
     total = already
     open_folders = [os.open(directory, _FOLDER)]
@@ -38,9 +39,9 @@ def exceeds(directory: str, limit: int, already: int = 0) -> bool:
                     open_folders.append(inner)
                     names.append([])
                     names[-1] = os.listdir(inner)
-            except PermissionError:  # a folder made so that nobody can look into it
+            except PermissionError:  # the program took away the right to read it
                 return True
-            except OSError:  # removed between two looks
+            except OSError:  # the program removed it meanwhile
                 continue
         return False
     finally:
@@ -49,9 +50,9 @@ def exceeds(directory: str, limit: int, already: int = 0) -> bool:
 
 
 def remove(directory: Path) -> None:
-    """Remove a folder in which nobody works any more. Raises OSError.
+    """Remove a folder that no process uses any more. Raises OSError.
 
-    What lies deep is lifted to the top first, so that depth costs nothing.
+    The contents of each subfolder are moved to the top before it is removed, so that no nesting is too deep.
     """
     prefix = secrets.token_hex(8)
     lifted = 0
@@ -67,7 +68,7 @@ def remove(directory: Path) -> None:
                 try:
                     for inner in os.listdir(folder):
                         if stat.S_ISDIR(os.stat(inner, dir_fd=folder, follow_symlinks=False).st_mode):
-                            os.chmod(inner, 0o700, dir_fd=folder)  # moving a folder takes the right to write in it
+                            os.chmod(inner, 0o700, dir_fd=folder)  # moving a folder requires write permission on it
                         lifted += 1
                         os.rename(inner, f"{prefix}-{lifted}", src_dir_fd=folder, dst_dir_fd=top)
                 finally:

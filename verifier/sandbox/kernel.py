@@ -1,8 +1,8 @@
-"""Calls to the kernel that Python does not wrap: Landlock, seccomp, prctl. Each raises OSError naming the call.
+"""Wrappers for kernel calls that Python lacks: Landlock, seccomp, prctl. Each raises OSError naming the call.
 
 Landlock (kernel documentation, userspace-api/landlock) takes rights away from the calling process and everything it
-starts: here all file access outside the named trees, TCP (ABI 4), devices' ioctls (5), abstract sockets and signals to
-processes outside (6). What an ABI does not know is left to the system call filter. Decides nothing itself.
+starts: here all file access outside the named trees, TCP (ABI 4), ioctls on devices (5), abstract sockets and signals
+to processes outside (6). What an older ABI does not cover is left to the system call filter.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterable
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 36, 38
 _SECCOMP_MODE_FILTER = 2
-_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same on every architecture
+_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # system call numbers, the same on every architecture
 _PATH_BENEATH = 1
 
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR, _TRUNCATE, _IOCTL_DEV = 1 << 0, 1 << 1, 1 << 2, 1 << 3, 1 << 14, 1 << 15
@@ -31,15 +31,15 @@ _libc.syscall.restype = ctypes.c_long
 
 
 def prctl(option: int, value: int = 0, pointer: ctypes.c_void_p | None = None) -> None:
-    """prctl(2)."""
-    # All five are long in the kernel; ctypes would pass a bare int as 32 bits.
+    """Call prctl(2)."""
+    # The kernel reads the arguments as long; ctypes would pass a bare int as 32 bits.
     second = pointer if pointer is not None else ctypes.c_ulong(0)
     if _libc.prctl(ctypes.c_int(option), ctypes.c_ulong(value), second, ctypes.c_ulong(0), ctypes.c_ulong(0)) != 0:
         raise OSError(ctypes.get_errno(), f"prctl({option}): {os.strerror(ctypes.get_errno())}")
 
 
 def install_filter(code: bytes) -> None:
-    """Install a seccomp program for this process and its descendants; needs no_new_privs."""
+    """Install a seccomp filter for this process and its descendants; requires no_new_privs."""
 
     class Program(ctypes.Structure):
         _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
@@ -49,15 +49,15 @@ def install_filter(code: bytes) -> None:
 
 
 def landlock_abi() -> int:
-    """Landlock's version; 0 if the kernel has none, or it is switched off or forbidden here."""
+    """The version of Landlock's ABI; 0 if the kernel has none, or it is switched off or forbidden here."""
     found = _libc.syscall(ctypes.c_long(_CREATE_RULESET), None, ctypes.c_size_t(0), ctypes.c_uint32(1))
     return max(0, int(found))
 
 
 def restrict_self(abi: int, readable: Iterable[str], writable: Iterable[str]) -> None:
-    """Leave this process `readable` (with execution) and `writable` trees only; needs no_new_privs.
+    """Restrict this process to `readable` (with execution) and `writable` trees, irrevocably; requires no_new_privs.
 
-    A readable path that does not exist is left out; a writable one must exist. Irrevocable.
+    A readable path that does not exist is skipped; a writable one must exist.
     """
     handled = _ALL_BY_ABI[min(abi, 5)]
     fields = [handled]
@@ -74,7 +74,7 @@ def restrict_self(abi: int, readable: Iterable[str], writable: Iterable[str]) ->
                 _allow(ruleset, path, handled & (_EXECUTE | _READ_FILE | _READ_DIR))
         for path in writable:
             device = stat.S_ISCHR(os.stat(path).st_mode)
-            # In its directory it may run what it wrote: an interpreter could do as much with the same bytes.
+            # Executing what it wrote is allowed in its directory: an interpreter could do the same with those bytes.
             rights = _READ_FILE | _WRITE_FILE if device else ~(_MAKE_CHAR | _MAKE_BLOCK | _IOCTL_DEV)
             _allow(ruleset, path, handled & rights)
         _syscall("landlock_restrict_self", _RESTRICT_SELF, ruleset, 0)

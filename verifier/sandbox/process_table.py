@@ -1,4 +1,4 @@
-"""What /proc says about the processes below this one: who they are, and what they have used. Reads only."""
+"""The descendants of this process and what they have used, read from /proc."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ _TICK = os.sysconf("SC_CLK_TCK")
 
 @dataclass(slots=True)
 class Usage:
-    """What the processes below this one have used; `look` brings it up to date, and nothing in it ever falls."""
+    """Resources used by the descendants of this process; `look` updates it, and the totals and the peak never fall."""
 
     begun: float
-    """When they began, by time.monotonic."""
+    """When they were started, by time.monotonic."""
     cpu: float = 0.0
     starved: float = 0.0
-    """Seconds their main threads stood in the run queue, as far as they did not compete with each other: time on all
-    cores together that they did have does not count."""
+    """Seconds that their main threads waited in the run queue, at most the elapsed time less the CPU time they did get:
+    waiting for each other does not count."""
     resident: int = 0
-    """Bytes, at the last look."""
+    """Resident memory at the last look, bytes."""
     peak: int = 0
+    """The largest `resident` seen, bytes."""
     removed: int = 0
-    """Bytes at the last look of files that have no name any more and are held open."""
+    """Disk use at the last look of files that were removed but are held open, bytes."""
 
     def look(self) -> None:
-        """Ask the kernel."""
+        """Read the current values."""
         tree = below()
         used = sum(sum(int(ticks) for ticks in fields[11:15]) for fields in tree.values()) / _TICK
         self.cpu = max(self.cpu, used)
@@ -41,7 +42,7 @@ class Usage:
 
 
 def below() -> dict[int, list[bytes]]:
-    """Everything below this process, in whatever session or namespace: pid → the fields of its stat after the name."""
+    """All descendants, in whatever session or namespace: pid → the fields of /proc/<pid>/stat after the name."""
     children: dict[int, list[int]] = {}
     stats: dict[int, list[bytes]] = {}
     for entry in os.listdir("/proc"):
@@ -59,7 +60,7 @@ def below() -> dict[int, list[bytes]]:
 
 
 def killed_by_the_machine() -> int:
-    """How many processes the kernel has killed for want of memory since it started; 0 where it does not say."""
+    """How many processes the kernel's OOM killer has killed since boot; 0 where the kernel does not report it."""
     for line in read("/proc/vmstat").splitlines():
         if line.startswith(b"oom_kill "):
             return int(line.split()[1])
@@ -67,7 +68,7 @@ def killed_by_the_machine() -> int:
 
 
 def read(path: str) -> bytes:
-    """A file of /proc; empty if the process has ended."""
+    """The content of a file of /proc; empty if the process has ended."""
     try:
         with open(path, "rb") as file:
             return file.read()
@@ -81,16 +82,16 @@ def _resident(pid: int) -> int:
 
 
 def _waited(pid: int) -> float:
-    """Seconds that a process stood in the run queue; 0 where the kernel does not count them."""
+    """Seconds that a process waited in the run queue; 0 where the kernel does not count them."""
     fields = read(f"/proc/{pid}/schedstat").split()
     return int(fields[1]) / 1e9 if fields else 0.0
 
 
 def _removed(pid: int) -> int:
     total = 0
-    with contextlib.suppress(OSError):  # it ended meanwhile
+    with contextlib.suppress(OSError):  # the process has ended
         for descriptor in os.listdir(f"/proc/{pid}/fd"):
             found = os.stat(f"/proc/{pid}/fd/{descriptor}")
-            if stat.S_ISREG(found.st_mode) and found.st_nlink == 0 and descriptor != "0":  # 0: what we gave it to read
+            if stat.S_ISREG(found.st_mode) and found.st_nlink == 0 and descriptor != "0":  # 0: its stdin, our file
                 total += found.st_blocks * 512
     return total

@@ -1,6 +1,7 @@
-"""One confined program under way: talking with it, its output, its end. Never interprets what a program says.
+"""A handle to one confined program under way: the exchange through its channel, its output and its end.
 
-Nothing the program does blocks this side: everything is polled, bounded in size and in time.
+Nothing that the program does can block the caller: everything is polled and bounded in size and in time. What a program
+says is not interpreted.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from verifier.sandbox.confine import Plan
 from verifier.sandbox.limits import STRETCH, Ended, Outcome, SandboxTrouble, Starved
 
 GRACE_SECONDS = 15.0
-"""Beyond a limit: how long a supervisor may take to end a run and report before that is trouble."""
+"""How long after a limit has passed a supervisor may take to end the run and report; then SandboxTrouble is raised."""
 
 
 class Running:
-    """One confined program under way. A context manager: leaving it ends the program and everything it started."""
+    """One confined program under way; leaving its context ends the program and everything it started."""
 
     def __init__(
         self,
@@ -62,17 +63,18 @@ class Running:
             if self._outcome is None and kind is None:
                 self.stop()
         finally:
-            self._resources.close()  # closing the control socket ends what still runs
+            self._resources.close()  # closing the control socket ends whatever still runs
 
     def ask(self, line: bytes, seconds: float, max_bytes: int) -> bytes | None:
-        """Send a line (no newline in it) through the channel and wait for one back, without its newline.
+        """Send a line (without newline) through the channel and return the line that comes back, without its newline.
 
-        None if none came within `seconds` (starvation aside, see STRETCH), the program ended or closed the channel, or
-        the line is longer than `max_bytes`: `finish` or `stop` says which. Raises SandboxTrouble, Starved.
+        Returns None if no line came within `seconds` (starvation aside, see STRETCH), if the program ended or closed
+        the channel, if it had written before it was asked, or if the line is longer than `max_bytes`; `finish` or
+        `stop` tells how the program ended. Raises SandboxTrouble, Starved.
         """
         if self._channel is None:
             raise ValueError("this program was started without a channel")
-        if self._received:  # it spoke before it was asked
+        if self._received:  # the program wrote before it was asked
             return None
         begun, starved_before = time.monotonic(), self._starved
         until = begun + seconds
@@ -87,7 +89,7 @@ class Running:
                     rest = rest[self._channel.send(rest) :]
                 except BlockingIOError:
                     pass
-                except OSError:  # it closed its end
+                except OSError:  # the program closed its end
                     return None
                 self._poll.modify(self._channel, select.POLLIN | (select.POLLOUT if rest else 0))
             if not self._turn(until, max_bytes):
@@ -102,24 +104,24 @@ class Running:
         return None
 
     def _extended(self, begun: float, seconds: float, starved_before: float) -> float:
-        """Until when a question may take after `seconds` have passed. Raises Starved."""
+        """The deadline of a question once `seconds` have passed, moved by the time starved. Raises Starved."""
         answers = self._answers
-        with contextlib.suppress(OSError):  # it has reported and gone
+        with contextlib.suppress(OSError):  # the supervisor has reported and ended
             self._control.send(b"?")
         latest = time.monotonic() + GRACE_SECONDS
         while self._answers == answers and self._outcome is None:
             if time.monotonic() >= latest:
-                raise SandboxTrouble(f"a supervisor said nothing for {GRACE_SECONDS:g} s")
+                raise SandboxTrouble(f"the run's supervisor did not answer within {GRACE_SECONDS:g} s")
             self._turn(latest, 0)
         until = begun + seconds + self._starved - starved_before
         if time.monotonic() < until and time.monotonic() >= begun + STRETCH * seconds:
             raise Starved(
-                f"of {STRETCH * seconds:g} s the program stood {self._starved - starved_before:.1f} in the queue"
+                f"the program waited {self._starved - starved_before:.1f} of {STRETCH * seconds:g} s for a core"
             )
         return until
 
     def finish(self) -> Outcome:
-        """Wait for the end by itself or by a limit. Raises SandboxTrouble."""
+        """Wait until the program ends by itself or at a limit. Raises SandboxTrouble."""
         until = self._begun + STRETCH * self._plan.limits.wall_seconds + GRACE_SECONDS
         while self._outcome is None:
             if time.monotonic() >= until:
@@ -128,7 +130,7 @@ class Running:
         return self._outcome
 
     def stop(self, patience: float = 0.0) -> Outcome:
-        """End it, after `patience` seconds in which it may still end by itself. Raises SandboxTrouble."""
+        """End the program, after `patience` seconds in which it may still end by itself. Raises SandboxTrouble."""
         until = time.monotonic() + patience
         while self._outcome is None and time.monotonic() < until:
             self._turn(until, 0)
@@ -136,7 +138,7 @@ class Running:
         return self.finish()
 
     def _turn(self, until: float, channel_bytes: int) -> bool:
-        """Wait for one event and take what came; False when the program closed the channel."""
+        """Wait for events until `until` and handle them; False if the program closed the channel."""
         open_channel = True
         for descriptor, _ in self._poll.poll(max(0.0, until - time.monotonic()) * 1000):
             if descriptor == self._control.fileno():
@@ -165,12 +167,12 @@ class Running:
         return True
 
     def _take_output(self, descriptor: int) -> bool:
-        """Take what is there; False if there was nothing."""
+        """Read what is there; False if there was nothing."""
         try:
             data = os.read(descriptor, 1 << 16)
         except BlockingIOError:
             return False
-        if not data:  # every writer is gone
+        if not data:  # every writer has closed it
             self._poll.unregister(descriptor)
             self._open.discard(descriptor)
             return False
@@ -182,11 +184,11 @@ class Running:
         return True
 
     def _ask_for_the_end(self) -> None:
-        with contextlib.suppress(OSError):  # it has reported and gone
+        with contextlib.suppress(OSError):  # the supervisor has reported and ended
             self._control.shutdown(socket.SHUT_WR)
 
     def _take_control(self) -> None:
-        """Lines of the supervisor: how long it was starved so far, and at last the report."""
+        """Handle lines of the supervisor: how long the program was starved so far, and finally the report."""
         data = self._control.recv(1 << 16)
         if not data:
             raise SandboxTrouble("the run's supervisor ended without a report")
@@ -203,10 +205,10 @@ class Running:
 
     def _conclude(self, report: dict[str, Any]) -> None:
         if report["nonce"] != self._plan.nonce:
-            raise SandboxTrouble("a report of another run")
+            raise SandboxTrouble("the supervisor's report carries the nonce of another run")
         if report["trouble"]:
             raise SandboxTrouble(f"{self._plan.level}: {report['trouble']}; {self._said('stderr')[-300:]!r}")
-        for descriptor in self._texts:  # what was still in the pipes when it ended; nobody can write any more
+        for descriptor in self._texts:  # read what the pipes still hold; no process that could write is left
             while descriptor in self._open and not self._flooded and self._take_output(descriptor):
                 pass
         ended, code = self._explain(report)
@@ -227,9 +229,7 @@ class Running:
         if self._flooded:
             return "output", 0
         if report["ended"] == "starved":
-            raise Starved(
-                f"of {report['seconds']:.1f} s the program stood {report['starved']:.1f} in the queue for a core"
-            )
+            raise Starved(f"the program waited {report['starved']:.1f} of {report['seconds']:.1f} s for a core")
         if report["ended"] != "exit":
             return report["ended"], 0
         if code >= 0:

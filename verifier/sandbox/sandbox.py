@@ -1,11 +1,11 @@
-"""Running untrusted programs: one interface, whichever level of the ladder works here.
+"""A sandbox for untrusted programs, with one interface for all levels of confinement.
 
-    outcome = Sandbox().run(["python3", "-I", "main.py"], {"main.py": source}, b"its stdin", Limits())
+    outcome = open_sandbox().run(["python3", "-I", "main.py"], {"main.py": source}, b"its stdin", Limits())
 
-A program gets a directory of its own with the given files, a clean environment, and nothing else: no network, no other
-files (but the system's programs and libraries, to read), no other processes. When `run` returns, nothing it started is
-left and its directory is gone. `start` gives a Running to talk with through a channel (descriptor 3 in the program).
-Safe to use from several threads. Never interprets what a program says.
+A program gets its own directory with the given files, a clean environment, and nothing else: no network, no other files
+(except the system's programs and libraries, read-only), no other processes. When `run` returns, everything it started
+has ended and its directory is removed. `start` returns a Running, which exchanges lines with the program through a
+channel (descriptor 3 in the program). Safe to use from several threads. The output of programs is not interpreted.
 """
 
 from __future__ import annotations
@@ -37,14 +37,15 @@ from verifier.sandbox.spawner import main
 main(int(sys.argv[2]), sys.argv[3])
 """
 _FIRST_USER, _USERS = 1_700_000_000, 100_000_000
-"""As root, each run gets a user id nobody has: its own count of processes, and nobody it may signal."""
+"""As root, each run gets a random unused user id: it has its own process count and can signal no other process."""
 
 
 class Sandbox:
-    """Runs programs confined at one level; `readable` trees are shown to them beside the system's, under their paths.
+    """Runs programs confined at one level.
 
-    `directory`: where the runs' directories are made (default: the system's temporary directory). The level is taken
-    as given: `ladder.climb` finds the strongest that works.
+    `readable`: directory trees that programs may read besides the system's, under their own paths. `directory`: where
+    the directories of the runs are made (default: the system's temporary directory). The level is not tested here:
+    `levels.open_sandbox` finds the strongest that works.
     """
 
     def __init__(self, level: Level, *, readable: Sequence[Path | str] = (), directory: Path | None = None) -> None:
@@ -52,13 +53,13 @@ class Sandbox:
         self._readable = [os.path.realpath(path) for path in readable]
         self._home = Path(tempfile.mkdtemp(prefix="sieve-sandbox-", dir=directory))
         self._forget = weakref.finalize(self, _forget, self._home)
-        self._home.chmod(0o711)  # other users may pass through to a directory whose name they were told
+        self._home.chmod(0o711)  # other users may pass through to a directory whose name they know
         self._lock = threading.Lock()
         self._spawner: subprocess.Popen[bytes] | None = None
         self._requests: socket.socket | None = None
 
     def close(self) -> None:
-        """End the spawner (runs under way end with their Running) and remove the directory."""
+        """End the spawner (runs under way end when their Running is closed) and remove the directory."""
         with self._lock:
             if self._requests is not None:
                 self._requests.close()
@@ -85,9 +86,9 @@ class Sandbox:
         *,
         environment: Mapping[str, str] | None = None,
     ) -> Outcome:
-        """Run a program to its end. Raises SandboxTrouble if that says nothing about the program.
+        """Run a program to its end. Raises SandboxTrouble if the run proves nothing about the program.
 
-        A program that cannot be executed is trouble; as root under bubblewrap it is exit code 127.
+        A program that cannot be executed raises SandboxTrouble; as root under bubblewrap it is exit code 127 instead.
         """
         with self.start(argv, files, stdin, limits, environment=environment) as running:
             return running.finish()
@@ -102,9 +103,10 @@ class Sandbox:
         environment: Mapping[str, str] | None = None,
         channel: bool = False,
     ) -> Running:
-        """Start a program in a directory holding `files` (relative path → content); its stdin is `stdin`.
+        """Start a program in a new directory with `files` (relative path → content); its stdin is `stdin`.
 
-        `environment` is added to PATH, LANG, HOME and TMPDIR, which are all it has otherwise.
+        Its environment is PATH, LANG, HOME and TMPDIR, plus `environment`. With `channel`, descriptor 3 of the program
+        is a socket, the other end of `Running.ask`.
         """
         limits = limits or Limits()
         directory = self._home / secrets.token_hex(8)
@@ -121,7 +123,7 @@ class Sandbox:
         )
         _populate(directory, files or {}, user)
         with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
-            # Each socket or pipe: our end lives in the Running, theirs only until the spawner has it.
+            # Of each socket and pipe, the Running keeps our end; theirs is closed once the spawner has received it.
             control, its_control = socket.socketpair()
             ours.enter_context(control)
             theirs.enter_context(its_control)
@@ -147,9 +149,7 @@ class Sandbox:
     def _send(self, plan: Plan, descriptors: list[int]) -> None:
         message = json.dumps(dataclasses.asdict(plan)).encode()
         if len(message) >= MESSAGE_BYTES:
-            raise SandboxTrouble(
-                f"a command of {len(message)} bytes, at most {MESSAGE_BYTES}; pass long texts as files"
-            )
+            raise SandboxTrouble(f"a command of {len(message)} bytes, limit {MESSAGE_BYTES}; pass long texts as files")
         with self._lock:
             for attempt in range(2):
                 if self._requests is None:
@@ -158,11 +158,11 @@ class Sandbox:
                 try:
                     socket.send_fds(self._requests, [message], descriptors)
                     return
-                except ConnectionError as error:  # somebody ended it: a new one, once
+                except ConnectionError as error:  # the spawner was killed: start a new one, once
                     self._requests.close()
                     self._requests = None
                     if attempt:
-                        raise SandboxTrouble(f"the sandbox's spawner ends as soon as it is started: {error}") from error
+                        raise SandboxTrouble(f"the sandbox's spawner ends right after its start: {error}") from error
 
     def _start_spawner(self) -> None:
         if self._spawner is not None:
@@ -189,13 +189,14 @@ class Sandbox:
 
 
 def _populate(directory: Path, files: Mapping[str, bytes | str], user: int | None) -> None:
-    # Others may pass through (bubblewrap, root without its privileges, must), but neither list it nor guess its name.
+    # Other users may pass through (bubblewrap as root without its privileges has to) but cannot list it, and its name
+    # cannot be guessed.
     directory.mkdir()
     directory.chmod(0o711)
     for name, content in files.items():
         path = directory / name
         if not path.resolve().is_relative_to(directory.resolve()):
-            raise ValueError(f"file {name!r} would be outside the run's directory; give a relative path without ..")
+            raise ValueError(f"file {name!r} lies outside the run's directory; give a relative path without ..")
         path.parent.mkdir(0o700, parents=True, exist_ok=True)
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
         path.chmod(0o600)
@@ -205,7 +206,7 @@ def _populate(directory: Path, files: Mapping[str, bytes | str], user: int | Non
 
 
 def _input(data: bytes) -> int:
-    """A descriptor that reads `data` and cannot be written: its memory counts as nobody's."""
+    """A read-only descriptor with the content `data`; not writable, because its memory counts towards no limit."""
     if not data:
         return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     writable = os.memfd_create("stdin")
@@ -218,5 +219,5 @@ def _input(data: bytes) -> int:
 
 
 def _forget(home: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):  # the spawner did it
+    with contextlib.suppress(FileNotFoundError):  # the spawner has removed it
         remove(home)

@@ -1,12 +1,12 @@
-"""The system call filter: a classic BPF program that refuses what a judged program never needs.
+"""The system call filter: a classic BPF program that refuses calls which a judged program never needs.
 
-What is listed is refused, what is newer than the newest call known here does not exist, the rest is allowed: the set is
-closed on both sides, so a kernel that learns a dangerous call does not open it. Written out by number for the two
-architectures that run here (a dependency on libseccomp would add a shared library to every image for this one table).
-Refused beside the usual ways out (ptrace, mounts, namespaces, keys, bpf, io_uring, sockets): memory that no limit
-counts or that outlives its process (System V and POSIX queues, memfd), and what acts on a process or file by name
-although Landlock does not look (chmod, chown, times, xattrs, other processes' limits, priorities and signals).
-Sources: linux include/uapi/linux/{filter,seccomp,audit}.h. Builds bytes; installs nothing.
+Listed calls are refused with EPERM, calls newer than NEWEST with ENOSYS, and the rest are allowed: a kernel that adds a
+dangerous call does not open a hole. The numbers are written out for the two supported architectures (a dependency on
+libseccomp would add a shared library to every image for this one table). Besides the usual ways out of a sandbox
+(ptrace, mounts, namespaces, keys, bpf, io_uring, sockets), the list has memory that no limit counts or that outlives
+its process (System V and POSIX queues, memfd), and calls on files and processes that Landlock does not control (chmod,
+chown, times, xattrs, limits, priorities and signals of other processes). Sources: linux
+include/uapi/linux/{filter,seccomp,audit}.h. This module only builds the program; kernel.py installs it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import platform
 import struct
 
 NEWEST = 451
-"""cachestat, Linux 6.5."""
+"""The highest system call number known here: cachestat, Linux 6.5."""
 
 _AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _X32 = 0x40000000
@@ -49,9 +49,9 @@ rt_sigqueueinfo:129,138 rt_tgsigqueueinfo:297,240 prlimit64:302,261 fcntl:72,25 
 _CLONE_THREAD = 0x00010000
 _CLONE_NAMESPACES = 0x7E020000
 _FCNTL = (8, 15, 1031)
-"""F_SETOWN and F_SETOWN_EX name whom a signal goes to; F_SETPIPE_SZ takes kernel memory."""
+"""F_SETOWN and F_SETOWN_EX choose the process that a signal goes to; F_SETPIPE_SZ takes kernel memory."""
 _IOCTL = (0x5412, 0x541C, 0x8901, 0x8902)
-"""TIOCSTI and TIOCLINUX type into a terminal; FIOSETOWN and SIOCSPGRP are F_SETOWN again."""
+"""TIOCSTI and TIOCLINUX inject input into a terminal; FIOSETOWN and SIOCSPGRP do the same as F_SETOWN."""
 
 _LOAD, _EQUAL, _ABOVE, _ANY_BIT, _AND, _RETURN = 0x20, 0x15, 0x25, 0x45, 0x54, 0x06
 _ALLOW = 0x7FFF0000
@@ -69,9 +69,9 @@ def supported() -> bool:
 def program(*, own_pid: int | None, may_fork: bool) -> bytes:
     """The filter as an array of struct sock_filter (8 bytes each).
 
-    `own_pid`: signals may be sent to this process alone, and not SIGKILL (a process that kills itself would look like
-    the machine's doing); None where a pid namespace or Landlock's scope already keeps signals inside. `may_fork` False:
-    threads only. Raises ValueError on an architecture without a table.
+    `own_pid`: the only process that may be signalled, and not with SIGKILL (a program that kills itself would look as
+    if the machine had killed it); None where a pid namespace or Landlock's scope already keeps signals inside.
+    `may_fork` False: threads only. Raises ValueError on an architecture without a table.
     """
     machine = platform.machine()
     if machine not in _AUDIT:
@@ -87,15 +87,15 @@ def program(*, own_pid: int | None, may_fork: bool) -> bytes:
         code += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _EPERM)]
 
     def examine(name: str, *body: tuple[int, int, int, int]) -> None:
-        """`body` runs for calls of that name only; it must end in a return."""
+        """Add `body`, run for calls of that name only; it must end in a return."""
         if name in numbers:
             code.append((_EQUAL, 0, len(body), numbers[name]))
             code.extend(body)
 
     refuse, allow = (_RETURN, 0, 0, _EPERM), (_RETURN, 0, 0, _ALLOW)
-    # With an address a datagram socket reaches any socket file; a connected pair of streams reaches nobody.
+    # A datagram socket can send to any socket file by address; a connected pair of stream sockets reaches nothing else.
     examine("socketpair", _argument(1), (_AND, 0, 0, 0xF), (_EQUAL, 0, 1, 1), allow, refuse)
-    # clone3 passes its flags in memory, where a filter cannot look; libc falls back to clone.
+    # clone3 passes its flags in memory, which a filter cannot read; on ENOSYS libc falls back to clone.
     examine("clone3", (_RETURN, 0, 0, _ENOSYS))
     namespaces = (_argument(0), (_ANY_BIT, 0, 1, _CLONE_NAMESPACES), refuse)
     if may_fork:
@@ -122,7 +122,7 @@ def program(*, own_pid: int | None, may_fork: bool) -> bytes:
 
 
 def _argument(index: int) -> tuple[int, int, int, int]:
-    """Load the low half of an argument (little-endian): all of an int, and every flag clone knows."""
+    """An instruction that loads the low half of an argument (little-endian): all of an int, and every flag of clone."""
     return (_LOAD, 0, 0, 16 + 8 * index)
 
 

@@ -1,11 +1,11 @@
 """The process that starts confined programs: single-threaded, without secrets, standard library only.
 
-    service ── one message a run (plan + descriptors) ──▶ spawner ── fork ──▶ supervisor ── fork ──▶ the program
-       ▲                                                                           │
-       └───────────── control: the report, once; its closing ends the run ─────────┘
+    service ── one message per run (plan + descriptors) ──▶ spawner ── fork ──▶ supervisor ── fork ──▶ the program
+       ▲                                                                             │
+       └───────────── control socket: the report; closing it ends the run ───────────┘
 
-Forking from here costs a millisecond and is safe, which it is not from a service with threads. Started by sandbox.py
-with an empty environment. Knows nothing about verdicts.
+A fork from here takes a millisecond and is safe, unlike a fork from a service with threads. Started by sandbox.py with
+nothing but PATH and LANG in its environment.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from verifier.sandbox.supervisor import supervise
 
 
 def main(descriptor: int, home: str) -> None:
-    """Serve until the service's end of the socket is closed; then, when all runs have ended, remove their `home`."""
+    """Serve until the service closes its end of the socket; then wait until all runs have ended and remove `home`."""
     kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the service, which then closes its end
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the service, which then closes its end
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # supervisors are reaped by the kernel
     requests = socket.socket(fileno=descriptor)
     while True:
@@ -39,17 +39,17 @@ def main(descriptor: int, home: str) -> None:
             requests.close()
             try:
                 supervise(plan_of(json.loads(message)), descriptors)
-            finally:  # never back into the loop, whatever happened
+            finally:  # never return to the loop, not even after an exception
                 os._exit(1)
         for one in descriptors:
             os.close(one)
     with contextlib.suppress(ChildProcessError):
         while True:
             os.waitpid(-1, 0)
-    with contextlib.suppress(FileNotFoundError):  # the service did it
+    with contextlib.suppress(FileNotFoundError):  # the service has removed it
         remove(Path(home))
 
 
 def plan_of(fields: dict[str, Any]) -> Plan:
-    """The plan as it travelled."""
+    """The plan from its JSON fields."""
     return Plan(**{**fields, "limits": Limits(**fields["limits"])})

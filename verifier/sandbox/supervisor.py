@@ -1,8 +1,9 @@
-"""One run: start the program, watch it, end everything it left, report. A process of its own for each run.
+"""The supervisor of one run: it starts the program, watches its limits, ends everything it left behind, and reports.
 
-It adopts what its program leaves behind (child subreaper), so a double fork or a new session escapes nothing, and it
-reports only when nothing is left. When the control socket closes it ends the run, so a killed service leaves nothing
-either. The control socket never reaches the program, and the report carries the nonce of its plan.
+Each run has its own supervisor process. It is a child subreaper and so adopts what its program leaves behind: a double
+fork or a new session does not escape it, and it reports only when nothing is left. When the control socket closes it
+ends the run, so a killed service leaves nothing behind either. The control socket never reaches the program, and the
+report carries the nonce of the plan.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ from verifier.sandbox.limits import STRETCH, Ended
 from verifier.sandbox.process_table import Usage, below, killed_by_the_machine
 
 WATCH_SECONDS = 0.05
-"""How often memory and disk are looked at; the first look is after this long, so short runs pay nothing."""
+"""Interval between checks of memory and disk; the first check comes after this long, so short runs cost nothing."""
 CALM_SECONDS = 0.25
-"""How seldom the looks become where the kernel itself refuses memory (Limits.address_space)."""
+"""The longest interval between checks where the kernel itself limits memory (Limits.address_space)."""
 _KILL_SECONDS = 10.0
 _MOMENT_SECONDS = 0.01
 
 
 def supervise(plan: Plan, descriptors: list[int]) -> NoReturn:
-    """`descriptors`: control, stdin, stdout, stderr, and the channel if there is one."""
+    """Run a plan to its end, report and exit; `descriptors`: control, stdin, stdout, stderr, perhaps the channel."""
     control, *inner = descriptors
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setsid()
@@ -46,20 +47,20 @@ def supervise(plan: Plan, descriptors: list[int]) -> NoReturn:
     for one in (saying, state, *inner):
         os.close(one)
     with os.fdopen(said, "rb") as pipe:
-        trouble = pipe.read().decode("utf-8", "replace")  # empty: the program, or bubblewrap, has been started
+        trouble = pipe.read().decode("utf-8", "replace")  # empty: the program or bubblewrap has been started
     ended = "exit" if trouble else _watch(plan, control, child, used)
     if ended != "exit":
-        os.kill(child, signal.SIGKILL)  # not waited for yet, so nobody else can have its number
+        os.kill(child, signal.SIGKILL)  # not waited for yet, so its pid cannot have been reused
     _, exit_status, usage = os.wait4(child, 0)
     seconds = time.monotonic() - used.begun
     code = os.waitstatus_to_exitcode(exit_status)
     if plan.level == "bubblewrap":
         if code > 128:
-            code = 128 - code  # its way to say that a signal ended the program
+            code = 128 - code  # bubblewrap's exit code for a program ended by a signal
         if ended == "exit" and not trouble and b"exit-code" not in _drain(status):
             trouble = f"bubblewrap could not start the program (exit code {code})"
     if not _end_what_is_left(plan):
-        trouble = f"what the program started could not be ended within {_KILL_SECONDS:g} s"
+        trouble = f"processes that the program started could not be ended within {_KILL_SECONDS:g} s"
     report = {
         "nonce": plan.nonce,
         "trouble": trouble,
@@ -71,14 +72,14 @@ def supervise(plan: Plan, descriptors: list[int]) -> NoReturn:
         "starved": used.starved,
         "machine_killed": killed_by_the_machine() != killed_before,
     }
-    with contextlib.suppress(OSError):  # the service is gone: there is nobody to tell
+    with contextlib.suppress(OSError):  # the service has ended
         os.write(control, json.dumps(report).encode() + b"\n")
     os._exit(0)
 
 
 def _become(plan: Plan, inner: list[int], saying: int, state: int) -> NoReturn:
-    """Put the descriptors in their places (0, 1, 2, CHANNEL), close all others, confine, exec."""
-    # First everything out of the way of the places, so that filling one overwrites none still needed.
+    """Move the descriptors to their places (0, 1, 2, CHANNEL), close all others, confine this process and exec."""
+    # First duplicate everything above those places, so that filling one overwrites none that is still needed.
     told, state, *high = (fcntl.fcntl(one, fcntl.F_DUPFD_CLOEXEC, HIGH) for one in (saying, state, *inner))
     try:
         os.setsid()
@@ -97,7 +98,7 @@ def _become(plan: Plan, inner: list[int], saying: int, state: int) -> NoReturn:
 
 
 def _watch(plan: Plan, control: int, child: int, used: Usage) -> Ended:
-    """Wait for the end of the program, of the caller's patience, or of a limit; answer what the caller asks."""
+    """Wait until the program ends, is stopped or passes a limit; meanwhile, answer the caller's questions."""
     limits = plan.limits
     poll = select.poll()
     handle = os.pidfd_open(child)
@@ -129,12 +130,12 @@ def _watch(plan: Plan, control: int, child: int, used: Usage) -> Ended:
 
 
 def _end_what_is_left(plan: Plan) -> bool:
-    """Kill and reap until this process has no children (as subreaper: no descendants); False if some will not die."""
+    """Kill and reap until this process, a subreaper, has no descendants; False if some outlive _KILL_SECONDS."""
     begun = time.monotonic()
     while (taken := time.monotonic() - begun) < _KILL_SECONDS:
         try:
             if os.waitpid(-1, os.WNOHANG)[0] == 0:
-                # What bubblewrap started ends with it in a moment; looking through all processes takes longer.
+                # What bubblewrap started ends with it in a moment; searching all processes would take longer.
                 if plan.level != "bubblewrap" or taken > _MOMENT_SECONDS:
                     _kill(plan)
                 time.sleep(0.0005)
@@ -145,7 +146,7 @@ def _end_what_is_left(plan: Plan) -> bool:
 
 def _kill(plan: Plan) -> None:
     if plan.level == "landlock" and plan.user is not None:
-        # In one call, so that a fork bomb cannot stay ahead: the user is this run's alone.
+        # One call kills all processes of the user, who is this run's alone, so that a fork bomb cannot outrun it.
         helper = os.fork()
         if helper == 0:
             try:

@@ -1,4 +1,4 @@
-"""The torch engine in a broadcast: one rank, over gloo. All tensors are here before the model is touched."""
+"""Broadcasts into the torch engine: one rank, over gloo. All tensors have arrived before the model is changed."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import time
 
 from actor.engines.torch.engine import TorchEngine
 from actor.weights.gloo import GlooMember
-from broker.weights.broadcast import Group, Layout, Seat
+from broker.weights.broadcast import Communicator, Layout, Participant
 
 
 class TorchReceiver:
-    """The methods' contract is `actor.receiving.Receiver`."""
+    """The torch engine's Receiver (actor.weights.broadcast)."""
 
     ranks = 1
 
     def __init__(self, engine: TorchEngine) -> None:
         self._engine, self._member = engine, GlooMember()
 
-    def join(self, group: Group, seat: Seat) -> None:
-        address, port = str(group.meeting["address"]), int(group.meeting["port"])
-        self._member.join(group.id, address, port, seat.first, group.world, group.seconds)
+    def join(self, communicator: Communicator, own: Participant) -> None:
+        address, port = str(communicator.rendezvous["address"]), int(communicator.rendezvous["port"])
+        self._member.join(communicator.id, address, port, own.first_rank, communicator.world_size, communicator.seconds)
 
     def receive(self, version: int, layout: Layout, seconds: float) -> tuple[str, dict[str, float]]:
         begin = time.perf_counter()

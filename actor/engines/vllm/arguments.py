@@ -1,6 +1,6 @@
-"""Which arguments vLLM's engine gets: the user's, all passed through, and those that follow from the run.
+"""The arguments of vLLM's engine: those of the configuration, passed through, and those that sieve sets.
 
-Pure: vLLM's names are given, not imported.
+Pure: the names that vLLM knows are passed in, and vLLM is not imported.
 """
 
 from __future__ import annotations
@@ -30,55 +30,61 @@ OWNED = {
     "max_loras": "it follows from model.lora",
     "max_lora_rank": "it follows from model.lora",
     "max_cpu_loras": "it follows from model.lora",
-    "weight_transfer_config": "it follows from weights.transport",
-    "worker_extension_cls": "sieve's own brings the weights in",
-    "disable_log_stats": "the actor metrics with them",
+    "weight_transfer_config": "it follows from weights.broadcast",
+    "worker_extension_cls": "sieve's own class loads the weights",
+    "disable_log_stats": "the actor's metrics are made of these statistics",
 }
-"""Arguments that are not the user's to give, and why."""
+"""Arguments that the user must not set, and the reasons."""
 
-EXTENSIONS = ("actor.engines.vllm.worker.Extension", "actor.engines.vllm.worker_broadcast.Extension")
-"""What every worker imports: without broadcasts, and with them."""
+EXTENSIONS = {
+    "none": "actor.engines.vllm.worker.Extension",
+    "gloo": "actor.engines.vllm.worker_broadcast.Extension",
+    "nccl": "actor.engines.vllm.worker_broadcast.Extension",
+}
+"""The class that every worker imports, by weights.broadcast."""
+BACKENDS = {"none": "sieve-files", "gloo": "sieve-gloo", "nccl": "sieve-nccl"}
+"""The weight-transfer engine of every worker, by weights.broadcast; registered by what EXTENSIONS names."""
 
 CPU = {"enforce_eager": True, "kv_cache_memory_bytes": 1 << 30, "block_size": 32}
-"""Defaults on a CPU, which serves tests and trials: start in seconds, share a machine with other services (vLLM's own
-share of its memory is nine tenths), and let short prompts share their keys and values (vLLM's own block is 128)."""
+"""Defaults on a CPU, for tests and trials: a start within seconds, little memory (vLLM would take nine tenths of the
+machine's), and small blocks, so that short prompts can share their keys and values (vLLM's default is 128)."""
 
 WHOLE = "enable_chunked_prefill"
-"""Off on a CPU. Of a prompt that is computed in parts vLLM's first model runner takes each part's draw back, which a
-CPU's generator cannot do: a completion with a seed of its own would end the engine."""
+"""Off on a CPU. For a prompt computed in chunks, vLLM's first model runner rewinds the random generator after each
+chunk, which a CPU generator does not support: a completion with its own seed would end the engine."""
 
 
 def refuse_owned(arguments: Collection[str]) -> None:
-    """Raises ValueError with the reason for the first argument that sieve sets itself."""
+    """Raise ValueError for the first argument that sieve sets itself, with the reason."""
     for name in arguments:
         if name in OWNED:
             raise ValueError(f"actor.vllm.arguments.{name} is set by sieve: {OWNED[name]}; remove it")
 
 
 def refuse_unknown(arguments: Collection[str], known: Collection[str]) -> None:
-    """Raises ValueError for the first argument that is not one of vLLM's own, with the nearest that is."""
+    """Raise ValueError for the first argument that vLLM does not have, with the nearest that it has."""
     for name in arguments:
         if name not in known:
             near = difflib.get_close_matches(name, [one for one in known if one not in OWNED], n=1)
             hint = f"did you mean {near[0]}?" if near else "see `vllm serve --help=all`"
-            raise ValueError(f"actor.vllm.arguments.{name} is no engine argument of the installed vLLM; {hint}")
+            raise ValueError(f"actor.vllm.arguments.{name} is not an engine argument of the installed vLLM; {hint}")
 
 
 def engine(
     given: Mapping[str, Any],
     model: ModelSettings,
     *,
-    transport: str,
+    broadcast: str,
     max_batch: int,
     prefill_tokens: int,
     cpu: bool,
     known: Collection[str],
 ) -> dict[str, Any]:
-    """Everything the engine is opened with.
+    """All arguments that the engine is opened with.
 
     Args:
         given: actor.vllm.arguments.
-        transport: weights.transport.
+        broadcast: weights.broadcast.
         max_batch: actor.max_batch.
         prefill_tokens: actor.prefill_tokens.
         cpu: whether the installed vLLM runs on a CPU.
@@ -87,14 +93,14 @@ def engine(
     Raises:
         ValueError: as `refuse_owned` and `refuse_unknown`, or for what a CPU cannot do.
     """
-    if transport == "nccl" and cpu:
-        raise ValueError("weights.transport = nccl, but the installed vLLM runs on a CPU: use files, or gloo")
+    if broadcast == "nccl" and cpu:
+        raise ValueError("weights.broadcast = nccl, but the installed vLLM runs on a CPU: use none, or gloo")
     refuse_owned(given)
     refuse_unknown(given, known)
     if cpu and given.get(WHOLE):
         raise ValueError(
             f"actor.vllm.arguments.{WHOLE} = true, but on a CPU vLLM cannot compute the prompt of a completion with "
-            f"its own seed in parts; remove it"
+            "its own seed in chunks; remove it"
         )
     if cpu and given.get("pipeline_parallel_size", 1) != 1:
         raise ValueError(
@@ -109,13 +115,13 @@ def engine(
         "max_num_seqs": max_batch,
         "generation_config": "vllm",
         "logprobs_mode": "raw_logprobs",
-        "worker_extension_cls": EXTENSIONS[transport != "files"],
+        "worker_extension_cls": EXTENSIONS[broadcast],
     }
     if model.lora is None:
-        own["weight_transfer_config"] = {"backend": f"sieve-{transport}"}
+        own["weight_transfer_config"] = {"backend": BACKENDS[broadcast]}
     else:
         own |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank_slot(model.lora.rank)}
-    if cpu:  # where vLLM's own default for the tokens of a step fits the longest prompt whole
+    if cpu:  # there vLLM's default for the tokens of a step is enough for the longest prompt
         defaults: dict[str, Any] = CPU | {WHOLE: False}
     else:
         defaults = {"max_num_batched_tokens": max(prefill_tokens, max_batch)}
@@ -123,5 +129,5 @@ def engine(
 
 
 def rank_slot(rank: int) -> int:
-    """The smallest of vLLM's LoRA sizes that `rank` (1 … 512) fits."""
+    """The smallest of vLLM's LoRA ranks that is at least `rank` (1 … 512)."""
     return next(size for size in (1, 8, 16, 32, 64, 128, 256, 320, 512) if size >= rank)

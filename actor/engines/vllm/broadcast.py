@@ -1,7 +1,8 @@
-"""The vLLM engine in a broadcast: each of its workers is a rank, driven through vLLM's own weight-transfer calls.
+"""The vLLM engine's side of broadcasts: each of its workers is a rank, driven through vLLM's weight-transfer calls.
 
-Over gloo the workers receive beside their models, then load while generation is paused. Over NCCL the tensors go into
-the models as they come, so generation is paused for all of it, and the engine has no version after one that broke off.
+Over gloo the workers receive into host memory, then load while generation is paused. Over NCCL the tensors go into the
+models as they arrive, so generation is paused all the time, and after a broadcast that broke off the engine has no
+version.
 """
 
 from __future__ import annotations
@@ -13,26 +14,33 @@ from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, Wei
 from actor.engine import EngineError
 from actor.engines.vllm.engine import CONTROL_SECONDS, VllmEngine
 from actor.weights.checks import VersionFiles
-from broker.weights.broadcast import Group, Layout, Seat, TransferBroken
+from broker.weights.broadcast import Communicator, Layout, Participant, TransferBroken
 
 
 class VllmReceiver:
-    """The methods' contract is `actor.receiving.Receiver`; `direct`: tensors go straight into the model (NCCL)."""
+    """vLLM's Receiver (actor.weights.broadcast); `direct`: tensors go straight into the model (NCCL)."""
 
     def __init__(self, engine: VllmEngine, files: VersionFiles, *, direct: bool) -> None:
         self._engine, self._files, self._direct = engine, files, direct
         parallel = engine.llm.vllm_config.parallel_config
         self.ranks: int = parallel.world_size * parallel.data_parallel_size
 
-    def join(self, group: Group, seat: Seat) -> None:
-        info = {"group": group.id, "first": seat.first, "world": group.world, "seconds": group.seconds, **group.meeting}
+    def join(self, communicator: Communicator, own: Participant) -> None:
+        info = {
+            "group": communicator.id,
+            "first": own.first_rank,
+            "world": communicator.world_size,
+            "seconds": communicator.seconds,
+            **communicator.rendezvous,
+        }
         try:
             self._engine.run(
                 self._engine.llm.init_weight_transfer_engine(WeightTransferInitRequest(info)),
-                group.seconds + CONTROL_SECONDS, "vLLM's workers to meet the learner",
-            )  # fmt: skip
+                communicator.seconds + CONTROL_SECONDS,
+                "vLLM's workers to meet the learner",
+            )
         except EngineError:
-            raise  # its own limits did not hold: nothing may be expected of it any more
+            raise  # the workers did not keep their own deadline: the engine can no longer be used
         except Exception as error:
             raise TransferBroken(str(error)) from error
 
@@ -55,7 +63,7 @@ class VllmReceiver:
                 raise _broken(error) from error
             received = time.monotonic() - begin
             spent = self._engine.switch(version, lambda: self._load(version))
-        # With data parallel these are the first engine's alone: each worker has held its own against the learner's.
+        # With data parallelism these are the first engine's only; each worker has compared its own with the learner's.
         digests = self._engine.run(
             self._engine.llm.collective_rpc("received_digest"), CONTROL_SECONDS, "vLLM's workers to say what arrived"
         )

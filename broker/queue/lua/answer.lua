@@ -1,20 +1,25 @@
--- TRANSFER, an actor's side. ARGV: actor, ranks it would bring (0: it leaves), transfer id, kind (answer | ack | look), text.
--- An answer counts while its transfer is open, an acknowledgement while it is the current one. Safe to repeat.
--- Returns {id, version, state, took (0/1)}.
-local TRANSFER, took = P .. 'transfer', 0
-if ARGV[2] == '0' then
-  redis.call('HDEL', P .. 'receivers', ARGV[1])
+-- TRANSFER, an actor's side: registers the actor as a receiver, and records its reply to the current transfer.
+-- An answer is recorded while the transfer is open, an acknowledgement while it is the current one. Safe to repeat.
+-- Returns {id, version, state, recorded (0 or 1)} of the current transfer.
+---@param actor string
+---@param ranks number  ranks that the actor would bring; 0 removes it from the receivers
+---@param transfer string  id of the transfer that the reply belongs to
+---@param kind string  answer, ack, or look (no reply)
+---@param text string  the reply
+local TRANSFER, recorded = P .. 'transfer', 0
+if ranks == 0 then
+  redis.call('HDEL', P .. 'receivers', actor)
 else
-  redis.call('HSET', P .. 'receivers', ARGV[1], ARGV[2])
+  redis.call('HSET', P .. 'receivers', actor, ranks)
 end
-local there = redis.call('HMGET', TRANSFER, 'id', 'version', 'state')
-if there[1] and there[1] == ARGV[3] then
-  if ARGV[4] == 'answer' and there[3] == 'open' then
-    redis.call('HSET', P .. 'answers', ARGV[1], ARGV[5])
-    took = 1
-  elseif ARGV[4] == 'ack' then
-    redis.call('HSET', P .. 'acks', ARGV[1], ARGV[5])
-    took = 1
+local current = redis.call('HMGET', TRANSFER, 'id', 'version', 'state')
+if current[1] and current[1] == transfer then
+  if kind == 'answer' and current[3] == 'open' then
+    redis.call('HSET', P .. 'answers', actor, text)
+    recorded = 1
+  elseif kind == 'ack' then
+    redis.call('HSET', P .. 'acks', actor, text)
+    recorded = 1
   end
 end
-return {there[1] or '', tonumber(there[2] or '0'), there[3] or '', took}
+return {current[1] or '', tonumber(current[2] or '0'), current[3] or '', recorded}

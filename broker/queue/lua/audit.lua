@@ -1,5 +1,6 @@
--- Account for every issued group and every completion (read only). Returns JSON. A group is lost when it is neither committed
--- nor dropped nor anywhere on its way; a completion is lost when it was offered, is not settled, and no queue holds it.
+-- Accounts for every issued group and every completion; changes nothing. Returns JSON. A group is lost when it is
+-- neither committed nor dropped nor held, returned, being judged, ready or leased. A completion is lost when it was
+-- offered, is not settled, and is in no queue.
 local issued, live, nowhere, waiting = num('issued'), redis.call('ZRANGE', LIVE, 0, -1), 0, 0
 local function count_waiting(group_id)
   local g = redis.call('HMGET', group(group_id), 'offered', 'judged', 'short')
@@ -19,13 +20,16 @@ for i = 1, #evals, 2 do
   end
 end
 local queued = 0
-for _, name in ipairs(redis.call('SMEMBERS', P .. 'verifiers')) do queued = queued + redis.call('XLEN', stream(name)) end
+for _, name in ipairs(redis.call('SMEMBERS', P .. 'verifiers')) do
+  queued = queued + redis.call('XLEN', stream(name))
+end
 local committed, dropped = redis.call('BITCOUNT', DONE), redis.call('BITCOUNT', DROPPED)
 return cjson.encode({
   issued = issued, committed = committed, dropped = dropped, open = #live, ready = redis.call('ZCARD', ready('train')),
-  leased = redis.call('HLEN', LEASED), tickets = redis.call('HLEN', HELD), lost_groups = issued - committed - dropped - #live + nowhere,
-  lost_completions = math.max(0, waiting - queued), duplicates = num('duplicates'), completions = num('completions:train'),
-  eval_completions = num('completions:eval'), trained_completions = num('trained_completions'), dead_letters = num('dead'),
-  retried = num('retried'), reissued = num('reissued'), stale = num('dropped:stale'),
-  repeated_offers = num('repeated:offer'), repeated_verdicts = num('repeated:verdict'), bytes = num('bytes'),
+  leased = redis.call('HLEN', LEASED), tickets = redis.call('HLEN', HELD),
+  lost_groups = issued - committed - dropped - #live + nowhere, lost_completions = math.max(0, waiting - queued),
+  duplicates = num('duplicates'), completions = num('completions:train'), eval_completions = num('completions:eval'),
+  trained_completions = num('trained_completions'), dead_letters = num('dead'), retried = num('retried'),
+  reissued = num('reissued'), stale = num('dropped:stale'), repeated_offers = num('repeated:offer'),
+  repeated_verdicts = num('repeated:verdict'), bytes = num('bytes'),
 })

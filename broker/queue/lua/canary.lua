@@ -1,13 +1,17 @@
--- The canary of a version that is about to be published. ARGV: epoch, version, message, versions whose canaries and reports
--- stay … . Idempotent.
-local refused = fence(ARGV[1])
+-- Stores the canary of a version that is about to be published, and deletes canaries and reports of versions that are
+-- not kept. Idempotent.
+---@param epoch number
+---@param version number
+---@param message string  the packed canary
+---@param kept number[]  versions whose canaries and reports stay, besides `version`
+local refused = fence(epoch)
 if refused then return refused end
-local kept = {[ARGV[2]] = true}
-for i = 4, #ARGV do kept[ARGV[i]] = true end
+local stays = {[version] = true}
+for _, other in ipairs(kept) do stays[other] = true end
 for _, name in ipairs({'canaries', 'canary-reports'}) do
   for _, field in ipairs(redis.call('HKEYS', P .. name)) do
-    if not kept[string.match(field, '^%d+')] then redis.call('HDEL', P .. name, field) end
+    if not stays[tonumber(string.match(field, '^%d+'))] then redis.call('HDEL', P .. name, field) end
   end
 end
-redis.call('HSET', P .. 'canaries', ARGV[2], ARGV[3])
+redis.call('HSET', P .. 'canaries', version, message)
 return 1

@@ -1,5 +1,8 @@
--- What an actor makes of a version's canary. ARGV: version, actor, message. One report per version and actor: a later one takes
--- its place. Nothing is kept of a version whose canary is gone. Idempotent.
-if redis.call('HEXISTS', P .. 'canaries', ARGV[1]) == 0 then return 0 end
-redis.call('HSET', P .. 'canary-reports', ARGV[1] .. ':' .. ARGV[2], ARGV[3])
+-- Stores an actor's scores of a version's canary, in place of its earlier ones. Without the canary nothing is stored.
+-- Idempotent.
+---@param version number
+---@param actor string
+---@param message string  the packed report
+if redis.call('HEXISTS', P .. 'canaries', version) == 0 then return 0 end
+redis.call('HSET', P .. 'canary-reports', version .. ':' .. actor, message)
 return 1

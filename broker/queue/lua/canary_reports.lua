@@ -1,2 +1,2 @@
--- Every report there is.
+-- All stored canary reports.
 return redis.call('HVALS', P .. 'canary-reports')

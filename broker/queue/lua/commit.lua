@@ -1,8 +1,11 @@
--- COMMIT: a durable checkpoint holds these steps. ARGV: epoch, step, then prompt, packed Z statistics pairs.
--- Groups become tombstones (a bit each), Z and step advance with them. Idempotent per step. Returns {groups, duplicates}.
-local refused = fence(ARGV[1])
+-- COMMIT: a durable checkpoint holds all steps up to `step`. Their groups become tombstones (one bit each); the
+-- committed step and the Z statistics advance with them. Idempotent per step. Returns {groups, duplicates}.
+---@param epoch number
+---@param step number
+---@param statistics {prompt: number, packed: string}[]  Z statistics per train prompt
+local refused = fence(epoch)
 if refused then return refused end
-local step, groups, duplicates = tonumber(ARGV[2]), 0, 0
+local groups, duplicates = 0, 0
 for s = num('committed_step') + 1, step do
   for _, group_id in ipairs(redis.call('LRANGE', lease_list(s), 0, -1)) do
     local g = redis.call('HMGET', group(group_id), 'order', 'bytes', 'short', 'n')
@@ -24,6 +27,6 @@ if step > num('committed_step') then
   redis.call('HSET', STATE, 'committed_step', step)
   redis.call('HINCRBY', STATE, 'committed', groups)
   redis.call('HINCRBY', STATE, 'duplicates', duplicates)
-  for i = 3, #ARGV, 2 do redis.call('HSET', P .. 'z', ARGV[i], ARGV[i + 1]) end
+  for _, z in ipairs(statistics) do redis.call('HSET', P .. 'z', z.prompt, z.packed) end
 end
 return {groups, duplicates}

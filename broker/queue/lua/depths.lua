@@ -1,16 +1,17 @@
--- What waits where, for people and dashboards (read only). Returns JSON.
+-- Counts of what waits where; changes nothing. Returns JSON.
 local version = num('version')
 local out = {
-  version = version, published_step = num('published_step'), committed_step = num('committed_step'), issued = num('issued'),
-  absorbed = num('absorbed'), finished = num('finished'), opened = num('opened'), queued_bytes = num('bytes'), dead_letters = num('dead'),
-  reissued = num('reissued'), retried = num('retried'), dropped = num('dropped'), stale = num('dropped:stale'),
-  repeated_offers = num('repeated:offer'), repeated_verdicts = num('repeated:verdict'),
-  completions_train = num('completions:train'), completions_eval = num('completions:eval'),
-  open = redis.call('ZCARD', OPEN), returned = redis.call('ZCARD', RETURNED), eval_waiting = redis.call('ZCARD', EVALQ),
-  ready = redis.call('ZCARD', ready('train')), leased = redis.call('HLEN', LEASED), tickets = redis.call('HLEN', HELD),
-  passed = num('outcome:pass'), failed = num('outcome:fail'),
+  version = version, published_step = num('published_step'), committed_step = num('committed_step'),
+  issued = num('issued'), absorbed = num('absorbed'), finished = num('finished'), opened = num('opened'),
+  queued_bytes = num('bytes'), dead_letters = num('dead'), reissued = num('reissued'), retried = num('retried'),
+  dropped = num('dropped'), stale = num('dropped:stale'), repeated_offers = num('repeated:offer'),
+  repeated_verdicts = num('repeated:verdict'), completions_train = num('completions:train'),
+  completions_eval = num('completions:eval'), open = redis.call('ZCARD', OPEN),
+  returned = redis.call('ZCARD', RETURNED), eval_waiting = redis.call('ZCARD', EVALQ),
+  ready = redis.call('ZCARD', ready('train')), leased = redis.call('HLEN', LEASED),
+  tickets = redis.call('HLEN', HELD), passed = num('outcome:pass'), failed = num('outcome:fail'),
 }
-local verify, waiting = {}, {}
+local verify = {}
 for _, name in ipairs(redis.call('SMEMBERS', P .. 'verifiers')) do verify[name] = redis.call('XLEN', stream(name)) end
 local flight, queue = {}, {}
 local held = redis.call('HGETALL', HELD)

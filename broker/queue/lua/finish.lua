@@ -1,5 +1,6 @@
--- The run is over. ARGV: epoch.
-local refused = fence(ARGV[1])
+-- Marks the run as finished.
+---@param epoch number
+local refused = fence(epoch)
 if refused then return refused end
 redis.call('HSET', STATE, 'finished', 1)
 return 1

@@ -1,12 +1,16 @@
--- A sign of life, and the reaper: ARGV id, heartbeat (JSON), phase, lease seconds. What dead or stopped actors held is given to
--- others. Verifier work returns by its own idle time (XAUTOCLAIM), which the living refresh.
-local t, lease = now(), tonumber(ARGV[4])
-if ARGV[3] == 'stopped' then
-  redis.call('ZREM', SEEN, ARGV[1])
-  redis.call('HDEL', P .. 'services', ARGV[1])
+-- Records a heartbeat, and reissues the tickets of actors whose heartbeats stopped. The work of dead verifiers returns
+-- by its idle time instead (XAUTOCLAIM), which a living verifier resets. Returns the number of tickets reissued.
+---@param id string
+---@param body string  the heartbeat as JSON
+---@param phase string  `stopped` removes the service
+---@param lease_seconds number
+local t = now()
+if phase == 'stopped' then
+  redis.call('ZREM', SEEN, id)
+  redis.call('HDEL', P .. 'services', id)
 else
-  redis.call('ZADD', SEEN, t, ARGV[1])
-  redis.call('HSET', P .. 'services', ARGV[1], ARGV[2])
+  redis.call('ZADD', SEEN, t, id)
+  redis.call('HSET', P .. 'services', id, body)
 end
 local returned, alive = 0, {}
 local held = redis.call('HGETALL', HELD)
@@ -14,7 +18,7 @@ for i = 1, #held, 2 do
   local actor = held[i + 1]
   if alive[actor] == nil then
     local seen = redis.call('ZSCORE', SEEN, actor)
-    alive[actor] = seen and t - tonumber(seen) < lease or false
+    alive[actor] = seen and t - tonumber(seen) < lease_seconds or false
   end
   if not alive[actor] then
     reissue(held[i])
@@ -22,9 +26,9 @@ for i = 1, #held, 2 do
   end
 end
 if returned > 0 then redis.call('HINCRBY', STATE, 'reissued', returned) end
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', SEEN, '-inf', t - 30 * lease)) do
-  redis.call('ZREM', SEEN, id)
-  redis.call('HDEL', P .. 'services', id)
-  redis.call('HDEL', P .. 'grants', id)
+for _, gone in ipairs(redis.call('ZRANGEBYSCORE', SEEN, '-inf', t - 30 * lease_seconds)) do
+  redis.call('ZREM', SEEN, gone)
+  redis.call('HDEL', P .. 'services', gone)
+  redis.call('HDEL', P .. 'grants', gone)
 end
 return returned

@@ -1,10 +1,14 @@
--- JUDGE: verdicts into their groups, atomically with the acknowledgement. ARGV: verifier, consumer, attempts allowed, then
--- per verdict entry, group_id, idx, outcome, reason, verdict bytes. Outcomes: pass, fail, error, malformed.
--- Frees (XACK, XDEL) before it writes, so it also works when Redis is at its memory limit.
-local verifier, consumer, allowed = ARGV[1], ARGV[2], tonumber(ARGV[3])
+-- JUDGE: verdicts into their groups, atomically with the acknowledgement. Outcomes: pass, fail, error, malformed.
+-- Frees (XACK, XDEL) before it writes, so that it also works when Redis is at its memory limit.
+-- Returns per verdict done, duplicate, retry (an error, queued again) or dead (dead-lettered).
+---@param verifier string
+---@param consumer string
+---@param attempts number  errors after which a completion is dead-lettered
+---@param verdicts {entry: string, outcome: string, reason: string, body: string}[]
 local queue = stream(verifier)
-local function bury(group_id, idx, reason, verdict, payload)
-  redis.call('XADD', DEAD, '*', 'g', group_id, 'i', idx, 'verifier', verifier, 'reason', reason, 'verdict', verdict, 'p', payload)
+local function bury(group_id, idx, reason, body, payload)
+  redis.call('XADD', DEAD, '*', 'g', group_id, 'i', idx, 'verifier', verifier, 'reason', reason, 'verdict', body,
+    'p', payload)
   redis.call('HINCRBY', STATE, 'dead', 1)
   if redis.call('EXISTS', group(group_id)) == 1 then
     redis.call('HINCRBY', group(group_id), 'bytes', 0 - #payload)
@@ -14,25 +18,22 @@ local function bury(group_id, idx, reason, verdict, payload)
   end
 end
 
--- What the queue holds of these entries: group_id and idx come from the entry itself; the queue, not the caller, says what it is.
-local entries, seen, items, groups, group_ids = {}, {}, {}, {}, {}
-for i = 4, #ARGV, 6 do
-  local entry, outcome = ARGV[i], ARGV[i + 3]
-  local found = not seen[entry] and redis.call('XRANGE', queue, entry, entry)[1]
-  local item = {outcome = outcome, reason = ARGV[i + 4], verdict = ARGV[i + 5]}
-  items[#items + 1] = item
+-- Group id and index are those of the queue's entry: the queue, not the caller, says what an entry is.
+local entries, seen, groups, group_ids = {}, {}, {}, {}
+for _, v in ipairs(verdicts) do
+  local found = not seen[v.entry] and redis.call('XRANGE', queue, v.entry, v.entry)[1]
   if found then
-    seen[entry], item.f = true, {}
-    entries[#entries + 1] = entry
-    for j = 1, #found[2], 2 do item.f[found[2][j]] = found[2][j + 1] end
-    item.group_id, item.idx = item.f.g or '', item.f.i or ''
-    if outcome == 'pass' or outcome == 'fail' then
-      local g = groups[item.group_id]
+    seen[v.entry], v.f = true, {}
+    entries[#entries + 1] = v.entry
+    for j = 1, #found[2], 2 do v.f[found[2][j]] = found[2][j + 1] end
+    v.group_id, v.idx = v.f.g or '', v.f.i or ''
+    if v.outcome == 'pass' or v.outcome == 'fail' then
+      local g = groups[v.group_id]
       if not g then
         g = {fields = {'lane', 'oldest', 'version'}, marks = {}, set = {}, judged = 0}
-        groups[item.group_id], group_ids[#group_ids + 1] = g, item.group_id
+        groups[v.group_id], group_ids[#group_ids + 1] = g, v.group_id
       end
-      g.fields[#g.fields + 1] = 'j' .. item.idx
+      g.fields[#g.fields + 1] = 'j' .. v.idx
     end
   end
 end
@@ -48,22 +49,22 @@ for _, group_id in ipairs(group_ids) do
 end
 
 local replies, counts, repeated = {}, {pass = 0, fail = 0}, 0
-for k, item in ipairs(items) do
-  local g = groups[item.group_id]
-  if not item.f then
+for k, v in ipairs(verdicts) do
+  local g = groups[v.group_id]
+  if not v.f then
     replies[k], repeated = 'duplicate', repeated + 1
-  elseif item.outcome ~= 'pass' and item.outcome ~= 'fail' then
-    replies[k] = ''  -- after the groups below: rare, and it looks at their counts
+  elseif v.outcome ~= 'pass' and v.outcome ~= 'fail' then
+    replies[k] = ''  -- after the groups below: rare, and it reads their counts
   elseif not g.lane then
     replies[k] = 'duplicate'
-  elseif g.marks['j' .. item.idx] then
+  elseif g.marks['j' .. v.idx] then
     replies[k], repeated = 'duplicate', repeated + 1
   else
     local set = g.set
-    set[#set + 1], set[#set + 2], set[#set + 3], set[#set + 4] = 'j' .. item.idx, item.verdict, 'c' .. item.idx, item.f.p
-    g.marks['j' .. item.idx] = true
-    g.oldest, g.judged = math.min(g.oldest, tonumber(item.f.v) or g.version), g.judged + 1
-    counts[item.outcome] = counts[item.outcome] + 1
+    set[#set + 1], set[#set + 2], set[#set + 3], set[#set + 4] = 'j' .. v.idx, v.body, 'c' .. v.idx, v.f.p
+    g.marks['j' .. v.idx] = true
+    g.oldest, g.judged = math.min(g.oldest, tonumber(v.f.v) or g.version), g.judged + 1
+    counts[v.outcome] = counts[v.outcome] + 1
     replies[k] = 'done'
   end
 end
@@ -79,22 +80,22 @@ add('outcome:pass', counts.pass)
 add('outcome:fail', counts.fail)
 add('repeated:verdict', repeated)
 
-for k, item in ipairs(items) do
+for k, v in ipairs(verdicts) do
   if replies[k] == '' then
-    local f, group_id = item.f, item.group_id
+    local f, group_id = v.f, v.group_id
     if redis.call('EXISTS', group(group_id)) == 0 then
       replies[k] = 'duplicate'
-      if item.outcome == 'malformed' then
-        bury(group_id, item.idx, item.reason, item.verdict, f.p or '')
+      if v.outcome == 'malformed' then
+        bury(group_id, v.idx, v.reason, v.body, f.p or '')
         replies[k] = 'dead'
       end
-    elseif item.outcome == 'error' and tonumber(f.t) + 1 < allowed then
-      redis.call('XADD', queue, '*', 'g', group_id, 'i', item.idx, 'v', f.v, 't', tonumber(f.t) + 1, 'w', (f.w or '') .. consumer .. ' ',
-        'p', f.p)
+    elseif v.outcome == 'error' and tonumber(f.t) + 1 < attempts then
+      redis.call('XADD', queue, '*', 'g', group_id, 'i', v.idx, 'v', f.v, 't', tonumber(f.t) + 1,
+        'w', (f.w or '') .. consumer .. ' ', 'p', f.p)
       add('retried', 1)
       replies[k] = 'retry'
     else
-      bury(group_id, item.idx, item.reason, item.verdict, f.p or '')
+      bury(group_id, v.idx, v.reason, v.body, f.p or '')
       replies[k] = 'dead'
     end
   end

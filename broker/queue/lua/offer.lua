@@ -1,15 +1,17 @@
--- OFFER: completions into their verifier's stream. ARGV: actor, all payloads in one string, then per completion group_id, idx,
--- oldest, newest, verifier, payload length. (One long string crosses the socket and the parser far faster than many short.)
--- Idempotent per (group_id, idx): the mark `o<idx>` admits the first offer only.
-local actor, blob, at = ARGV[1], ARGV[2], 1
+-- OFFER: completions into their verifiers' streams. All payloads travel in one string: one long argument crosses the
+-- socket and the parser far faster than many short ones. Idempotent per (group_id, idx): the mark `o<idx>` admits the
+-- first offer only. Returns per completion new, duplicate, stale, or "refused: " and the reason.
+---@param actor string
+---@param payloads string  the packed completions, one after another
+---@param completions {group_id: string, idx: number, oldest: number, newest: number, verifier: string, bytes: number}[]
 local groups, group_ids = {}, {}
-for i = 3, #ARGV, 6 do
-  local g = groups[ARGV[i]]
+for _, c in ipairs(completions) do
+  local g = groups[c.group_id]
   if not g then
     g = {fields = {'lane', 'version', 'n'}, marks = {}, set = {}, bytes = 0}
-    groups[ARGV[i]], group_ids[#group_ids + 1] = g, ARGV[i]
+    groups[c.group_id], group_ids[#group_ids + 1] = g, c.group_id
   end
-  g.fields[#g.fields + 1] = 'o' .. ARGV[i + 1]
+  g.fields[#g.fields + 1] = 'o' .. c.idx
 end
 for _, group_id in ipairs(group_ids) do
   local g = groups[group_id]
@@ -18,29 +20,27 @@ for _, group_id in ipairs(group_ids) do
   g.held = redis.call('HGET', HELD, group_id) == actor
   for k = 4, #g.fields do g.marks[g.fields[k]] = found[k] end
 end
-local replies, verifiers, counts, repeated = {}, {}, {train = 0, eval = 0}, 0
-for i = 3, #ARGV, 6 do
-  local group_id, mark, length = ARGV[i], 'o' .. ARGV[i + 1], tonumber(ARGV[i + 5])
-  local oldest, newest, verifier = tonumber(ARGV[i + 2]), tonumber(ARGV[i + 3]), ARGV[i + 4]
-  local g, answer = groups[group_id], nil
+local replies, verifiers, counts, repeated, at = {}, {}, {train = 0, eval = 0}, 0, 1
+for k, c in ipairs(completions) do
+  local g, mark, answer = groups[c.group_id], 'o' .. c.idx, nil
   if not g.lane then answer = 'stale'
   elseif g.marks[mark] then answer = 'duplicate'
   elseif not g.held then answer = 'stale'
-  elseif tonumber(ARGV[i + 1]) >= g.n then answer = 'refused: index outside the group'
-  elseif oldest < g.version or (g.lane == 'eval' and newest ~= g.version) then
-    answer = 'refused: sampled with version ' .. oldest .. '..' .. newest .. ', ticket of version ' .. g.version
+  elseif c.idx >= g.n then answer = 'refused: index outside the group'
+  elseif c.oldest < g.version or (g.lane == 'eval' and c.newest ~= g.version) then
+    answer = 'refused: sampled with version ' .. c.oldest .. '..' .. c.newest .. ', ticket of version ' .. g.version
   else
-    redis.call('XADD', stream(verifier), '*', 'g', group_id, 'i', ARGV[i + 1], 'v', oldest, 't', 0, 'w', '',
-      'p', blob:sub(at, at + length - 1))
-    g.marks[mark], verifiers[verifier] = true, true
+    redis.call('XADD', stream(c.verifier), '*', 'g', c.group_id, 'i', c.idx, 'v', c.oldest, 't', 0, 'w', '',
+      'p', payloads:sub(at, at + c.bytes - 1))
+    g.marks[mark], verifiers[c.verifier] = true, true
     g.set[#g.set + 1] = mark
     g.set[#g.set + 1] = 1
-    g.bytes = g.bytes + length
+    g.bytes = g.bytes + c.bytes
     counts[g.lane] = counts[g.lane] + 1
     answer = 'new'
   end
   if answer == 'duplicate' or answer == 'stale' then repeated = repeated + 1 end
-  replies[#replies + 1], at = answer, at + length
+  replies[k], at = answer, at + c.bytes
 end
 local bytes = 0
 for _, group_id in ipairs(group_ids) do

@@ -1,6 +1,8 @@
--- Shared by every script. KEYS[1] is the run's prefix "{sieve:<run>}"; its hash tag puts all keys of a run in one slot, so
--- the keys derived from it below live on the same node. State machine and key layout: broker/queue/client.py.
--- Amounts are subtracted as `0 - x`: Lua's `-x` of 0 prints as "-0", which HINCRBY refuses.
+-- Names and functions that every script shares. KEYS[1] is the run's prefix "{sieve:<run>}": its hash tag puts all keys
+-- of a run into one slot, so the keys derived from it here live on the same node. Keys and state machine:
+-- broker/queue/connection.py. The arguments of a script are the locals that its `---@param` lines declare
+-- (broker/queue/arguments.py generates them); no script reads ARGV itself.
+-- Amounts are subtracted as `0 - x`: Lua prints `-x` of 0 as "-0", which HINCRBY refuses.
 local P = KEYS[1] .. ':'
 local STATE, OPEN, LIVE, HELD = P .. 'state', P .. 'open', P .. 'live', P .. 'held'
 local RETURNED, EVALQ, LEASED = P .. 'returned', P .. 'evalq', P .. 'leased'
@@ -17,13 +19,23 @@ local function now()
   return tonumber(t[1]) + tonumber(t[2]) / 1e6
 end
 
--- The absorbed count of the oldest open group, or of this moment when none is open.
+-- A score that sorts by version, then by order of issue (below 2^32). Exact in a double up to version 2^21.
+local function age(version, order) return tonumber(version) * 4294967296 + tonumber(order) end
+
+-- A new group of `n` completions, none offered. `absorbed`: the absorbed count at its issue.
+local function create(group_id, lane, order, n, version, absorbed)
+  redis.call('HSET', group(group_id), 'lane', lane, 'order', string.format('%.0f', order), 'n', n, 'left', n,
+    'version', version, 'absorbed', absorbed, 'attempt', 0, 'bytes', 0)
+end
+
+-- The absorbed count at the issue of the oldest open group, or `absorbed` when no group is open.
 local function oldest_absorbed(absorbed)
   local first = redis.call('ZRANGE', OPEN, 0, 0, 'WITHSCORES')
   if first[2] then return math.min(tonumber(first[2]), absorbed) end
   return absorbed
 end
 
+-- Makes a held ticket available to every actor again.
 local function reissue(group_id)
   redis.call('HDEL', HELD, group_id)
   local g = redis.call('HMGET', group(group_id), 'lane', 'order')
@@ -31,7 +43,7 @@ local function reissue(group_id)
   redis.call('ZADD', g[1] == 'eval' and EVALQ or RETURNED, g[2], group_id)
 end
 
--- A group that ends without training: counted, its bytes given back, its place in the window freed.
+-- Ends a group without training: counts it, subtracts its bytes and frees its place in the admission window.
 local function drop(group_id, reason)
   local g = redis.call('HMGET', group(group_id), 'lane', 'order', 'bytes')
   redis.call('DEL', group(group_id))
@@ -47,7 +59,8 @@ local function drop(group_id, reason)
   end
 end
 
--- `count` completions of the group are settled (judged or dead-lettered); the last one makes it ready, or ends it empty.
+-- READY: `count` more completions of the group are judged or dead-lettered. When none is left, the group becomes ready,
+-- or is dropped when every completion was dead-lettered.
 local function settle(group_id, count)
   local key = group(group_id)
   if redis.call('HINCRBY', key, 'left', 0 - count) > 0 then return end
@@ -58,13 +71,11 @@ local function settle(group_id, count)
     drop(group_id, 'empty')
   else
     redis.call('HSET', key, 'ready_at', string.format('%.3f', now()))
-    redis.call('ZADD', ready('train'), tonumber(g[3]) * 4294967296 + tonumber(g[4]), group_id)
+    redis.call('ZADD', ready('train'), age(g[3], g[4]), group_id)
   end
 end
 
--- Only the newest learner may move the run; an older one that wakes up is refused.
+-- An error reply unless `epoch` is the newest: a learner whose run was taken over must change nothing any more.
 local function fence(epoch)
-  if num('epoch') ~= tonumber(epoch) then
-    return redis.error_reply('FENCED ' .. tostring(num('epoch')))
-  end
+  if num('epoch') ~= epoch then return redis.error_reply('FENCED ' .. tostring(num('epoch'))) end
 end

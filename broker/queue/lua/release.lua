@@ -1,8 +1,10 @@
--- TICKET, returned: ARGV actor, group_id…. Only what this actor still holds goes back to the queue.
+-- TICKET, given back unfinished: those that the actor still holds are reissued. Returns how many.
+---@param actor string
+---@param group_ids string[]
 local count = 0
-for i = 2, #ARGV do
-  if redis.call('HGET', HELD, ARGV[i]) == ARGV[1] then
-    reissue(ARGV[i])
+for _, group_id in ipairs(group_ids) do
+  if redis.call('HGET', HELD, group_id) == actor then
+    reissue(group_id)
     count = count + 1
   end
 end

@@ -1,4 +1,4 @@
--- Every service that has been seen lately. Returns {heartbeat JSON, seconds since its last sign of life, …}.
+-- Every service whose heartbeat is recorded. Returns {heartbeat as JSON, seconds since it arrived, …}.
 local reply, t = {}, now()
 local all = redis.call('HGETALL', P .. 'services')
 for i = 1, #all, 2 do

@@ -1,10 +1,17 @@
--- TICKET: grant groups to an actor. ARGV: actor, room (completions), token, groups_per_version, max_staleness,
--- max_queued_bytes, total_groups, train_prompts, group_size, forced_staleness. Returns {version, reason, {group_id, version, attempt, n, missing…}…}.
--- The same token gets the same grant again, so a reply lost on the way loses no ticket.
-local actor, room, token = ARGV[1], tonumber(ARGV[2]), ARGV[3]
-local per_version, staleness = tonumber(ARGV[4]), tonumber(ARGV[5])
-local cap, total, prompts, size = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
-local admitted = math.min(staleness, tonumber(redis.call('HGET', STATE, 'admitted') or staleness))
+-- TICKET: grants groups to an actor. The same token gets the same grant again, so that a lost reply loses no ticket.
+-- Returns {version, reason, {group_id, version, attempt, n, missing index, …}, …}. The reason says why the grant is
+-- short; it is empty when the room was filled.
+---@param actor string
+---@param room number  completions wanted; the last group may exceed it
+---@param token string  unique per call
+---@param groups_per_version number
+---@param max_staleness number
+---@param max_queued_bytes number
+---@param total_groups number  train groups in the whole run
+---@param train_prompts number
+---@param group_size number
+---@param forced_staleness number  versions behind the newest that train groups are sampled with
+local aim = math.min(max_staleness, tonumber(redis.call('HGET', STATE, 'admitted') or max_staleness))
 redis.call('ZADD', SEEN, now(), actor)
 
 local function describe(group_id)
@@ -18,7 +25,7 @@ local function describe(group_id)
   return reply
 end
 
-local version = math.max(0, num('version') - tonumber(ARGV[10] or '0'))
+local version = math.max(0, num('version') - forced_staleness)
 local last = redis.call('HGET', P .. 'grants', actor)
 if last then
   local saved = cjson.decode(last)
@@ -51,23 +58,23 @@ local function from_queue(queue)
 end
 from_queue(EVALQ)
 from_queue(RETURNED)
+-- New train groups, as long as admission allows (broker/queue/admission.py: rules and proof).
 while room > 0 do
   local issued = num('issued')
-  if issued >= total + num('dropped') then
+  if issued >= total_groups + num('dropped') then
     reason = 'admission: every group of the run is issued'
-  elseif num('bytes') >= cap then
+  elseif num('bytes') >= max_queued_bytes then
     reason = 'admission: queued bytes at broker.max_queued_bytes'
-  elseif issued - oldest_absorbed(absorbed) >= (staleness + 1) * per_version then
+  elseif issued - oldest_absorbed(absorbed) >= (max_staleness + 1) * groups_per_version then
     reason = 'admission: oldest open group at schedule.max_staleness'
-  elseif issued - absorbed >= (admitted + 1) * per_version then
+  elseif issued - absorbed >= (aim + 1) * groups_per_version then
     reason = 'admission: effective sample size below schedule.ess_target'
   elseif num('opened') ~= 1 then
     reason = 'learner: version 0 not published yet'
   end
   if reason ~= '' then break end
-  local group_id = string.format('%d:%d', math.floor(issued / prompts), issued % prompts)
-  redis.call('HSET', group(group_id), 'lane', 'train', 'order', issued, 'n', size, 'left', size, 'version', version,
-    'absorbed', absorbed, 'attempt', 0, 'bytes', 0)
+  local group_id = string.format('%d:%d', math.floor(issued / train_prompts), issued % train_prompts)
+  create(group_id, 'train', issued, group_size, version, absorbed)
   redis.call('HINCRBY', STATE, 'issued', 1)
   redis.call('ZADD', OPEN, absorbed, group_id)
   redis.call('ZADD', LIVE, issued, group_id)

@@ -1,4 +1,4 @@
-"""Weights sent straight from a learner's rank 0 into actors, each a process of its own, over gloo; and their deaths."""
+"""Broadcasts of weights from a learner's rank 0 to actors, each in its own process, over gloo, with kills of both."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ import pytest
 import torch
 from prometheus_client import CollectorRegistry
 
-from broker.queue.client import Broker
 from broker.queue.state import Epoch, Member
 from broker.queue.wire import Completion, Verdict
 from broker.settings import BrokerSettings, RunSettings, WeightsSettings
-from broker.weights.broadcast import Outcome, Transfers
-from learner.weights.broadcast import Broadcast, TransferMetrics, link_maker
+from broker.weights.broadcast import BroadcastCoordinator, Outcome
+from learner.weights.broadcast import Broadcaster, BroadcastMetrics, open_broadcaster
 from tests.actor.actor_process import serve, tree
 from tests.actor.test_service import VOCABULARY, Run, eventually, model_path, one_thread  # noqa: F401
 from tests.actor.tiny_llama import llama
+from tests.broker.builders import EveryRole
 
 pytestmark = pytest.mark.slow
 
 PATIENCE = 600.0
-GLOO = WeightsSettings(transport="gloo", transfer_seconds=60.0)
+GLOO = WeightsSettings(broadcast="gloo", broadcast_seconds=60.0)
 BROKER = BrokerSettings(lease_seconds=10.0, connect_seconds=30.0)
 LAST = "model.layers.1.mlp.down_proj.weight"
 FIRST = "model.embed_tokens.weight"
@@ -45,19 +45,21 @@ def tensors(version: int) -> dict[str, torch.Tensor]:
     return {name: one.detach() for name, one in llama(version + 1, vocabulary=VOCABULARY).state_dict().items()}
 
 
-def sending(broker: Broker) -> Broadcast:
+def sending(broker: EveryRole) -> Broadcaster:
     def wait(reason: str, seconds: float) -> bool:
         time.sleep(seconds)
         return False
 
-    metrics = TransferMetrics(CollectorRegistry())
+    coordinator, metrics = BroadcastCoordinator(broker), BroadcastMetrics(CollectorRegistry())
     log = logging.getLogger("sieve.test")
-    return Broadcast(Transfers(broker), link_maker(GLOO), GLOO, metrics, log, wait, pack_bytes=4096, join_seconds=60.0)
+    made = open_broadcaster(GLOO, coordinator, metrics, log, wait, pack_bytes=4096, join_seconds=60.0)
+    assert made is not None
+    return made
 
 
 def send_and_die(url: str, epoch: Epoch) -> None:
     """A learner that is killed in the middle of sending version 1."""
-    broker = Broker.connect(BROKER, RunSettings(name="test"), url=url)
+    broker = EveryRole.connect(BROKER, RunSettings(name="test"), url=url)
     sending(broker).send(epoch, 1, Watched(tensors(1), LAST, lambda: os.kill(os.getpid(), signal.SIGKILL)))
 
 
@@ -79,16 +81,16 @@ class Rig:
 
     def __init__(self, url: str, directory: Path, model: Path) -> None:
         self.run = Run(url, directory, steps=10**6, groups_per_step=4, max_staleness=100_000, max_queued_bytes=1 << 30)
-        self.run.broker = Broker.connect(BROKER, RunSettings(name="test"), url=url)
+        self.run.broker = EveryRole.connect(BROKER, RunSettings(name="test"), url=url)
         self.run.epoch = self.run.broker.begin("learner")
         self.url = url
         self.config = tree(directory, model).model_copy(update={"weights": GLOO, "broker": BROKER}).model_dump_json()
-        self.broadcast = sending(self.run.broker)
+        self.broadcaster = sending(self.run.broker)
         self.actors: list[BaseProcess] = []
         self.run.publish(0)
 
     def start(self, count: int) -> None:
-        """That many more actors, once they have loaded something and can receive."""
+        """Start `count` more actors and wait until they have loaded weights and can receive."""
         for _ in range(count):
             self.actors.append(PROCESSES.Process(target=serve, args=(self.config, self.url), daemon=True))
             self.actors[-1].start()
@@ -96,7 +98,7 @@ class Rig:
         eventually(lambda: (self.judged(), len(self.ids()) == alive)[1], PATIENCE)
 
     def ids(self) -> dict[int, str]:
-        """Living actors that have loaded something: pid → id."""
+        """Living actors that have loaded weights: pid → id."""
         alive = {actor.pid for actor in self.actors if actor.is_alive()}
         heartbeats = [p for p in self.run.broker.services() if p.role == "actor" and p.pid in alive]
         return {p.pid: p.id for p in heartbeats if "version" in p.values}
@@ -105,15 +107,15 @@ class Rig:
         return self.ids()[actor.pid or 0]
 
     def send(self, version: int, weights: dict[str, torch.Tensor] | None = None) -> Outcome:
-        return self.broadcast.send(self.run.epoch, version, weights or tensors(version))
+        return self.broadcaster.send(self.run.epoch, version, weights or tensors(version))
 
     @property
     def groups(self) -> float:
-        """Communicators built."""
-        return self.broadcast._metrics.groups._value.get()
+        """Number of communicators built."""
+        return self.broadcaster._metrics.groups._value.get()
 
     def judged(self) -> list[Completion]:
-        """What has come out since, in the order in which it did."""
+        """Judge the completions offered since the last call as passes; returns them in order."""
         works = self.run.broker.receive("none", "v", 500, 0.05)
         verdict = Verdict(outcome="pass", reason="right", seconds=0.0, verifier="none/1")
         self.run.broker.judge("none", "v", [(work, verdict) for work in works])
@@ -135,7 +137,7 @@ class Rig:
         eventually(look, PATIENCE)
 
     def counted(self, id: str, name: str, **labels: str) -> float:
-        """A figure from an actor's own /metrics."""
+        """The value of a metric from an actor's /metrics."""
         url = next(heartbeat.metrics_url for heartbeat in self.run.broker.services() if heartbeat.id == id)
         body = urllib.request.urlopen(url, timeout=30).read().decode()
         inside = ",".join(f'{key}="{value}"' for key, value in labels.items())
@@ -153,7 +155,7 @@ def rig(url: str, directory: Path, model: Path) -> Iterator[Rig]:
         for actor in found.actors:
             actor.kill()
             actor.join()
-        found.broadcast.close()
+        found.broadcaster.close()
 
 
 def test_versions_arrive_without_files_the_group_is_kept_and_a_joiner_rebuilds_it(redis_url, tmp_path, model_path):  # noqa: F811
@@ -188,8 +190,11 @@ def test_versions_arrive_without_files_the_group_is_kept_and_a_joiner_rebuilds_i
 
 @pytest.mark.parametrize("at", [FIRST, LAST])
 def test_a_receiver_that_is_killed_before_or_amid_the_broadcast_is_named_and_the_others_go_on(
-    redis_url, tmp_path, model_path, at  # noqa: F811
-):  # fmt: skip
+    redis_url,
+    tmp_path,
+    model_path,  # noqa: F811
+    at,
+):
     with rig(redis_url, tmp_path, model_path) as here:
         here.start(3)
         everyone = set(here.ids().values())
@@ -213,8 +218,10 @@ def test_a_receiver_that_is_killed_before_or_amid_the_broadcast_is_named_and_the
 
 
 def test_a_receiver_that_hangs_is_named_within_the_deadline_and_takes_part_again_when_it_wakes(
-    redis_url, tmp_path, model_path  # noqa: F811
-):  # fmt: skip
+    redis_url,
+    tmp_path,
+    model_path,  # noqa: F811
+):
     with rig(redis_url, tmp_path, model_path) as here:
         here.start(2)
         everyone = set(here.ids().values())
@@ -223,7 +230,7 @@ def test_a_receiver_that_hangs_is_named_within_the_deadline_and_takes_part_again
         name = here.id(sleeper)
         begin = time.monotonic()
         found = here.send(2, Watched(tensors(2), FIRST, lambda: os.kill(sleeper.pid or 0, signal.SIGSTOP)))
-        assert time.monotonic() - begin < 3 * (2 * GLOO.transfer_seconds + BROKER.lease_seconds)
+        assert time.monotonic() - begin < 3 * (2 * GLOO.broadcast_seconds + BROKER.lease_seconds)
         assert found.missed[name][0] in ("dead", "silent")
         here.run.publish(2)
         here.sampled(2, everyone - {name})
@@ -241,8 +248,10 @@ def test_a_receiver_that_hangs_is_named_within_the_deadline_and_takes_part_again
 
 
 def test_receivers_of_a_sender_that_is_killed_recover_and_its_version_number_is_not_used_again(
-    redis_url, tmp_path, model_path  # noqa: F811
-):  # fmt: skip
+    redis_url,
+    tmp_path,
+    model_path,  # noqa: F811
+):
     with rig(redis_url, tmp_path, model_path) as here:
         here.start(2)
         everyone = set(here.ids().values())

@@ -1,4 +1,4 @@
-"""What is noticed about a version's files before any model is touched."""
+"""The checks of a version's files before a model is changed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_whole_sharded_and_cast_versions_are_accepted(tmp_path):
         ({"model.embed.weight": torch.full((6, 4), float("inf"))}, "model.embed.weight has values that are not finite"),
     ],
 )
-def test_what_does_not_fit_is_named(tmp_path, change, message):
+def test_a_tensor_that_does_not_fit_is_named(tmp_path, change, message):
     files = VersionFiles(directory(tmp_path / "base", tensors()), adapters=False)
     with pytest.raises(WeightsUnusable, match=message):
         files.check(directory(tmp_path / "version", tensors(**change)))
@@ -70,11 +70,16 @@ def test_adapters_must_be_whole_and_stay_the_same_set(tmp_path):
     pair = {f"{stem}.lora_A.weight": torch.ones(2, 4), f"{stem}.lora_B.weight": torch.zeros(4, 2)}
     files.check(directory(tmp_path / "good", pair, "adapter_model.safetensors"))
     other = {name.replace("layers.0.q_proj", "embed"): tensor for name, tensor in pair.items()}
-    for number, (content, message) in enumerate([
-        ({f"{stem}.lora_A.weight": torch.ones(2, 4)}, "no half of an adapter"),
-        ({**pair, f"{stem}.lora_A.weight": torch.ones(2, 5)}, r"is \(2, 5\), its matrix at model.path is \(4, 4\)"),
-        ({"model.embed.weight": torch.ones(6, 4)}, "no half of an adapter"),
-        ({**other, f"{stem.replace('layers.0.q_proj', 'embed')}.lora_B.weight": torch.ones(6, 2)}, "other matrices"),
-    ]):  # fmt: skip
+    for number, (content, message) in enumerate(
+        [
+            ({f"{stem}.lora_A.weight": torch.ones(2, 4)}, "not one half of an adapter"),
+            ({**pair, f"{stem}.lora_A.weight": torch.ones(2, 5)}, r"is \(2, 5\), its matrix at model.path is \(4, 4\)"),
+            ({"model.embed.weight": torch.ones(6, 4)}, "not one half of an adapter"),
+            (
+                {**other, f"{stem.replace('layers.0.q_proj', 'embed')}.lora_B.weight": torch.ones(6, 2)},
+                "other matrices",
+            ),
+        ]
+    ):
         with pytest.raises(WeightsUnusable, match=message):
             files.check(directory(tmp_path / f"bad{number}", content, "adapter_model.safetensors"))

@@ -1,4 +1,4 @@
-"""Versions fetched beside the sampling: order, failures, pauses."""
+"""Fetching versions while sampling goes on: order, failures and pauses."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from actor.engine import WeightsUnusable
-from actor.weights.fetching import Fetching
+from actor.weights.fetching import WeightsFetcher
 from broker.errors import WeightsCorrupt, WeightsMissing
 from broker.weights.store import Fetched
 
 
 class Source:
-    """Versions behind a gate, so that a test decides how long a fetch takes; some cannot be had."""
+    """A source of versions in which the test decides how long a fetch takes and which fail."""
 
     def __init__(self) -> None:
         self.asked: list[int] = []
@@ -33,7 +33,7 @@ class Source:
         )
 
 
-def settled(fetching: Fetching, version: int, seconds: float = 10.0) -> Fetched:
+def settled(fetching: WeightsFetcher, version: int, seconds: float = 10.0) -> Fetched:
     until = time.monotonic() + seconds
     while (fetched := fetching.get(version)) is None:
         assert time.monotonic() < until
@@ -48,7 +48,7 @@ def source():
 
 @pytest.fixture
 def fetching(source):
-    made = Fetching(source)
+    made = WeightsFetcher(source)
     yield made
     source.gate.set()
     made.close()
@@ -58,9 +58,9 @@ def test_a_version_is_fetched_once_and_stays_available_until_taken(fetching, sou
     assert settled(fetching, 3).directory == Path("v3")
     assert settled(fetching, 3).version == 3
     assert source.asked == [3]
-    assert fetching.under_way == 3
+    assert fetching.in_progress == 3
     fetching.taken()
-    assert fetching.under_way is None
+    assert fetching.in_progress is None
     assert settled(fetching, 4).version == 4
 
 
@@ -90,6 +90,7 @@ def test_a_failure_is_reported_once_per_try_and_repeated_after_a_growing_pause(f
     assert settled(fetching, 1).version == 1
 
 
+@pytest.mark.alone
 def test_another_version_does_not_wait_for_one_that_failed(fetching, source):
     source.broken[1] = WeightsMissing("version 1 is not there")
     for _ in range(2):

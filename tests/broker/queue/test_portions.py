@@ -1,4 +1,4 @@
-"""Many completions in one call: parted into portions, each atomic, and judged or refused one by one all the same."""
+"""Long calls: split into portions that are atomic each, with every completion judged or refused on its own."""
 
 from __future__ import annotations
 
@@ -6,17 +6,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.queue.client import _BATCH, _PORTION, _portions
+from broker.queue.portions import BYTES, ITEMS, chunks, portions
 from broker.runtime.redis_server import connect_once
 from tests.broker.builders import complete, connect, open_run, verdict
 
 
-@given(st.lists(st.integers(0, 2 * _PORTION), max_size=600))
+@given(st.lists(st.integers(0, 2 * BYTES), max_size=600))
 def test_portions_cover_all_items_in_order_within_both_limits(sizes: list[int]) -> None:
-    portions = _portions(sizes)
-    assert [at for start, end in portions for at in range(start, end)] == list(range(len(sizes)))
-    for start, end in portions:
-        assert end - start == 1 or (end - start <= _BATCH and sum(sizes[start:end]) <= _PORTION)
+    found = portions(sizes)
+    assert [at for start, end in found for at in range(start, end)] == list(range(len(sizes)))
+    for start, end in found:
+        assert end - start == 1 or (end - start <= ITEMS and sum(sizes[start:end]) <= BYTES)
+
+
+@given(st.lists(st.integers(), max_size=600))
+def test_chunks_cover_all_items_in_order_within_the_limit(items: list[int]) -> None:
+    found = list(chunks(items))
+    assert [item for chunk in found for item in chunk] == items
+    assert all(1 <= len(chunk) <= ITEMS for chunk in found)
 
 
 def test_a_completion_offered_twice_in_one_call_enters_the_queue_once(redis_url: str) -> None:

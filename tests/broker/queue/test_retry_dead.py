@@ -1,12 +1,11 @@
-"""`Broker.retry_dead`: a dead letter goes back while its group can still take it, once, and every count stays right."""
+"""`AdminClient.retry_dead`: a dead letter goes back while its group can take it, once, and every count stays right."""
 
 from __future__ import annotations
 
 import pytest
 
-from broker.queue.client import Broker
 from broker.queue.state import Epoch
-from tests.broker.builders import complete, connect, judge_all, offer_all, open_run, verdict
+from tests.broker.builders import EveryRole, complete, connect, judge_all, offer_all, open_run, verdict
 
 
 @pytest.fixture
@@ -16,14 +15,14 @@ def broker(redis_url: str):
     broker.close()
 
 
-def begin(broker: Broker, **change: object) -> Epoch:
+def begin(broker: EveryRole, **change: object) -> Epoch:
     open_run(broker, steps=1, groups_per_step=1, max_staleness=0, **change)
     hold = broker.begin("learner")
     broker.publish(hold, 0, 0)
     return hold
 
 
-def one_dead(broker: Broker, others: str | None = "pass") -> str:
+def one_dead(broker: EveryRole, others: str | None = "pass") -> str:
     """One group of two: the first completion becomes a dead letter, the second is judged `others` (None: not yet)."""
     offer_all(broker, "a", broker.take("a", 2).tickets)
     first, second = broker.receive("arithmetic", "v", 10, 0.01)
@@ -33,7 +32,7 @@ def one_dead(broker: Broker, others: str | None = "pass") -> str:
     return broker.dead_letters()[0].entry
 
 
-def counts(broker: Broker) -> tuple[int, int, int, int]:
+def counts(broker: EveryRole) -> tuple[int, int, int, int]:
     audit = broker.audit()
     return audit.lost, audit.dead_letters, len(broker.dead_letters()), broker.depths().ready
 
@@ -77,8 +76,8 @@ def test_asking_twice_changes_nothing(broker):
 def test_a_reply_that_was_lost_is_answered_again_without_a_second_try(broker):
     begin(broker)
     entry = one_dead(broker)
-    assert broker._scripts("retry_dead", entry, 0) == b"retried"
-    assert broker._scripts("retry_dead", entry, 0) == b"gone"
+    assert broker.script("retry_dead", entry=entry, oldest=0) == b"retried"
+    assert broker.script("retry_dead", entry=entry, oldest=0) == b"gone"
     assert broker.depths().verify == {"arithmetic": 1}
 
 

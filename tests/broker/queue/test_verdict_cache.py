@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from broker.queue.client import Broker
-from tests.broker.builders import connect, verdict
+from tests.broker.builders import EveryRole, connect, verdict
 
 
 @pytest.fixture
@@ -19,7 +18,7 @@ def key(number: int) -> bytes:
     return number.to_bytes(32, "big")
 
 
-def known(broker: Broker, *numbers: int) -> list[bool]:
+def known(broker: EveryRole, *numbers: int) -> list[bool]:
     return [found is not None for found in broker.known_verdicts("arithmetic", [key(n) for n in numbers])]
 
 

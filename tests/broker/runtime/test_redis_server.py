@@ -245,6 +245,7 @@ def test_data_of_a_newer_server_is_not_silently_ignored(run: RunSettings, server
         Server.start(SETTINGS, run, Binary(server_binary.path, (6, 2, 14)))
 
 
+@pytest.mark.alone
 def test_a_server_that_never_answers_is_given_up_at_the_deadline(run: RunSettings, tmp_path: Path) -> None:
     path = tmp_path / "hangs"
     path.write_text("#!/bin/sh\nexec sleep 60\n")

@@ -20,7 +20,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from broker.errors import BrokerFull, RunConflict
-from broker.queue.client import Broker
+from broker.queue.connection import RunConnection
 from broker.queue.heartbeat import Heartbeat
 from broker.runtime.redis_server import Server
 from broker.runtime.service import Service
@@ -36,10 +36,11 @@ class Config:
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
 
 
-class Counting(Service):
+class Counting(Service[RunConnection]):
     """Counts its steps; `during` runs inside each."""
 
     role = "actor"
+    client = RunConnection
 
     def __init__(self, config: Config, during: Callable[[Counting], None] = lambda self: None, **more: object) -> None:
         super().__init__(config, **more)  # type: ignore[arg-type]
@@ -131,7 +132,7 @@ def running(service: Service) -> Iterator[list[int]]:
 
 
 def seen(url: str, config: Config) -> dict[str, Heartbeat]:
-    broker = Broker.connect(config.broker, config.run, url=url)
+    broker = RunConnection.connect(config.broker, config.run, url=url)
     try:
         return {heartbeat.id: heartbeat for heartbeat in broker.services()}
     finally:
@@ -158,6 +159,7 @@ def test_a_signal_drains_and_exits_0(tmp_path: Path, redis_url: str, number: sig
     assert f"stopping: {number.name}" in err
 
 
+@pytest.mark.alone
 def test_a_drain_longer_than_the_grace_period_ends_with_75(tmp_path: Path, redis_url: str) -> None:
     process = program(tmp_path, redis_url, drain="time.sleep(60)")
     assert process.stdout is not None
@@ -171,6 +173,7 @@ def test_a_drain_longer_than_the_grace_period_ends_with_75(tmp_path: Path, redis
     assert "draining" in err
 
 
+@pytest.mark.alone
 def test_a_second_signal_ends_at_once_with_75(tmp_path: Path, redis_url: str) -> None:
     process = program(tmp_path, redis_url, drain="print('in drain', flush=True); time.sleep(60)")
     assert process.stdout is not None
@@ -203,6 +206,7 @@ def test_finish_drains_and_exits_0(config: Config, redis_url: str) -> None:
     assert (service.steps, service.drained) == (6, 1)
 
 
+@pytest.mark.alone
 def test_a_stop_while_connecting_is_heeded_at_once(tmp_path: Path) -> None:
     config = Config(RunSettings(directory=tmp_path), BrokerSettings(connect_seconds=60))
     service = Counting(config)
@@ -230,6 +234,7 @@ def test_it_can_be_started_before_the_broker(config: Config) -> None:
 # --- failures
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("url", ["", "redis://:sesame@127.0.0.1:1/0", "unix://:sesame@/nowhere/redis.sock"])
 def test_an_unreachable_redis_ends_with_69_within_the_deadline_and_names_the_remedy(tmp_path: Path, url: str) -> None:
     begin = time.monotonic()
@@ -246,6 +251,7 @@ def test_an_unreachable_redis_ends_with_69_within_the_deadline_and_names_the_rem
     assert "sesame" not in err
 
 
+@pytest.mark.alone
 def test_a_wrong_password_is_not_waited_for(tmp_path: Path, redis_url: str) -> None:
     scheme, _, rest = redis_url.partition("://")
     config = Config(RunSettings(directory=tmp_path), BrokerSettings(connect_seconds=60))
@@ -352,6 +358,7 @@ def test_a_brief_outage_is_named_and_survived(config: Config) -> None:
     assert service.drained == 1
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("asks", [True, False], ids=["asking the broker", "working without it"])
 def test_a_long_outage_ends_with_69_within_its_deadline(tmp_path: Path, asks: bool) -> None:
     settings = BrokerSettings(lease_seconds=1, connect_seconds=2)

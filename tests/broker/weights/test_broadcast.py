@@ -11,23 +11,23 @@ from broker.queue.heartbeat import Heartbeat
 from broker.weights.broadcast import (
     ALIGN,
     JOIN,
-    Entry,
-    Group,
+    BroadcastCoordinator,
+    Communicator,
     Layout,
+    ReceiverState,
     Tensor,
-    Transfers,
-    awaited,
     length,
     outcome,
     packs,
-    seats,
+    participants,
     unacknowledged,
+    unanswered,
 )
 from tests.broker.builders import connect, open_run
 
 ENTRIES = st.lists(
     st.builds(
-        Entry,
+        ReceiverState,
         actor=st.text("abcdef", min_size=1, max_size=4),
         ranks=st.integers(1, 16),
         alive=st.booleans(),
@@ -54,26 +54,26 @@ LAYOUTS = st.builds(
 )
 
 
-def group(entries: list[Entry]) -> Group | None:
-    found = seats(entries)
-    return Group(id="g", seats=found, meeting={}, seconds=1) if found else None
+def group(entries: list[ReceiverState]) -> Communicator | None:
+    found = participants(entries)
+    return Communicator(id="g", participants=found, rendezvous={}, seconds=1) if found else None
 
 
 @given(ENTRIES)
 def test_ranks_are_each_taken_once_by_living_actors_that_joined(entries):
-    taken = [rank for seat in seats(entries) for rank in range(seat.first, seat.first + seat.ranks)]
+    taken = [rank for one in participants(entries) for rank in range(one.first_rank, one.first_rank + one.ranks)]
     joined = {entry.actor: entry.ranks for entry in entries if entry.alive and entry.answer == JOIN}
     assert taken == list(range(1, 1 + sum(joined.values())))
-    assert {seat.actor: seat.ranks for seat in seats(entries)} == joined
+    assert {one.actor: one.ranks for one in participants(entries)} == joined
     if (found := group(entries)) is not None:
-        assert found.world == len(taken) + 1
+        assert found.world_size == len(taken) + 1
 
 
 @given(ENTRIES, st.randoms())
 def test_the_same_members_sit_the_same_way_so_that_their_group_is_used_again(entries, random):
-    before = seats(entries)
+    before = participants(entries)
     random.shuffle(entries)
-    assert seats(entries) == before
+    assert participants(entries) == before
 
 
 @given(ENTRIES, ENTRIES)
@@ -83,16 +83,18 @@ def test_every_invited_actor_ends_up_with_the_version_or_with_a_cause(invited, n
     assert sorted([*found.received, *found.missed]) == sorted(entry.actor for entry in invited)
     acks = {entry.actor: entry.ack for entry in now}
     for actor in found.received:
-        assert members is not None and members.seat(actor) is not None and acks[actor] == "right"
+        assert members is not None and members.participant(actor) is not None and acks[actor] == "right"
     for actor, (cause, _) in found.missed.items():
-        assert (members is None or members.seat(actor) is None) == (cause in ("declined", "late")) or cause == "dead"
+        assert (members is None or members.participant(actor) is None) == (
+            cause in ("declined", "late")
+        ) or cause == "dead"
 
 
 @given(ENTRIES)
 def test_nobody_dead_is_waited_for(entries):
     alive = {entry.actor for entry in entries if entry.alive}
-    assert set(awaited(entries)) <= alive
-    members = group([Entry(e.actor, e.ranks, True, JOIN, "") for e in entries])
+    assert set(unanswered(entries)) <= alive
+    members = group([ReceiverState(e.actor, e.ranks, True, JOIN, "") for e in entries])
     if members is not None:
         assert set(unacknowledged(members, entries)) == {e.actor for e in entries if e.alive and not e.ack}
 
@@ -117,66 +119,68 @@ LAYOUT = Layout(tensors=(Tensor(name="w", dtype="float32", shape=(2, 3), itemsiz
 def run(redis_url):
     broker = connect(redis_url)
     open_run(broker)
-    return broker, Transfers(broker), broker.begin("learner")
+    return broker, BroadcastCoordinator(broker), broker.begin("learner")
 
 
 def beat(broker, actor: str) -> None:
     broker.heartbeat(Heartbeat(id=actor, role="actor", phase="sampling", since=0))
 
 
-def seat(actor: str) -> Group:
-    return Group(id="g", seats=seats([Entry(actor, 2, True, JOIN, "")]), meeting={"port": 1}, seconds=5)
+def alone(actor: str) -> Communicator:
+    return Communicator(
+        id="g", participants=participants([ReceiverState(actor, 2, True, JOIN, "")]), rendezvous={"port": 1}, seconds=5
+    )
 
 
 def test_a_transfer_from_invitation_to_acknowledgement_each_call_repeated(run):
     broker, here, epoch = run
     beat(broker, "a")
     for _ in range(2):
-        assert here.seen("a", 2) == ("", 0, "")
+        assert here.current("a", 2) == ("", 0, "")
         assert not here.answer("a", 2, "t1", JOIN)
     for _ in range(2):
-        assert here.open(epoch, "t1", 1, LAYOUT) == [Entry("a", 2, True, "", "")]
-        assert here.seen("a", 2) == ("t1", 1, "open")
-        assert here.members("t1") is None
+        assert here.invite(epoch, "t1", 1, LAYOUT) == [ReceiverState("a", 2, True, "", "")]
+        assert here.current("a", 2) == ("t1", 1, "open")
+        assert here.communicator("t1") is None
     for _ in range(2):
         assert here.answer("a", 2, "t1", JOIN)
-    assert here.look(epoch, "t1", 1) == [Entry("a", 2, True, JOIN, "")]
+    assert here.receivers(epoch, "t1", 1) == [ReceiverState("a", 2, True, JOIN, "")]
     for _ in range(2):
-        here.fix(epoch, "t1", 1, seat("a"))
+        here.fix(epoch, "t1", 1, alone("a"))
     assert not here.answer("a", 2, "t1", JOIN)
-    assert here.members("t1") == (seat("a"), LAYOUT)
-    assert here.members("t0") is None
+    assert here.communicator("t1") == (alone("a"), LAYOUT)
+    assert here.communicator("t0") is None
     for _ in range(2):
         here.acknowledge("a", 2, "t1", "digest")
-    assert here.over(epoch, "t1", 1) == [Entry("a", 2, True, JOIN, "digest")]
-    assert here.seen("a", 2) == ("t1", 1, "over")
+    assert here.end(epoch, "t1", 1) == [ReceiverState("a", 2, True, JOIN, "digest")]
+    assert here.current("a", 2) == ("t1", 1, "over")
     # A late word on it does not touch the next one.
-    assert here.open(epoch, "t2", 2, LAYOUT) == [Entry("a", 2, True, "", "")]
+    assert here.invite(epoch, "t2", 2, LAYOUT) == [ReceiverState("a", 2, True, "", "")]
     here.acknowledge("a", 2, "t1", "digest")
-    assert here.look(epoch, "t2", 2) == [Entry("a", 2, True, "", "")]
+    assert here.receivers(epoch, "t2", 2) == [ReceiverState("a", 2, True, "", "")]
     here.leave("a")
-    assert here.look(epoch, "t2", 2) == []
+    assert here.receivers(epoch, "t2", 2) == []
 
 
 def test_who_is_dead_or_late_is_not_waited_for_again_until_it_shows_itself(run):
     broker, here, epoch = run
     beat(broker, "late")
-    here.seen("late", 1)
-    here.seen("dead", 1)
-    assert {(e.actor, e.alive) for e in here.open(epoch, "t1", 1, LAYOUT)} == {("late", True), ("dead", False)}
-    here.fix(epoch, "t1", 1, seat("other"))
-    assert here.open(epoch, "t2", 2, LAYOUT) == []
-    here.seen("late", 1)
-    assert [e.actor for e in here.look(epoch, "t2", 2)] == ["late"]
+    here.current("late", 1)
+    here.current("dead", 1)
+    assert {(e.actor, e.alive) for e in here.invite(epoch, "t1", 1, LAYOUT)} == {("late", True), ("dead", False)}
+    here.fix(epoch, "t1", 1, alone("other"))
+    assert here.invite(epoch, "t2", 2, LAYOUT) == []
+    here.current("late", 1)
+    assert [e.actor for e in here.receivers(epoch, "t2", 2)] == ["late"]
 
 
 def test_a_version_that_was_sent_is_never_used_again_by_a_learner_that_starts_anew(run):
     broker, here, epoch = run
     broker.publish(epoch, 0, 0)
-    here.open(epoch, "t1", 1, LAYOUT)
+    here.invite(epoch, "t1", 1, LAYOUT)
     again = broker.begin("learner")
     assert (again.version, broker.version()) == (1, 0)
     with pytest.raises(Fenced):
-        here.open(epoch, "t2", 2, LAYOUT)
+        here.invite(epoch, "t2", 2, LAYOUT)
     broker.publish(again, 2, 0)
     assert broker.begin("learner").version == 2

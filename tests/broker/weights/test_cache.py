@@ -18,7 +18,9 @@ from safetensors.numpy import save_file
 from broker.errors import WeightsCorrupt, WeightsError, WeightsMissing
 from broker.weights.cache import WeightsCache
 from broker.weights.delta import DELTA
-from broker.weights.store import WeightsDirectory
+from broker.weights.directory import DirectoryStore
+from broker.weights.manifest import MANIFEST, SCHEMA
+from broker.weights.reader import version_path
 
 ROOT = Path(__file__).parents[3]
 READER = """
@@ -26,13 +28,13 @@ import json, sys
 from pathlib import Path
 import broker.weights.copying
 from broker.weights.cache import WeightsCache
-from broker.weights.store import WeightsDirectory
+from broker.weights.directory import DirectoryStore
 
 weights, cache, version, chunk, hold = sys.argv[1:]
 broker.weights.copying.CHUNK = int(chunk)
 print("ready", flush=True)
 sys.stdin.readline()
-found = WeightsCache(WeightsDirectory(Path(weights)), Path(cache)).bring(int(version))
+found = WeightsCache(DirectoryStore(Path(weights)), Path(cache)).fetch(int(version))
 print(json.dumps({"directory": str(found.directory), **found.bytes}), flush=True)
 if hold == "hold":
     sys.stdin.read()
@@ -74,7 +76,7 @@ def nudged(before: dict[str, np.ndarray], share: float, seed: int) -> dict[str, 
     }
 
 
-def publish(weights: WeightsDirectory, version: int, state: dict[str, np.ndarray], *, delta: bool = True) -> Path:
+def publish(weights: DirectoryStore, version: int, state: dict[str, np.ndarray], *, delta: bool = True) -> Path:
     """Two shards, an index and a configuration."""
     folder = weights.begin(version)
     names = sorted(state)
@@ -82,14 +84,16 @@ def publish(weights: WeightsDirectory, version: int, state: dict[str, np.ndarray
     save_file({name: state[name] for name in names[2:]}, folder / "model-00002-of-00002.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps(names))
     (folder / "config.json").write_text('{"model_type": "llama"}')
-    return weights.publish(version, {"step": version}, delta=delta)
+    weights.publish(version, {"step": version}, delta=delta)
+    return version_path(weights.path, version)
 
 
-def publish_bytes(weights: WeightsDirectory, version: int, size: int, files: int = 3) -> Path:
+def publish_bytes(weights: DirectoryStore, version: int, size: int, files: int = 3) -> Path:
     folder = weights.begin(version)
     for number in range(files):
         (folder / f"part{number}.safetensors").write_bytes(os.urandom(size))
-    return weights.publish(version)
+    weights.publish(version)
+    return version_path(weights.path, version)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -97,8 +101,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def weights(tmp_path: Path) -> WeightsDirectory:
-    return WeightsDirectory(tmp_path / "weights")
+def weights(tmp_path: Path) -> DirectoryStore:
+    return DirectoryStore(tmp_path / "weights")
 
 
 @pytest.fixture
@@ -107,11 +111,11 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def cache(weights: WeightsDirectory, path: Path) -> WeightsCache:
+def cache(weights: DirectoryStore, path: Path) -> WeightsCache:
     return WeightsCache(weights, path)
 
 
-def size(weights: WeightsDirectory, version: int) -> int:
+def size(weights: DirectoryStore, version: int) -> int:
     return weights.manifest(version).bytes
 
 
@@ -120,10 +124,10 @@ def size(weights: WeightsDirectory, version: int) -> int:
 
 def test_a_copy_is_the_published_version_and_is_read_only_once(weights, cache, path):
     there = publish(weights, 1, tensors())
-    first = cache.bring(1)
+    first = cache.fetch(1)
     assert first.directory == path / "v00000001" and contents(first.directory) == contents(there)
     assert first.bytes == {"copied": size(weights, 1), "kept": 0, "delta": 0}
-    again = cache.bring(1)
+    again = cache.fetch(1)
     assert again.directory == first.directory and again.bytes["copied"] == 0
     assert first.seconds["fetch"] > 0 and first.seconds["verify"] > 0
     assert {entry.name for entry in path.iterdir()} == {"v00000001", ".lock"}
@@ -132,34 +136,44 @@ def test_a_copy_is_the_published_version_and_is_read_only_once(weights, cache, p
 def test_what_is_missing_or_corrupt_at_the_source_never_becomes_a_copy(weights, cache, path):
     there = publish(weights, 1, tensors())
     with pytest.raises(WeightsMissing, match="newest there is 1"):
-        cache.bring(2)
+        cache.fetch(2)
     shard = there / "model-00002-of-00002.safetensors"
     data = bytearray(shard.read_bytes())
     data[-1] ^= 1
     shard.write_bytes(data)
     with pytest.raises(WeightsCorrupt, match=r"weights/v00000001/model-00002-of-00002\.safetensors: expected sha256"):
-        cache.bring(1)
+        cache.fetch(1)
     assert not (path / "v00000001").exists()
     data[-1] ^= 1
     shard.write_bytes(data)
-    assert contents(cache.bring(1).directory) == contents(there)
+    assert contents(cache.fetch(1).directory) == contents(there)
 
 
 def test_a_copy_that_rots_is_found_and_made_again(weights, cache):
     there = publish(weights, 1, tensors())
-    shard = cache.bring(1).directory / "model-00001-of-00002.safetensors"
+    shard = cache.fetch(1).directory / "model-00001-of-00002.safetensors"
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 4
     shard.write_bytes(data)
-    assert cache.bring(1).bytes["copied"] == size(weights, 1)
-    assert contents(cache.bring(1).directory) == contents(there)
+    assert cache.fetch(1).bytes["copied"] == size(weights, 1)
+    assert contents(cache.fetch(1).directory) == contents(there)
 
 
 def test_a_number_that_was_given_twice_is_copied_again(weights, cache):
     publish(weights, 1, tensors(0))
-    cache.bring(1)
+    cache.fetch(1)
     there = publish(weights, 1, tensors(1))
-    assert contents(cache.bring(1).directory) == contents(there)
+    assert contents(cache.fetch(1).directory) == contents(there)
+
+
+def test_a_copy_of_another_schema_is_made_again(weights, cache, path):
+    there = publish(weights, 1, tensors())
+    cache.fetch(1)
+    cache.close()
+    manifest = path / "v00000001" / MANIFEST
+    manifest.write_text(manifest.read_text().replace(f'"schema": {SCHEMA}', f'"schema": {SCHEMA + 1}'))
+    assert cache.fetch(1).bytes["copied"] == size(weights, 1)
+    assert contents(path / "v00000001") == contents(there)
 
 
 def test_a_cache_among_the_published_weights_is_refused(weights):
@@ -210,11 +224,12 @@ def test_what_a_killed_copy_left_is_hashed_not_trusted(weights, cache, path):
     with open(partial / name, "r+b") as file:  # as after a power loss: the right size, the wrong bytes
         file.seek(left[name] // 2)
         file.write(bytes(1000))
-    found = cache.bring(1)
+    found = cache.fetch(1)
     assert found.bytes["kept"] == sum(left.values()) - left[name]
     assert contents(found.directory) == contents(there)
 
 
+@pytest.mark.slow
 def test_readers_of_one_host_copy_once(weights, path):
     publish_bytes(weights, 1, 4 << 20)
     readers = [Reader(weights.path, path, 1, chunk=8192) for _ in range(3)]
@@ -231,8 +246,8 @@ def test_a_reader_waits_for_another_copy_up_to_a_deadline_that_names_it(weights,
     with open(path / ".lock", "wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(WeightsError, match=r"another process has held .*\.lock for 0\.2 s, copying weights"):
-            WeightsCache(weights, path, wait_seconds=0.2).bring(1)
-    assert WeightsCache(weights, path, wait_seconds=0.2).bring(1).bytes["copied"]
+            WeightsCache(weights, path, wait_seconds=0.2).fetch(1)
+    assert WeightsCache(weights, path, wait_seconds=0.2).fetch(1).bytes["copied"]
 
 
 # --- deltas
@@ -241,11 +256,11 @@ def test_a_reader_waits_for_another_copy_up_to_a_deadline_that_names_it(weights,
 def test_a_reader_with_the_base_takes_only_the_delta(weights, cache):
     state = tensors()
     publish(weights, 1, state)
-    cache.bring(1)
+    cache.fetch(1)
     there = publish(weights, 2, nudged(state, 0.02, 2))
     delta = weights.manifest(2).delta
     assert delta is not None and delta.base == 1 and delta.bytes < 0.06 * size(weights, 2)
-    found = cache.bring(2)
+    found = cache.fetch(2)
     assert found.bytes == {"copied": 0, "kept": 0, "delta": delta.bytes} and found.fallback is None
     assert contents(found.directory) == contents(there)
     assert not (found.directory / DELTA).exists()
@@ -257,9 +272,9 @@ def test_an_adapter_is_just_files_too(weights, cache):
         save_file(nudged(tensors(), 0.1 * seed, 9), folder / "adapter_model.safetensors")
         (folder / "adapter_config.json").write_text(json.dumps({"r": version}))
         weights.publish(version, delta=True)
-        found = cache.bring(version)
+        found = cache.fetch(version)
     assert found.bytes["delta"] > 0 and found.bytes["copied"] == 0
-    assert contents(found.directory) == contents(weights.fetch(2))
+    assert contents(found.directory) == contents(weights.fetch(2).directory)
 
 
 def test_a_reader_that_skipped_versions_goes_through_their_deltas(weights, cache, path):
@@ -268,11 +283,11 @@ def test_a_reader_that_skipped_versions_goes_through_their_deltas(weights, cache
         state = nudged(state, 0.01, version)
         publish(weights, version, state)
         if version == 1:
-            cache.bring(1)
-    found = cache.bring(4)
+            cache.fetch(1)
+    found = cache.fetch(4)
     assert found.fallback is None and found.bytes["copied"] == 0
     assert found.bytes["delta"] == sum(weights.manifest(version).delta.bytes for version in (2, 3, 4))
-    assert contents(found.directory) == contents(weights.fetch(4))
+    assert contents(found.directory) == contents(weights.fetch(4).directory)
     assert sorted(entry.name for entry in path.iterdir()) == [".lock", "v00000004"]
 
 
@@ -280,16 +295,16 @@ def test_without_the_base_the_full_files_are_copied(weights, cache):
     state = tensors()
     publish(weights, 1, state)
     publish(weights, 2, nudged(state, 0.02, 2))
-    found = cache.bring(2)
+    found = cache.fetch(2)
     assert found.fallback == "base" and found.bytes == {"copied": size(weights, 2), "kept": 0, "delta": 0}
 
 
 def test_a_base_of_the_same_number_and_other_weights_is_not_used(weights, cache):
     publish(weights, 1, tensors(7))
-    cache.bring(1)
+    cache.fetch(1)
     publish(weights, 1, tensors(0))
     there = publish(weights, 2, nudged(tensors(0), 0.02, 2))
-    found = cache.bring(2)
+    found = cache.fetch(2)
     assert found.fallback == "base" and contents(found.directory) == contents(there)
 
 
@@ -297,7 +312,7 @@ def test_a_base_of_the_same_number_and_other_weights_is_not_used(weights, cache)
 def test_a_damaged_delta_is_a_full_copy_never_an_error(weights, cache, path, damage):
     state = tensors()
     publish(weights, 1, state)
-    cache.bring(1)
+    cache.fetch(1)
     there = publish(weights, 2, nudged(state, 0.02, 2))
     delta = there / DELTA
     data = bytearray(delta.read_bytes())
@@ -317,9 +332,9 @@ def test_a_damaged_delta_is_a_full_copy_never_an_error(weights, cache, path, dam
         delta.unlink()
         if damage == "link":
             delta.symlink_to(there / "config.json")
-    found = cache.bring(2)
+    found = cache.fetch(2)
     assert found.fallback == "damaged" and found.bytes["copied"] == size(weights, 2)
-    copied, published = contents(found.directory), contents(weights.fetch(2))
+    copied, published = contents(found.directory), contents(weights.fetch(2).directory)
     assert copied.pop("manifest.json") and published.pop("manifest.json")
     assert copied == published
     assert not list(path.glob(".v*"))
@@ -328,13 +343,13 @@ def test_a_damaged_delta_is_a_full_copy_never_an_error(weights, cache, path, dam
 def test_a_rotten_base_is_a_full_copy(weights, cache):
     state = tensors()
     publish(weights, 1, state)
-    shard = cache.bring(1).directory / "model-00001-of-00002.safetensors"
+    shard = cache.fetch(1).directory / "model-00001-of-00002.safetensors"
     data = bytearray(shard.read_bytes())
     data[-7] ^= 1
     shard.write_bytes(data)
     publish(weights, 2, nudged(state, 0.0001, 2))
-    found = cache.bring(2)
-    assert found.fallback == "damaged" and contents(found.directory) == contents(weights.fetch(2))
+    found = cache.fetch(2)
+    assert found.fallback == "damaged" and contents(found.directory) == contents(weights.fetch(2).directory)
 
 
 def test_no_delta_where_it_would_not_be_small(weights):
@@ -357,11 +372,11 @@ def test_a_damaged_base_does_not_stop_the_writer(weights):
 def test_a_shape_that_changes_is_carried_whole(weights, cache):
     small = tensors(0, 100) | {"layer0": tensors()["layer0"], "layer1": tensors()["layer1"]}
     publish(weights, 1, small)
-    cache.bring(1)
+    cache.fetch(1)
     publish(weights, 2, small | {"layer2": tensors(0, 101)["layer2"]})
-    found = cache.bring(2)
+    found = cache.fetch(2)
     assert found.bytes["delta"] > 0 and found.bytes["copied"] == 0
-    assert contents(found.directory) == contents(weights.fetch(2))
+    assert contents(found.directory) == contents(weights.fetch(2).directory)
 
 
 # --- who needs what
@@ -370,9 +385,9 @@ def test_a_shape_that_changes_is_carried_whole(weights, cache):
 def test_only_the_newest_stays_when_nobody_holds_another(weights, cache, path):
     for version in (1, 2, 3):
         publish(weights, version, tensors(version))
-        cache.bring(version)
+        cache.fetch(version)
     assert sorted(entry.name for entry in path.iterdir()) == [".lock", "v00000003"]
-    cache.bring(1)  # an evaluation of an older version
+    cache.fetch(1)  # an evaluation of an older version
     assert sorted(entry.name for entry in path.iterdir()) == [".lock", "v00000001", "v00000003"]
 
 
@@ -381,30 +396,31 @@ def test_what_another_process_holds_stays_until_it_dies(weights, cache, path):
         publish(weights, version, tensors(version))
     other = Reader(weights.path, path, 1, hold=True)
     other.result()
-    cache.bring(2)
+    cache.fetch(2)
     assert sorted(entry.name for entry in path.glob("v*")) == ["v00000001", "v00000002"]
     other.end()
-    cache.bring(3)
+    cache.fetch(3)
     assert [entry.name for entry in path.glob("v*")] == ["v00000003"]
 
 
 def test_copies_of_a_former_run_of_the_same_name_go(weights, cache, path, tmp_path):
     publish(weights, 100, tensors(5))
-    cache.bring(100)
+    cache.fetch(100)
     cache.close()
-    fresh = WeightsDirectory(tmp_path / "fresh")
+    fresh = DirectoryStore(tmp_path / "fresh")
     publish(fresh, 0, tensors(6))
-    WeightsCache(fresh, path).bring(0)
+    WeightsCache(fresh, path).fetch(0)
     assert [entry.name for entry in path.glob("v*")] == ["v00000000"]
 
 
+@pytest.mark.slow
 def test_versions_deleted_under_a_reader_are_missing_never_half(weights, path):
     """A writer publishes and deletes as fast as it can, with deltas, while a reader follows."""
     program = """
 import sys
 from pathlib import Path
-from broker.weights.store import WeightsDirectory
-weights, data = WeightsDirectory(Path(sys.argv[1])), bytearray(300_000)
+from broker.weights.directory import DirectoryStore
+weights, data = DirectoryStore(Path(sys.argv[1])), bytearray(300_000)
 for version in range(1, 60):
     folder = weights.begin(version)
     data[version * 1000] = version
@@ -418,10 +434,9 @@ for version in range(1, 60):
     deadline = time.monotonic() + 120
     while writer.poll() is None or not seen or seen[-1] != 59:
         assert time.monotonic() < deadline
-        newest = weights.newest()
-        assert newest is not None
+        newest = weights.versions()[-1]
         try:
-            found = cache.bring(newest)
+            found = cache.fetch(newest)
         except WeightsMissing:
             continue
         seen.append(newest)

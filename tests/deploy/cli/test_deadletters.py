@@ -45,6 +45,7 @@ def entries(sieve: Sieve) -> list[str]:
     return [line.split()[0] for line in listed.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_a_letter_is_listed_shown_and_retried_once(sieve: Sieve) -> None:
     newest, oldest = entries(sieve)
     shown = sieve("show", oldest)
@@ -56,6 +57,7 @@ def test_a_letter_is_listed_shown_and_retried_once(sieve: Sieve) -> None:
     assert (again.returncode, again.stdout.split()) == (65, [oldest, "gone", newest, "retried"])
 
 
+@pytest.mark.slow
 def test_all_of_them_at_once(sieve: Sieve) -> None:
     done = sieve("retry", "--all")
     assert done.returncode == 0 and done.stdout.count("retried") == 2
@@ -63,6 +65,7 @@ def test_all_of_them_at_once(sieve: Sieve) -> None:
     assert sieve("retry", "--all").returncode == 0
 
 
+@pytest.mark.slow
 def test_it_must_be_said_which(sieve: Sieve) -> None:
     for arguments in ([], ["--all", "1-1"]):
         done = sieve("retry", *arguments)

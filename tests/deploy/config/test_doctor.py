@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from typer.testing import CliRunner
 
 from deploy.cli.main import app
@@ -41,6 +42,15 @@ def test_each_missing_part_is_named_with_its_remedy(tree: dict[str, Any], write:
     assert not found["verifier unknown"][0].fine
     assert not found["verifier lean"][0].fine and "start the server" in found["verifier lean"][0].text
     assert found["verifier arithmetic"][0].fine
+
+
+def test_an_engine_whose_package_is_not_installed_is_named_with_what_to_install(
+    tree: dict[str, Any], write: Callable[[Any], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deploy.config.doctor.find_spec", lambda package: None if package == "vllm" else object())
+    tree["actor"] = {"engine": "vllm"}
+    (finding,) = findings(write(tree))["actor engine"]
+    assert not finding.fine and finding.text == "vllm: vllm not installed; pip install 'sieve-rl[vllm]'"
 
 
 def test_the_command_says_so_with_its_exit_code(tree: dict[str, Any], write: Callable[[Any], Path]) -> None:

@@ -37,7 +37,7 @@ def test_actors_die_and_join_and_every_sample_is_of_exactly_the_weights_it_claim
     """In lock-step every sample is current, so that sampler and learner must agree on it to float32's rounding,
     whichever way its weights came."""
     run = started(
-        weights={"transport": "gloo", "transfer_seconds": 30},
+        weights={"broadcast": "gloo", "broadcast_seconds": 30},
         schedule={"steps": 10**5, "groups_per_step": 8, "checkpoint_every": 3, "max_staleness": 0},
         learner={"threads": 1, "optimizer": {"lr": 3e-4}},
         evaluation={"prompts": 4, "samples": 8, "every": 7},

@@ -13,11 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 
-from broker.errors import SieveError
-from deploy.config.load import load
-from deploy.rundir.lock import RunDirectory, RunDirectoryError
 from tests.deploy.run_rig import COUNTDOWN, STEPS, Started, runs_in, sound
 
 
@@ -119,6 +115,7 @@ def test_a_service_that_cannot_start_ends_the_run_with_its_own_line(
     assert "Traceback" not in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code", "word"),
     [
@@ -143,29 +140,6 @@ def test_errors_are_one_line_with_the_remedy_and_a_code(
     assert word in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     assert len([line for line in done.stderr.splitlines() if " INFO " not in line]) <= 1, done.stderr
-
-
-def test_a_finished_run_is_moved_aside_only_when_asked(started: Callable[..., Started]) -> None:
-    config = load(started().config, environment={})
-    with RunDirectory(config, resume=False, fresh=False) as taken:
-        assert yaml.safe_load((taken.path / "config.yaml").read_text())["run"]["name"] == "t"
-        with pytest.raises(RunDirectoryError, match=f"alive \\(pid {os.getpid()}\\)"):
-            RunDirectory(config, resume=True, fresh=False)
-    with pytest.raises(RunDirectoryError, match=r"--resume.*--fresh"):
-        RunDirectory(config, resume=False, fresh=False)
-    with RunDirectory(config, resume=True, fresh=False):
-        pass
-    with RunDirectory(config, resume=False, fresh=True) as taken:
-        assert taken.moved is not None and (taken.moved / "config.yaml").is_file()
-    assert len(list(config.run.directory.iterdir())) == 2
-
-
-def test_a_run_directory_that_cannot_be_written_is_named(tmp_path: Path, started: Callable[..., Started]) -> None:
-    file = tmp_path / "file"
-    file.write_text("")
-    config = load(started().config, [f"run.directory={file}"], {})
-    with pytest.raises(SieveError, match="cannot be written"):
-        RunDirectory(config, resume=False, fresh=False)
 
 
 @pytest.mark.slow

@@ -12,9 +12,16 @@ from rich.console import Console
 
 from deploy.reports.plots import running_mean
 from deploy.reports.report import show, write
-from deploy.reports.summary import build
+from deploy.reports.summary import summarize
 from deploy.rundir import run_files
 from deploy.rundir.run_files import RecordError
+from deploy.rundir.schema import mark_schema
+
+
+@pytest.fixture(autouse=True)
+def run_of_this_release(tmp_path: Path) -> None:
+    mark_schema(tmp_path)
+
 
 KEYS = {
     "base", "tuned", "wall_seconds", "groups_trained", "completions", "duplicates", "lost", "staleness_mean",
@@ -54,9 +61,10 @@ def finished(run: Path) -> None:
     run_files.append_session(run, {"seconds": 2.5})
 
 
+@pytest.mark.slow
 def test_the_summary_has_exactly_the_agreed_keys_and_the_right_figures(tmp_path: Path) -> None:
     finished(tmp_path)
-    write(build(tmp_path), tmp_path)
+    write(summarize(tmp_path), tmp_path)
     summary = json.loads((tmp_path / "report" / "summary.json").read_text())
     assert summary.keys() == KEYS
     assert summary["base"].keys() == summary["tuned"].keys() == {
@@ -74,27 +82,29 @@ def test_the_summary_has_exactly_the_agreed_keys_and_the_right_figures(tmp_path:
 
 def test_pass_at_k_is_the_enumerated_probability(tmp_path: Path) -> None:
     finished(tmp_path)
-    tuned = build(tmp_path).tuned
+    tuned = summarize(tmp_path).tuned
     assert tuned is not None and tuned.ks == (1, 2, 4)
     exact = (1 - math.comb(1, 2) / math.comb(4, 2) + 1 - math.comb(3, 2) / math.comb(4, 2)) / 2
     assert tuned.curve[1] == pytest.approx(exact)
     assert all(low <= value <= high for low, value, high in zip(tuned.low, tuned.curve, tuned.high, strict=True))
 
 
+@pytest.mark.slow
 def test_the_picture_is_drawn_with_and_without_data(tmp_path: Path) -> None:
     finished(tmp_path)
-    _, picture = write(build(tmp_path), tmp_path)
+    _, picture = write(summarize(tmp_path), tmp_path)
     assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and picture.stat().st_size > 20_000
     bare = tmp_path / "bare"
+    mark_schema(bare)
     put(bare / "metrics.jsonl", [{"step": 1, "time": 1.0, "completions": 0, "seconds": 1.0}])
-    _, picture = write(build(bare), bare)
+    _, picture = write(summarize(bare), bare)
     assert picture.stat().st_size > 5_000
 
 
 def test_the_table_shows_base_tuned_and_change(tmp_path: Path) -> None:
     finished(tmp_path)
     console = Console(width=100, record=True)
-    show(build(tmp_path), console)
+    show(summarize(tmp_path), console)
     text = console.export_text()
     for word in ("pass@1", "0.125", "0.500", "+0.375", "distinct correct answers", "0 trained twice", "0 lost"):
         assert word in text
@@ -102,7 +112,7 @@ def test_the_table_shows_base_tuned_and_change(tmp_path: Path) -> None:
 
 def test_what_only_the_broker_knows_is_unknown_without_its_count(tmp_path: Path) -> None:
     put(tmp_path / "metrics.jsonl", [step(1)])
-    summary = build(tmp_path).summary
+    summary = summarize(tmp_path).summary
     assert summary["lost"] is None and summary["duplicates"] is None
     assert summary["base"] is None and summary["tuned"] is None
 
@@ -113,7 +123,7 @@ def test_figures_that_contradict_the_raw_samples_are_refused(tmp_path: Path) -> 
     lines[1]["pass@1"] = 0.9
     put(tmp_path / "eval.jsonl", lines)
     with pytest.raises(RecordError, match=r"version 2 says pass@1 = 0\.90000, its raw samples give 0\.50000"):
-        build(tmp_path)
+        summarize(tmp_path)
 
 
 def test_counts_that_contradict_their_samples_are_refused(tmp_path: Path) -> None:
@@ -121,7 +131,7 @@ def test_counts_that_contradict_their_samples_are_refused(tmp_path: Path) -> Non
     path = tmp_path / "eval" / "v00000002.jsonl"
     path.write_text(path.read_text().replace('"correct": 3', '"correct": 4'))
     with pytest.raises(RecordError, match="line 1 says correct"):
-        build(tmp_path)
+        summarize(tmp_path)
 
 
 def test_an_unknown_verdict_counts_neither_as_right_nor_as_wrong(tmp_path: Path) -> None:
@@ -129,8 +139,8 @@ def test_an_unknown_verdict_counts_neither_as_right_nor_as_wrong(tmp_path: Path)
     samples = [["pass", "a"], ["fail", "x"], ["error", "y"]]
     put(tmp_path / "eval" / "v00000000.jsonl", [{"n": 2, "correct": 1, "distinct": 1, "samples": samples}])
     put(tmp_path / "eval.jsonl", [{"version": 0, "step": 0, "prompts": 1, "samples": 3}])
-    base = build(tmp_path).base
-    assert base is not None and base.figures["pass@1"] == 0.5
+    base = summarize(tmp_path).base
+    assert base is not None and base.metrics["pass@1"] == 0.5
 
 
 def test_a_step_trained_again_after_a_crash_replaces_what_was_written_before(tmp_path: Path) -> None:
@@ -151,7 +161,7 @@ def test_a_last_line_cut_off_by_a_crash_is_no_error_but_another_one_is(tmp_path:
 
 def test_nothing_to_report_is_said(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="nothing to report"):
-        build(tmp_path)
+        summarize(tmp_path)
 
 
 def test_the_running_mean_keeps_length_and_constants() -> None:

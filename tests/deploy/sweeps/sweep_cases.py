@@ -1,4 +1,4 @@
-"""Made-up sweeps with known figures: what the reports are tested and looked at with."""
+"""Made-up sweeps with known metrics, on which reports are tested."""
 
 from __future__ import annotations
 

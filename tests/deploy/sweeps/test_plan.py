@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from broker.settings import RunSettings
-from deploy.config.tree import Config, ConfigError
+from deploy.config.errors import ConfigError
+from deploy.config.tree import Config
 from deploy.sweeps.plan import plan, points, slug
 
 
@@ -77,8 +78,19 @@ def test_a_points_alpha_is_not_overruled_by_the_files_schedule(tree: dict[str, A
     assert [run.config.learner.objective.alpha_at(1.0) for run in runs[1:3]] == [0.9, 1.0]
 
 
+def test_a_point_keeps_of_the_files_objective_what_it_has_itself(tree: dict[str, Any]) -> None:
+    """The shared keys for every objective, the others for the same one only: they mean nothing to another."""
+    tree["learner"] = {"objective": {"name": "rloo", "kl_beta": 0.1, "truncation": 2.0}}
+    chosen = points(["alpha=.25:clip=100", "rloo", "kl", "grpo:kl_beta=.05"])
+    found = [run.config.learner.objective for run in plan(Config.model_validate(tree), "trial", chosen, 1)[1:]]
+    assert [objective.truncation for objective in found] == [2.0] * 4
+    assert [objective.name for objective in found] == ["alpha_dpg", "rloo", "kl", "grpo"]
+    assert found[0].diagnostic_weight(0.0) == (0.25, 100.0)
+    assert [objective.model_dump()["kl_beta"] for objective in found[1:]] == [0.1, 0.05, 0.05]
+
+
 def test_long_keys_that_begin_alike_are_runs_of_their_own(config: Config) -> None:
-    words = [f"grpo:grpo_std=false:grpo_length=false:truncation=2.5:kl_beta={beta}" for beta in (0.01, 0.02)]
+    words = [f"grpo:scale_by_std=false:mean_over_tokens=false:truncation=2.5:kl_beta={beta}" for beta in (0.01, 0.02)]
     runs = plan(config, "trial", points(words), 1)
     assert len({run.path for run in runs}) == 3
 

@@ -1,4 +1,4 @@
-"""A sweep's report: figures recomputed from raw counts, the same pictures from the same data, one page that needs
+"""A sweep's report: metrics recomputed from raw counts, the same pictures from the same data, one page that needs
 nothing else."""
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def small(tmp_path: Path) -> Path:
     return put(tmp_path / "results.json", results(["alpha=0,.9", "rloo"], seeds=2, prompts=12, n=16, steps=9))
 
 
-def test_figures_are_those_of_the_raw_counts(small: Path) -> None:
+@pytest.mark.slow
+def test_metrics_are_those_of_the_raw_counts(small: Path) -> None:
     found = load(small)
     told = summary(Scene.of(found))
     raw = [run for run in json.loads(small.read_text())["runs"] if run["point"] and run["point"]["key"] == "rloo"]
@@ -42,13 +43,13 @@ def test_figures_are_those_of_the_raw_counts(small: Path) -> None:
     correct = [[sum(answers) for _, _, answers in run["prompts"]] for run in raw]
     rloo = next(point for point in told["points"] if point["key"] == "rloo")
     for k in (1, 4, 16):
-        assert rloo["figures"][f"pass@{k}"][0] == pytest.approx(float(pass_at_k(n, correct, k).mean()), abs=1e-6)
-    assert rloo["figures"]["distinct_correct"][0] == pytest.approx(
+        assert rloo["metrics"][f"pass@{k}"][0] == pytest.approx(float(pass_at_k(n, correct, k).mean()), abs=1e-6)
+    assert rloo["metrics"]["distinct_correct"][0] == pytest.approx(
         np.mean([[len(answers) for _, _, answers in run["prompts"]] for run in raw]), abs=1e-6
     )
     assert sum(sum(row.values()) for row in rloo["migration"].values()) == pytest.approx(12)
     for point in told["points"]:
-        for mean, low, high in point["figures"].values():
+        for mean, low, high in point["metrics"].values():
             assert low <= mean <= high
 
 
@@ -65,6 +66,7 @@ def test_the_csv_holds_every_count(small: Path) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_page_needs_nothing_but_itself_and_the_document_is_made_again_from_what_is_beside_it(
     small: Path, tmp_path: Path
 ) -> None:
@@ -88,6 +90,7 @@ def test_a_page_needs_nothing_but_itself_and_the_document_is_made_again_from_wha
         assert (document.parent / target).is_file(), target
 
 
+@pytest.mark.slow
 def test_a_study_shows_staleness_and_the_fresh_point_belongs_to_every_correction(tmp_path: Path) -> None:
     made = results(["alpha=.5"], staleness=[0, 16], corrections=["sequence", "none"], seeds=1, prompts=8, n=8, steps=3)
     found = load(put(tmp_path / "results.json", made))
@@ -103,6 +106,7 @@ def test_a_study_shows_staleness_and_the_fresh_point_belongs_to_every_correction
     assert "staleness.png" in names and "frontier.png" not in names
 
 
+@pytest.mark.slow
 def test_the_table_of_migrations_says_what_moves_by_chance(small: Path) -> None:
     scene = Scene.of(load(small))
     head, rows = migration_table(scene)
@@ -129,7 +133,7 @@ def test_evaluations_of_other_prompts_are_never_averaged() -> None:
 def test_a_sweep_without_a_finished_run_says_how_to_go_on(tmp_path: Path) -> None:
     made = results(["rloo"], seeds=1, prompts=2, n=4, steps=1)
     made["runs"] = made["runs"][:1]
-    with pytest.raises(RecordError, match="goes on"):
+    with pytest.raises(RecordError, match="continues it"):
         load(put(tmp_path / "results.json", made))
 
 
@@ -202,6 +206,7 @@ def test_a_sweep_of_an_older_release_goes_on_with_the_defaults_of_what_it_did_no
 DOCUMENTS = sorted((Path(__file__).parents[3] / "docs").glob("*/results.json"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("raw", DOCUMENTS, ids=lambda path: path.parent.name)
 def test_committed_documents_say_what_their_committed_raw_counts_say(raw: Path, tmp_path: Path) -> None:
     committed = raw.parent.with_suffix(".md")

@@ -42,13 +42,13 @@ class Project:
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
         with open(self.output, "ab") as output:
             return subprocess.Popen(
-                [sys.executable, "-m", "deploy.cli", *arguments], stdin=subprocess.DEVNULL, stdout=output,
+                [sys.executable, "-m", "sieve", *arguments], stdin=subprocess.DEVNULL, stdout=output,
                 stderr=output, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
             )  # fmt: skip
 
     def ask(self, *arguments: str, code: int = 0) -> str:
         done = subprocess.run(
-            [sys.executable, "-m", "deploy.cli", *arguments], capture_output=True, text=True, timeout=PATIENCE,
+            [sys.executable, "-m", "sieve", *arguments], capture_output=True, text=True, timeout=PATIENCE,
             check=False,
         )  # fmt: skip
         assert done.returncode == code, done.stdout + done.stderr
@@ -77,14 +77,14 @@ def test_a_sweep_that_was_cut_goes_on_and_does_nothing_twice(tmp_path: Path, cut
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    assert ("the same command goes on" in project.output.read_text()) == (cut == signal.SIGINT)
+    assert ("the same command continues it" in project.output.read_text()) == (cut == signal.SIGINT)
     assert not (project.runs / "trial" / "rloo-s0").exists()
 
     said = project.ask(*words)
-    assert "base, seed 0: done before" in said and "(goes on)" in said
+    assert "base, seed 0: finished before" in said and "(continued)" in said
     assert project.sessions("base-s0") == ["finished"]
     assert project.sessions("alpha_0.5-s0")[-1] == project.sessions("rloo-s0")[-1] == "finished"
-    assert project.ask(*words).count("done before") == 3
+    assert project.ask(*words).count("finished before") == 3
 
     for run in ("alpha_0.5-s0", "rloo-s0"):
         path = project.runs / "trial" / run
@@ -98,7 +98,7 @@ def test_a_sweep_that_was_cut_goes_on_and_does_nothing_twice(tmp_path: Path, cut
     project.ask("report", str(project.runs / "trial"), "--document", str(document))
     told = json.loads((project.runs / "trial" / "report" / "summary.json").read_text())
     assert [point["key"] for point in told["points"]] == ["alpha=0.5", "rloo"]
-    assert told["base"]["figures"]["pass@8"][0] >= told["base"]["figures"]["pass@1"][0]
+    assert told["base"]["metrics"]["pass@8"][0] >= told["base"]["metrics"]["pass@1"][0]
     assert "| rloo |" in document.read_text()
     refused = project.ask(*words, "--set", "schedule.steps=4", code=64)
     assert "schedule.steps was 3, now 4" in refused
@@ -129,7 +129,7 @@ def test_a_checkpoint_is_evaluated_as_the_run_evaluates_its_own(tmp_path: Path) 
     assert "finished after" not in again  # what is evaluated is not sampled again
     # The base through the lane of its own: the same prompts and samples as the run's, so nothing is sampled for it.
     own = [json.loads(line) for line in (run / "eval.jsonl").read_text().splitlines()]
-    assert found["figures"]["base"]["pass@1"][0] == pytest.approx(own[0]["pass@1"], abs=1e-6)
+    assert found["metrics"]["base"]["pass@1"][0] == pytest.approx(own[0]["pass@1"], abs=1e-6)
     # A directory that holds another model by now is evaluated again: the run's tuned model, then the base in its place.
     model = run / "model"
     project.ask("eval", str(project.config), "--checkpoint", str(model), "--no-view")

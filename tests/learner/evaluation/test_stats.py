@@ -10,15 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from learner.difficulty import LEVELS, level
 from learner.evaluation.stats import (
-    LEVELS,
     PromptResult,
     bootstrap,
     bootstrap_difference,
     distinct,
     distinct_at_k,
     gini_simpson,
-    level,
     migration,
     pass_at_k,
     per_prompt,

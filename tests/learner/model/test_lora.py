@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from actor.engines.torch.model import open_model
 from broker.settings import LoraSettings, ModelSettings
-from broker.weights.store import WeightsDirectory
+from broker.weights.directory import DirectoryStore
 from learner.batch.packing import Layout, lay_out, plan
 from learner.batch.samples import Samples
 from learner.model.checkpoint import CheckpointCorrupt, Checkpoints, Progress, load_weights
@@ -189,6 +189,7 @@ def test_only_adapters_learn_and_the_base_stays_bit_for_bit(model_path: Path, ra
     assert gap(trainer.base, base) < 1e-6 < gap(policy, base)
 
 
+@pytest.mark.slow
 def test_steps_move_probability_to_answers_that_pass(model_path: Path, ranks: Ranks) -> None:
     model = load(model_path, torch.float32)
     with torch.no_grad():
@@ -319,9 +320,9 @@ def test_an_export_is_merged_and_the_adapter_beside_it_is_the_same_policy(
 
 
 def test_a_version_is_small_and_in_pefts_format(model_path: Path, ranks: Ranks, tmp_path: Path) -> None:
-    weights = WeightsDirectory(tmp_path / "weights")
+    weights = DirectoryStore(tmp_path / "weights")
     publish_weights(weights, 0, adapted(model_path, ranks), model_path, torch.float32, first=True, step=0)
-    path = weights.fetch(0)
+    path = weights.fetch(0).directory
     assert {file.name for file in path.iterdir()} == {
         "adapter_config.json", "adapter_model.safetensors", "manifest.json",
     }  # fmt: skip
@@ -341,13 +342,13 @@ def test_the_torch_engine_gives_the_learners_log_probs(model_path: Path, ranks: 
     """Published by the one, loaded by the other, version after version: within 1e-4 in float32."""
     device = torch.device("cpu")
     sampler, _ = open_model(ModelSettings(path=model_path, lora=LORA), device, pass_tokens=64)
-    policy, weights, samples = adapted(model_path, ranks), WeightsDirectory(tmp_path / "weights"), samples_of(0)
+    policy, weights, samples = adapted(model_path, ranks), DirectoryStore(tmp_path / "weights"), samples_of(0)
     layout, moved = layout_of(), []
     sequences = [(samples.prompts[0], ids) for group in samples.completions for ids in group]
     base = score(policy, layout)
     for version in range(3):
         publish_weights(weights, version, policy, model_path, torch.float32, first=True, step=version)
-        sampler.load(weights.fetch(version))
+        sampler.load(weights.fetch(version).directory)
         scores = score(policy, layout)
         moved.append(float((scores - base).abs().max()))
         for row, sample in enumerate(layout.samples.tolist()):

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import learner.model.model
-from broker.weights.store import WeightsDirectory
+from broker.weights.directory import DirectoryStore
 from learner.batch.packing import lay_out, plan
 from learner.batch.samples import Samples, table
 from learner.model.model import ModelUnusable, Scorer, full_state, load, score, shard, verify_scoring
@@ -157,9 +157,9 @@ def test_an_export_loads_in_transformers_unchanged(
 
 def test_a_published_version_is_complete_and_names_its_step(tmp_path: Path, ranks: Ranks, model_path: Path) -> None:
     scorer = shard(load(model_path, torch.float32), ranks.mesh, compute=torch.float32, trainable=False)
-    weights = WeightsDirectory(tmp_path / "weights")
+    weights = DirectoryStore(tmp_path / "weights")
     publish_weights(weights, 3, scorer, model_path, torch.float32, first=True, step=6)
-    path = weights.fetch(3)
+    path = weights.fetch(3).directory
     assert weights.manifest(3).meta == {"step": 6, "dtype": "float32"}
     assert torch.equal(AutoModelForCausalLM.from_pretrained(path).lm_head.weight, scorer.head.weight.full_tensor())
 

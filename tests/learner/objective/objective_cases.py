@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from learner.objective.exact import ExactProblem, OutputSpace
-from learner.objective.registry import Objective, build
+from learner.objective.registry import ConfiguredObjective, build
 from learner.objective.sequences import Sequences
-from learner.objective.settings import ObjectiveSettings
+from learner.objective.settings import OBJECTIVES, AnyObjective, ObjectiveSettings
 
 torch.set_num_threads(1)
 
@@ -49,9 +50,17 @@ def case(kind: str, *, seed: int = 0, drift: float = 0.6) -> Case:
     return Case(problem, policy, (first, changed, third))
 
 
-def objective(**settings: object) -> Objective:
+SETTINGS: TypeAdapter[ObjectiveSettings] = TypeAdapter(AnyObjective)
+
+
+def objective(**settings: object) -> ConfiguredObjective:
     """The objective with these settings and L_norm = 3 (the longest output)."""
-    return build(ObjectiveSettings.model_validate(settings), length_norm=3)
+    return build(SETTINGS.validate_python(settings), length_norm=3)
+
+
+def own(name: str, **settings: object) -> dict[str, object]:
+    """The name, and of `settings` those that the objective of this name has."""
+    return {"name": name} | {key: value for key, value in settings.items() if key in OBJECTIVES[name].model_fields}
 
 
 def draw(given: Case, groups: int, *, seed: int = 1) -> tuple[Sequences, Tensor]:

@@ -14,6 +14,7 @@ from tests.learner.objective.objective_cases import (
     cosine,
     draw,
     objective,
+    own,
     random_sequences,
     relative_error,
 )
@@ -34,7 +35,7 @@ def ascent(given: Case, **settings: object) -> torch.Tensor:
         ({"name": "rejection"}, 1.0),
         # A mean that includes the sample itself shrinks the gradient by (n − 1)/n and leaves its direction.
         ({"name": "dr_grpo"}, 2 / 3),
-        ({"name": "grpo", "grpo_std": False, "grpo_length": False}, 2 / 3),
+        ({"name": "grpo", "scale_by_std": False, "mean_over_tokens": False}, 2 / 3),
     ],
     ids=lambda value: value["name"] if isinstance(value, dict) else "",
 )
@@ -46,7 +47,7 @@ def test_reinforce_baselines_climb_the_pass_rate(kind: str, settings: dict[str, 
 @pytest.mark.parametrize("name", ["rloo", "remax", "dr_grpo", "grpo"])
 def test_their_uncorrected_versions_do_not(name: str) -> None:
     stale = case("stale")
-    settings = {"grpo_std": False, "grpo_length": False} if name == "grpo" else {}
+    settings = {"scale_by_std": False, "mean_over_tokens": False} if name == "grpo" else {}
     found = ascent(stale, name=name, correction="none", **settings)
     assert cosine(found, stale.problem.pass_rate_gradient(stale.policy)) < 0.995
 
@@ -81,7 +82,8 @@ def test_pass_at_k_stays_finite_for_large_groups() -> None:
 def test_the_kl_penalty_is_in_the_gradient(kind: str, name: str, kl_beta: float | None, beta: float) -> None:
     given = case(kind)
     true = given.problem.pass_rate_gradient(given.policy, beta=beta)
-    assert relative_error(ascent(given, name=name, kl_beta=kl_beta), true) < FLOAT32
+    settings = {} if kl_beta is None else {"kl_beta": kl_beta}
+    assert relative_error(ascent(given, name=name, **settings), true) < FLOAT32
 
 
 def test_rloo_is_alpha_dpg_at_alpha_one() -> None:
@@ -120,7 +122,7 @@ def test_grpo_standardises_within_the_group_and_averages_over_the_answers_own_to
 @pytest.mark.parametrize("passed", [True, False])
 def test_groups_that_agree_give_no_gradient(name: str, passed: bool) -> None:
     sequences = random_sequences([4, 3], scale=0.0, passed=passed)
-    found = objective(name=name, unlikeliness_beta=0.0)(sequences).values
+    found = objective(**own(name, rank_beta=0.0))(sequences).values
     assert torch.allclose(found, torch.zeros_like(found), atol=1e-6)
 
 
@@ -136,15 +138,17 @@ def test_gpg_scales_by_the_whole_step_and_not_by_what_it_is_given() -> None:
     """Groups of a micro-batch all have both answers; of the step's, one in four has."""
     sequences = replace(random_sequences([4], scale=0.0), passed=torch.tensor([True, False, True, False]))
     gpg = objective(name="gpg")
-    assert torch.allclose(gpg.values(sequences, mixed_share=0.25)[:, 0], torch.tensor([2.0, -2, 2, -2]))
+    quarter = replace(gpg.context, mixed_share=0.25)
+    assert torch.allclose(gpg.values(sequences, quarter)[:, 0], torch.tensor([2.0, -2, 2, -2]))
     assert torch.allclose(gpg.values(sequences)[:, 0], torch.tensor([0.5, -0.5, 0.5, -0.5]))
-    penalised = objective(name="gpg", kl_beta=0.1).values(sequences, mixed_share=0.25)
-    assert torch.allclose(penalised, objective(name="dr_grpo", kl_beta=0.1).values(sequences))
+    penalised = objective(name="gpg", kl_beta=0.1)
+    found = penalised.values(sequences, replace(penalised.context, mixed_share=0.25))
+    assert torch.allclose(found, objective(name="dr_grpo", kl_beta=0.1).values(sequences))
 
 
 def test_unlikeliness_prefers_the_rare_of_two_right_answers() -> None:
     sequences = random_sequences([6], scale=0.0, passed=True)
-    found = objective(name="unlikeliness", grpo_length=False)(sequences).values[:, 0]
+    found = objective(name="unlikeliness", mean_over_tokens=False)(sequences).values[:, 0]
     likely = torch.where(sequences.mask, sequences.sampler, 0.0).sum(1)
     assert (found[likely.argsort()].diff() < 0).all()
     worst, best = found[likely.argmax()], found[likely.argmin()]

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import get_args
 
 import pytest
 import torch
 
 from learner.objective.diagnostics import alpha_divergence, divergences, effective_share, pass_rates
-from learner.objective.settings import ObjectiveName, ObjectiveSettings
-from tests.learner.objective.objective_cases import case, draw, objective, random_sequences
+from learner.objective.settings import OBJECTIVES
+from tests.learner.objective.objective_cases import case, draw, objective, own, random_sequences
 
 
 @pytest.mark.parametrize("spread", [0.5, 1.0])
@@ -63,10 +62,10 @@ def test_a_wrong_partition_function_raises_the_calibration_alarm() -> None:
     assert float(objective(alpha=0.25)(wrong).diagnostics["mean_r_alarm"]) == 1
 
 
-@pytest.mark.parametrize("name", get_args(ObjectiveName))
-def test_what_admission_goes_by_is_the_sample_size_of_the_ratios_that_weigh(name: ObjectiveName) -> None:
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_what_admission_goes_by_is_the_sample_size_of_the_ratios_that_weigh(name: str) -> None:
     sequences = random_sequences([8] * 8)
-    found = objective(name=name, alpha=0.25)(sequences).diagnostics[ObjectiveSettings(name=name).staleness_ess]
+    found = objective(**own(name, alpha=0.25))(sequences).diagnostics[OBJECTIVES[name].staleness_ess]
     exponent = 0.25 if name == "alpha_dpg" else 1.0
     weights = (exponent * sequences.log_rho.double()).exp()
     assert float(found) == pytest.approx(float(weights.sum() ** 2 / (weights**2).sum() / len(weights)), rel=1e-4)

@@ -13,9 +13,17 @@ import numpy as np
 import pytest
 import torch
 
-from learner.objective.settings import ObjectiveSettings
 from learner.train.partition import PartitionFunction, PartitionSettings, importance_weights
-from tests.learner.objective.objective_cases import ALPHAS, Case, case, cosine, draw, objective, relative_error
+from tests.learner.objective.objective_cases import (
+    ALPHAS,
+    SETTINGS,
+    Case,
+    case,
+    cosine,
+    draw,
+    objective,
+    relative_error,
+)
 
 EXACT = {"truncation": None, "clip": None}
 FLOAT32 = 2e-6
@@ -175,14 +183,17 @@ def test_the_schedule_moves_alpha_while_training() -> None:
     sequences, _ = draw(case("stale"), 50)
     moving = objective(alpha_schedule=((0.2, 1.0), (0.6, 0.0)))
     for progress, alpha in ((0.0, 1.0), (0.2, 1.0), (0.4, 0.5), (0.6, 0.0), (1.0, 0.0)):
-        found = moving(sequences, progress)
+        found = moving(sequences, replace(moving.context, progress=progress))
         assert float(found.diagnostics["alpha"]) == pytest.approx(alpha)
         assert torch.allclose(found.values, objective(alpha=alpha)(sequences).values, atol=1e-5)
 
 
 def test_settings_refuse_what_has_no_meaning() -> None:
-    for wrong in ({"alpha": 1.1}, {"truncation": 0.5}, {"clip": 0.0}, {"pass_k": 0}, {"name": "ppo"}, {"alfa": 0.5}):
+    for wrong in (
+        {"alpha": 1.1}, {"truncation": 0.5}, {"clip": 0.0}, {"name": "pass_at_k", "pass_k": 0}, {"name": "ppo"},
+        {"alfa": 0.5}, {"name": "grpo", "alpha": 0.5}, {"pass_k": 4},
+    ):  # fmt: skip
         with pytest.raises(ValueError):
-            ObjectiveSettings.model_validate(wrong)
+            SETTINGS.validate_python(wrong)
     with pytest.raises(ValueError, match="increase strictly"):
-        ObjectiveSettings.model_validate({"alpha_schedule": [[0.5, 1.0], [0.5, 0.0]]})
+        SETTINGS.validate_python({"alpha_schedule": [[0.5, 1.0], [0.5, 0.0]]})

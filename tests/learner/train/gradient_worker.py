@@ -23,7 +23,7 @@ from learner.model.checkpoint import Checkpoints, Progress
 from learner.model.lora import Unadapted, attach
 from learner.model.model import Scorer, full_state, load, shard
 from learner.objective.registry import build
-from learner.objective.settings import ObjectiveName, ObjectiveSettings
+from learner.objective.settings import OBJECTIVES
 from learner.ranks import Ranks
 from learner.settings import LearnerSettings, OptimizerSettings
 from learner.train.partition import PartitionFunction
@@ -48,11 +48,11 @@ def run(
     what: str,
     budget: int,
     checkpoints: str,
-    name: ObjectiveName = "alpha_dpg",
+    name: str = "alpha_dpg",
     adapters: str = "",
 ) -> dict[str, Any]:
     settings = LearnerSettings(
-        objective=ObjectiveSettings(name=name), micro_batch_tokens=budget, row_tokens=24,
+        objective=OBJECTIVES[name](name=name), micro_batch_tokens=budget, row_tokens=24,
         optimizer=OptimizerSettings(lr=0.01, clip=1e9),
     )  # fmt: skip
     policy, base = models(ranks, model, adapters)

@@ -14,12 +14,13 @@ import torch
 
 from broker.queue.state import Group
 from learner.batch.samples import Samples
-from learner.metrics import Journal, figures, whole_step
+from learner.metrics import Journal, step_record, whole_step
 from learner.model.checkpoint import CheckpointCorrupt, Checkpoints, Progress
 from learner.model.model import full_state, load, shard
 from learner.objective.registry import build
 from learner.ranks import Ranks
 from learner.settings import LearnerSettings, OptimizerSettings
+from learner.step_record import StepRecord
 from learner.train.partition import PartitionFunction
 from learner.train.step import Report, Trainer
 from tests.learner.learner_rig import make_groups
@@ -51,6 +52,7 @@ def take(trainer: Trainer, step: int, groups: list[Group] | None = None) -> tupl
     return samples, trainer.step(samples, step=step, progress=0.5, version=step)
 
 
+@pytest.mark.slow
 def test_steps_move_probability_to_answers_that_pass(trainer: Trainer, model_path: Path) -> None:
     def mass() -> float:
         whole = load(model_path, torch.float32)
@@ -128,14 +130,14 @@ def test_the_mismatch_is_measured_on_the_freshest_samples(trainer: Trainer, rank
     samples, report = take(trainer, 1, make_groups(4, 4, version=1))
     sequences = whole_step(ranks, report)
     assert sequences is not None
-    line = figures(sequences, report, trainer.objective, step=1, version=1, progress=0.5, current=True)
+    record = step_record(sequences, report, trainer.objective, step=1, version=1, progress=0.5, current=True)
     gaps = np.concatenate([np.abs(b - m) for b, m in zip(samples.base, samples.sampler, strict=True)])
-    assert line["mismatch_mean"] == pytest.approx(gaps.mean(), rel=1e-4)
-    assert line["mismatch_max"] == pytest.approx(gaps.max(), rel=1e-4)
-    stale = figures(sequences, report, trainer.objective, step=1, version=1, progress=0.5, current=False)
-    assert (line["mismatch_staleness"], stale["mismatch_staleness"]) == (0, 1)
-    assert line["entropy"] == pytest.approx(-np.concatenate(samples.base).mean(), rel=1e-4)
-    assert line["tokens"] == samples.tokens and line["groups"] == 4
+    assert record.mismatch_mean == pytest.approx(gaps.mean(), rel=1e-4)
+    assert record.mismatch_max == pytest.approx(gaps.max(), rel=1e-4)
+    stale = step_record(sequences, report, trainer.objective, step=1, version=1, progress=0.5, current=False)
+    assert (record.mismatch_staleness, stale.mismatch_staleness) == (0, 1)
+    assert record.entropy == pytest.approx(-np.concatenate(samples.base).mean(), rel=1e-4)
+    assert record.tokens == samples.tokens and record.groups == 4
 
 
 def flip(path: Path) -> None:
@@ -229,11 +231,13 @@ def test_the_journal_lists_no_step_twice_after_a_resume(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "metrics.jsonl")
     journal.truncate(5)  # nothing there yet
     for step in (1, 2, 3):
-        journal.append({"step": step, "loss": float("nan"), "deep": {"value": float("inf")}})
+        journal.append(
+            StepRecord(step=step, version=0, time=0.0, loss=float("nan"), by_staleness={"ess_rho/0": float("inf")})
+        )
     with open(journal.path, "a") as file:
         file.write('{"step": 4, "lo')
     journal.truncate(2)
-    journal.append({"step": 3})
+    journal.append(StepRecord(step=3, version=0, time=0.0))
     lines = [json.loads(line) for line in journal.path.read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3]
-    assert lines[0] == {"step": 1, "loss": None, "deep": {"value": None}}
+    assert lines[0]["loss"] is None and lines[0]["by_staleness"] == {"ess_rho/0": None} and "lr" not in lines[0]

@@ -23,18 +23,18 @@ from actor.metrics import ActorMetrics
 from actor.weights.canary import LOOK_SECONDS
 from actor.weights.canary import CanaryWatch as ActorWatch
 from broker.errors import EX_MISMATCH, Fenced
-from broker.queue.client import Broker
 from broker.queue.heartbeat import Heartbeat
 from broker.queue.state import RunSpec
 from broker.queue.wire import float32, int32
 from broker.weights.canary import SEQUENCES, Canaries, Canary, Report, difference
-from broker.weights.store import WeightsDirectory
+from broker.weights.directory import DirectoryStore
 from learner.model.model import Scorer, load, shard
 from learner.ranks import Ranks
 from learner.settings import LearnerConfig
 from learner.weights.canary import BOUNDS, CanaryWatch, WeightsDisagree, halves
 from learner.weights.publish import publish_weights
 from learner.weights.tensor_groups import Files, Suspect, best, groups_of, kind_of
+from tests.broker.builders import EveryRole
 from tests.learner.learner_rig import VOCABULARY, save_model
 
 PROMPTS = [np.array(ids, np.int32) for ids in ([3, 5, 7, 9, 4], [8, 6], [10], [4, 11, 12, 13, 14, 15, 16])]
@@ -83,7 +83,7 @@ class Bench:
                 "learner": learner,
             }
         )
-        self.broker = Broker.connect(self.config.broker, self.config.run, url=url)
+        self.broker = EveryRole.connect(self.config.broker, self.config.run, url=url)
         self.broker.open_run(
             RunSpec(
                 fingerprint="f" * 64, seed=7, steps=5, group_size=2, groups_per_step=2, publish_every=1,
@@ -96,7 +96,7 @@ class Bench:
         self.ranks = Ranks("cpu", 60.0)
         model = load(self.base, torch.float32)
         self.policy: Scorer = shard(model, self.ranks.mesh, compute=torch.float32, trainable=True)
-        self.weights = WeightsDirectory(path / "weights")
+        self.weights = DirectoryStore(path / "weights")
         self.watch = CanaryWatch(self.config, self.ranks, self.broker, PROMPTS)
         self.version = -1
         self.publish()
@@ -135,14 +135,14 @@ class Bench:
 
     def take_over(self, engine: Engine, actor: ActorWatch) -> float:
         """The actor's hand: load the newest version, then look."""
-        engine.load(self.version, self.weights.fetch(self.version))
+        engine.load(self.version, self.weights.fetch(self.version).directory)
         mean = actor.look(engine)
         assert mean is not None and actor.look(engine) is None, "scored once per load"
         return mean
 
     def trouble(self) -> bool:
         self.watch._looked = 0.0  # as if the pause between two looks had passed
-        return self.watch.trouble()
+        return self.watch.mismatched()
 
     def verdict(self, current: bool = True) -> str:
         with pytest.raises(WeightsDisagree) as stop:
@@ -171,7 +171,8 @@ def test_a_healthy_actor_agrees_to_rounding_at_start_and_after_every_update(benc
     for seed in range(4):
         assert run.take_over(engine, actor) < 1e-5
         assert not run.trouble()
-        assert 0 < run.watch.figures()["canary_mean"] <= run.watch.figures().get("canary_max", 1.0)
+        mean, largest = run.watch.largest_differences()
+        assert mean is not None and largest is not None and 0 < mean <= largest
         run.learn(seed)
         run.publish()
     assert registry.get_sample_value("sieve_actor_canary_mismatch_nats", {"statistic": "max"}) < 1e-4  # type: ignore[operator]
@@ -188,7 +189,7 @@ def test_an_engine_that_is_away_is_asked_again_and_one_that_lost_its_weights_sho
     def away(sequences: Any) -> Any:
         raise NoAnswer("the server is gone")
 
-    engine.load(0, run.weights.fetch(0))
+    engine.load(0, run.weights.fetch(0).directory)
     engine.score = away  # type: ignore[method-assign]
     until = time.monotonic() + 2 * LOOK_SECONDS
     while time.monotonic() < until:
@@ -326,7 +327,7 @@ def test_weights_can_be_here_before_their_canary(bench: Callable[..., Bench]) ->
     run.learn(0)
     run.version += 1
     publish_weights(run.weights, 1, run.policy, run.base, torch.float32, first=True, step=1)
-    engine.load(1, run.weights.fetch(1))
+    engine.load(1, run.weights.fetch(1).directory)
     assert actor.look(engine) is None
     run.watch.put(run.watch.canary(1, run.policy), run.epoch, run.weights.versions())
     actor._not_before = 0.0
@@ -350,7 +351,8 @@ def test_canaries_and_reports_go_with_their_versions_and_only_the_newest_learner
     assert [report.version for report in canaries.reports()] == [3]
     canaries.report(Report(version=0, actor="late", engine="torch", precision="float32", logprobs=(b"\0\0\0\0",)))
     assert [report.actor for report in canaries.reports()] == ["actor-0"]
-    run.broker._scripts("begin", "another", 0, 2, 60, 1)
+    run.broker.heartbeat(Heartbeat(id="learner", role="learner", phase="stopped", since=0))
+    run.broker.begin("another")
     with pytest.raises(Fenced):
         run.watch.put(canary, run.epoch, [])
 

@@ -23,12 +23,13 @@ from actor.engines.torch.engine import TorchEngine
 from actor.service import ActorService
 from actor.settings import ActorSettings
 from broker.errors import EX_MISMATCH
-from broker.queue.client import Broker
 from broker.queue.wire import Verdict
 from broker.settings import WeightsSettings
 from broker.weights.canary import Canaries
 from learner.settings import LearnerConfig
+from tests.broker.builders import EveryRole
 from tests.learner.learner_rig import ROOT, save_model, save_prompts
+from tests.ports import hold_port
 
 RUNNER = Path(__file__).parents[1] / "run_learner.py"
 
@@ -56,14 +57,15 @@ class Job:
         file.write_text(json.dumps(body))
         self.config, self.url = Tree.model_validate(body), url
         self.run = self.config.run.path
-        self.broker = Broker.connect(self.config.broker, self.config.run, url=url)
+        self.broker = EveryRole.connect(self.config.broker, self.config.run, url=url)
         self.learners = []
+        port = str(hold_port())
         for rank in range(ranks):
             environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
             if ranks > 1:
                 environment |= {
                     "RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
-                    "MASTER_PORT": str(31700 + os.getpid() % 1000),
+                    "MASTER_PORT": port,
                 }  # fmt: skip
             command = [sys.executable, str(RUNNER), str(file), url]
             self.learners.append(

@@ -1,4 +1,4 @@
-"""Which answers are right in Countdown, and which right answers are the same one. Attacks: tests/attacks."""
+"""The verifier `arithmetic`: right answers and their canonical form. Attacks on it are in tests/attacks."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from verifier.builtin.arithmetic import (
     Arithmetic,
     Expression,
     Operation,
-    Refused,
     canonical,
     parse,
     value,
 )
+from verifier.builtin.failed import Failed
 
 ARITHMETIC = Arithmetic()
 
@@ -117,7 +117,7 @@ def test_the_largest_allowed_problem_is_judged_at_once() -> None:
     assert judge(deep, [1], 1) == ("pass", "correct")
 
 
-# --- against an independent oracle: random trees, printed with more or fewer parentheses and spaces, valued by Fraction
+# --- against an independent oracle: random trees, printed with random parentheses and spaces, evaluated with Fraction
 
 
 def trees(max_leaves: int = 8, zero: bool = True) -> st.SearchStrategy[Expression]:
@@ -132,7 +132,7 @@ def leaves(tree: Expression) -> list[int]:
 
 
 def oracle(tree: Expression) -> Fraction | None:
-    """Value by `fractions`; None where a division by zero is met."""
+    """The value computed with Fraction; None after a division by zero."""
     if isinstance(tree, int):
         return Fraction(tree)
     left, right = oracle(tree.left), oracle(tree.right)
@@ -147,7 +147,7 @@ def oracle(tree: Expression) -> Fraction | None:
 
 
 def show(tree: Expression, chance: random.Random) -> str:
-    """A text of the tree; parentheses where they are needed and sometimes where not, spaces anywhere between tokens."""
+    """A text of the tree with random redundant parentheses and spaces."""
 
     def space() -> str:
         return chance.choice(["", "", " ", "  ", "\n"])
@@ -191,7 +191,7 @@ def test_text_is_read_with_the_usual_precedence(tree: Expression, chance: random
 
 
 def rewrite(tree: Expression, chance: random.Random) -> Expression:
-    """One random use of the documented rules at every node; the value never changes."""
+    """The tree after one random application of the documented rules at every node; its value is unchanged."""
     if isinstance(tree, int):
         return tree
     a, b, sign = rewrite(tree.left, chance), rewrite(tree.right, chance), tree.operator
@@ -247,7 +247,7 @@ def test_a_canonical_answer_is_itself_right_and_canonical(tree: Expression) -> N
 
 
 def signature(tree: Expression) -> object:
-    """The documented equivalence, once more and differently: nested frozen multisets instead of sorted text."""
+    """An independent implementation of the documented equivalence: nested frozen multisets instead of sorted text."""
 
     def collect(node: Expression, pair: str, sign: int, into: list[tuple[int, object]]) -> None:
         if isinstance(node, Operation) and node.operator in pair:
@@ -307,7 +307,7 @@ def test_what_counts_as_the_same_answer(one: str, other: str, equal: bool) -> No
     assert (same(one) == same(other)) is equal
 
 
-# --- nothing escapes
+# --- hostile text
 
 
 @settings(max_examples=500, deadline=None)
@@ -320,5 +320,5 @@ def test_no_text_makes_judging_raise(text: str) -> None:
     outcome, reason = judge(text)
     assert outcome in {"pass", "fail"}
     if reason in {"empty", "too_long", "bad_character", "syntax", "too_deep"}:
-        with pytest.raises(Refused, match=reason):
+        with pytest.raises(Failed, match=reason):
             parse(text)

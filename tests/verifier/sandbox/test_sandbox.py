@@ -1,4 +1,4 @@
-"""The sandbox at each level that works here: what a program gets, what it does not, and that nothing survives it."""
+"""The sandbox at each level that works here: what a program gets, its limits, and that nothing survives a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 
 from broker.errors import EX_USAGE
 from verifier.builtin.confinement import ConfinementUnavailable, SandboxSettings
-from verifier.sandbox import ladder, seccomp
+from verifier.sandbox import levels, seccomp
 from verifier.sandbox.folders import exceeds, remove
 from verifier.sandbox.limits import Limits, MiB, SandboxTrouble, SandboxUnavailable
 from verifier.sandbox.sandbox import Sandbox
@@ -28,7 +28,7 @@ REPOSITORY = Path(__file__).parents[3]
 @pytest.fixture(scope="module", params=["bubblewrap", "landlock"])
 def sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
     try:
-        found = ladder.climb(request.param)
+        found = levels.open_sandbox(request.param)
     except SandboxUnavailable as error:
         pytest.skip(f"{request.param}: {error}")
     with found:
@@ -65,7 +65,7 @@ def test_a_program_gets_its_files_its_stdin_and_a_clean_environment(
     assert names <= {"HOME", "LANG", "PATH", "PWD", "OLDPWD", "TMPDIR"}
 
 
-def test_exit_codes_and_signals_come_back_as_they_were(sandbox: Sandbox) -> None:
+def test_exit_codes_and_signals_are_reported(sandbox: Sandbox) -> None:
     assert sh(sandbox, "exit 3")[:2] == ("exit", 3)
     assert sh(sandbox, "kill -TERM $$")[:2] == ("signal", signal.SIGTERM)
 
@@ -80,7 +80,7 @@ def test_a_run_leaves_no_folder(sandbox: Sandbox) -> None:
     assert list(sandbox._home.iterdir()) == []
 
 
-def test_a_program_that_does_not_exist_is_trouble_or_exit_code_127(sandbox: Sandbox) -> None:
+def test_a_program_that_does_not_exist_raises_or_is_exit_code_127(sandbox: Sandbox) -> None:
     try:
         outcome = sandbox.run(["/no/such/program"])
     except SandboxTrouble:
@@ -93,14 +93,14 @@ def test_a_file_outside_the_runs_directory_is_refused(sandbox: Sandbox) -> None:
         sandbox.run([*SH, "true"], {"../x": "x"})
 
 
-def test_a_program_can_be_talked_with(sandbox: Sandbox) -> None:
+def test_a_program_answers_through_the_channel(sandbox: Sandbox) -> None:
     with sandbox.start([*SH, 'while read line <&3; do echo "got $line" >&3; done'], channel=True) as running:
         assert running.ask(b"one", 10, 100) == b"got one"
         assert running.ask(b"two", 10, 100) == b"got two"
         assert running.stop().ended == "stopped"
 
 
-def test_a_program_that_does_not_answer_in_time_is_known_by_it(sandbox: Sandbox) -> None:
+def test_a_question_that_is_not_answered_in_time_returns_none(sandbox: Sandbox) -> None:
     with sandbox.start([*SH, "sleep 60"], limits=Limits(processes=4), channel=True) as running:
         assert running.ask(b"?", 0.3, 100) is None
         assert running.stop().ended == "stopped"
@@ -114,6 +114,7 @@ def test_a_program_that_reads_nothing_does_not_block_a_long_question(sandbox: Sa
 # --- limits
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("script", "limits", "ended"),
     [
@@ -156,7 +157,7 @@ def test_processes_of_a_run_are_limited_together(sandbox: Sandbox) -> None:
     ("name", "value"),
     [("wall_seconds", 0), ("memory_bytes", 1), ("processes", 0), ("output_bytes", 0), ("open_files", 1)],
 )
-def test_a_limit_that_cannot_be_meant_is_refused(name: str, value: int) -> None:
+def test_a_limit_out_of_range_is_refused(name: str, value: int) -> None:
     with pytest.raises(ValueError, match=f"{name} = {value}: give"):
         Limits(**{name: value})  # type: ignore[arg-type]
 
@@ -164,7 +165,7 @@ def test_a_limit_that_cannot_be_meant_is_refused(name: str, value: int) -> None:
 # --- nothing survives
 
 
-def test_what_a_program_leaves_behind_dies_with_it(sandbox: Sandbox) -> None:
+def test_processes_that_a_program_leaves_behind_are_ended(sandbox: Sandbox) -> None:
     marker = f"6{os.getpid()}"
     script = f"(setsid sh -c '(sleep {marker} &) ; (setsid sleep {marker} &)' &) ; sleep 0.1; echo left"
     assert sh(sandbox, script, processes=20)[2] == "left\n"
@@ -230,38 +231,38 @@ def test_many_threads_share_one_sandbox(sandbox: Sandbox) -> None:
     assert all(wanted == got for wanted, got in found)
 
 
-# --- the ladder
+# --- choosing a level
 
 
 def test_the_strongest_level_that_works_is_taken() -> None:
     working = []
     for level in ("bubblewrap", "landlock"):
         try:
-            ladder.climb(level).close()  # type: ignore[arg-type]
+            levels.open_sandbox(level).close()  # type: ignore[arg-type]
             working.append(level)
         except SandboxUnavailable:
             continue
     if not working:
         pytest.skip("no level works on this machine")
-    with ladder.climb() as found:
+    with levels.open_sandbox() as found:
         assert found.level == working[0]
 
 
-def test_without_any_level_it_refuses_and_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_working_level_the_error_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    monkeypatch.setattr(ladder.kernel, "landlock_abi", lambda: 0)
+    monkeypatch.setattr(levels.kernel, "landlock_abi", lambda: 0)
     with pytest.raises(SandboxUnavailable, match=r"bubblewrap: .*landlock: .*install bubblewrap.*unsafe"):
-        ladder.climb()
+        levels.open_sandbox()
     with pytest.raises(ConfinementUnavailable, match=r"install bubblewrap") as caught:
         SandboxSettings().open()
     assert caught.value.exit_code == EX_USAGE
-    with ladder.climb("unsafe") as found:  # only because it was said
+    with levels.open_sandbox("unsafe") as found:  # chosen only because it was asked for
         assert found.level == "unsafe"
 
 
-def test_a_level_that_does_not_confine_is_not_taken_for_one_that_does() -> None:
+def test_the_probe_detects_a_level_that_does_not_confine() -> None:
     with Sandbox("unsafe") as found:
-        assert "could read a file outside" in ladder.probe(found)
+        assert "could read a file outside" in levels.probe(found)
 
 
 @pytest.mark.slow
@@ -270,13 +271,16 @@ def test_a_level_that_does_not_confine_is_not_taken_for_one_that_does() -> None:
 def test_the_levels_work_for_an_ordinary_user_too(level: str) -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(REPOSITORY)!r})\n"
-        "from verifier.sandbox.sandbox import Sandbox\nfrom verifier.sandbox.ladder import probe\n"
+        "from verifier.sandbox.sandbox import Sandbox\nfrom verifier.sandbox.levels import probe\n"
         f"with Sandbox({level!r}) as s: print(probe(s) or 'confined')"
     )
     done = subprocess.run(
         ["setpriv", "--reuid", "12345", "--regid", "12345", "--clear-groups", "/usr/bin/python3", "-B", "-c", code],
-        capture_output=True, text=True, timeout=60, cwd="/",
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd="/",
+    )
     if "not on PATH" in done.stdout or "Operation not permitted" in done.stdout or "Permission denied" in done.stderr:
         pytest.skip(f"{level} for an ordinary user: {done.stdout}{done.stderr}")
     assert done.stdout == "confined\n", done.stderr
@@ -285,14 +289,13 @@ def test_the_levels_work_for_an_ordinary_user_too(level: str) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the pod's filter below is written for x86-64")
-def test_where_a_pod_forbids_namespaces_the_ladder_ends_at_landlock() -> None:
-    """An ordinary user under a filter like a container runtime's: no unshare, no mount, no clone into namespaces."""
+def test_where_a_pod_forbids_namespaces_the_level_is_landlock() -> None:
+    """Run as an ordinary user under a filter like a container runtime's: no unshare, mount or clone into namespaces."""
     code = f"""
 import struct, sys
 sys.path.insert(0, {str(REPOSITORY)!r})
-from verifier.sandbox.limits import *; from verifier.sandbox.sandbox import *
-from verifier.builtin.confinement import ConfinementUnavailable, SandboxSettings
-from verifier.sandbox import kernel, ladder
+from verifier.sandbox import kernel, levels
+from verifier.sandbox.limits import SandboxUnavailable
 refuse, allow = (6, 0, 0, 0x50001), (6, 0, 0, 0x7FFF0000)
 steps = [(0x20, 0, 0, 0)]
 for call in (272, 165, 155, 161, 308):
@@ -302,25 +305,28 @@ steps += [(0x15, 0, 3, 56), (0x20, 0, 0, 16), (0x45, 0, 1, 0x7E020000), refuse, 
 kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
 kernel.install_filter(b"".join(struct.pack("=HBBI", *step) for step in steps))
 try:
-    print(ladder.climb("bubblewrap").level)
-except SandboxUnavailable as error:
+    print(levels.open_sandbox("bubblewrap").level)
+except SandboxUnavailable:
     print("refused")
-with ladder.climb() as s:
+with levels.open_sandbox() as s:
     print(s.level)
 """
     done = subprocess.run(
         ["setpriv", "--reuid", "12345", "--regid", "12345", "--clear-groups", "/usr/bin/python3", "-B", "-c", code],
-        capture_output=True, text=True, timeout=60, cwd="/",
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd="/",
+    )
     if "Landlock" in done.stderr:
         pytest.skip("no Landlock here")
     assert done.stdout.split() == ["refused", "landlock"], done.stderr
 
 
-# --- pieces
+# --- filter and folders
 
 
-def test_the_filter_is_a_whole_program_whose_jumps_stay_inside() -> None:
+def test_every_jump_of_the_filter_stays_inside_it() -> None:
     if not seccomp.supported():
         pytest.skip("no table for this architecture")
     for own in (None, 77):

@@ -1,5 +1,5 @@
-"""`lean`: Lean 4 proofs. Only the tactic block is the model's; Lean itself says what was declared and on which axioms.
+"""The verifier `lean`: Lean 4 proofs, of which only the tactic block is taken from the answer.
 
 May import what every built-in may.
-Never takes a proof for right because Lean printed no error: the checker's own finding decides.
+Never passes a proof just because Lean printed no error: the finding of checker.lean decides.
 """

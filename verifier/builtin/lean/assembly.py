@@ -1,13 +1,14 @@
-"""The text given to Lean: trusted header, the checker, and one `#sieve_check` with everything as string literals.
+"""The text given to Lean for one check, and the reading of Lean's answer.
 
     imports of the header, import Lean
     the checker (checker.lean)                      parsed before the header can change notations
     the rest of the header (open, variable, …)
     #sieve_check "nonce" "name" "statement" "proof" "mode" "heartbeats"
 
-So what the model wrote is never part of the file's own commands. Lean answers with one information message that
-carries the nonce; the nonce is drawn after the answer was written and a proof cannot read the command it stands in, so
-only the checker can say it. A message that carries it twice, or beside errors of the file itself, is trouble.
+Statement and proof are string literals, so nothing that the model wrote is part of the file's own commands. Lean
+answers with one information message that carries the nonce. The nonce is drawn after the answer was written, and a
+proof cannot read the command that contains it, so only the checker can write this message. Two such messages, or one
+beside errors of the file itself, prove nothing (NoFinding).
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from importlib import resources
 from typing import Any, Literal
 
 AXIOMS = frozenset({"propext", "Classical.choice", "Quot.sound"})
-"""What a proof may rest on."""
+"""The axioms that a proof may rest on."""
 
 Library = Literal["walk", "trust"]
-"""Axioms of imported theorems: looked up by Lean, or taken on trust except the known unsound ones."""
+"""Axioms of imported theorems: `walk` collects them all, `trust` looks for the known unsound ones only."""
 
 _IMPORT = re.compile(r"\s*(import|public import|prelude|module)\b")
 
@@ -40,7 +41,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One question to Lean: `prelude` (shared, cacheable) then `command`."""
+    """One question to Lean: `prelude` (shared by checks, cacheable), then `command`."""
 
     prelude: str
     command: str
@@ -54,7 +55,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What the checker said: `status` ok, or where it stopped; `axioms` of the proof when ok."""
+    """The checker's answer: `status` ok, or the step at which it stopped; `axioms` of the proof if ok."""
 
     status: str
     detail: str
@@ -62,18 +63,18 @@ class Finding:
 
 
 class NoFinding(ValueError):
-    """Lean answered, but not with exactly one finding under our nonce: nothing can be concluded about the proof."""
+    """Lean did not answer with exactly one finding under the check's nonce: nothing is known about the proof."""
 
 
 @cache
 def checker() -> str:
-    """The checker's source."""
+    """The source of checker.lean."""
     return resources.files("verifier.builtin.lean").joinpath("checker.lean").read_text(encoding="utf-8")
 
 
 @cache
 def prelude(header: str) -> str:
-    """The header with `import Lean` and the checker in it; the same text for the same header, so back ends cache it."""
+    """The header with `import Lean` and the checker; equal for equal headers, so that back ends can cache it."""
     lines = header.replace("\r\n", "\n").split("\n")
     last = max((place for place, line in enumerate(lines) if _IMPORT.match(line)), default=-1)
     imports = [line.strip() for line in lines[: last + 1]]
@@ -85,14 +86,14 @@ def prelude(header: str) -> str:
 def assemble(
     header: str, name: str, head: str, proof: str, *, library: Library = "walk", heartbeats: int = 200_000
 ) -> Check:
-    """`head` is the statement up to `:=`, `proof` the screened tactic block as it stands after `by`."""
+    """The check of one proof; `head` is the statement up to `:=`, `proof` the screened tactic block after `by`."""
     nonce = secrets.token_hex(16)
     arguments = (nonce, name, f"{head} by", proof, library, str(heartbeats))
     return Check(prelude(header), "#sieve_check " + " ".join(map(literal, arguments)), nonce)
 
 
 def literal(text: str) -> str:
-    """`text` as a Lean string literal on one line."""
+    """`text` as a one-line Lean string literal. Raises ValueError for characters that it cannot hold."""
     out = []
     for sign in text:
         match sign:
@@ -126,7 +127,7 @@ def finding(check: Check, messages: Sequence[Message]) -> Finding:
         found.append(said)
     errors = [message.text for message in messages if message.severity == "error"]
     if errors:
-        # The proof's own errors are inside the finding: these are the header's, the checker's or the tool's.
+        # The proof's own errors are reported in the finding; these are the header's, the checker's or the tool's.
         raise NoFinding(f"the file around the proof does not elaborate: {errors[0][:500]}")
     if len(found) != 1:
         raise NoFinding(f"{len(found)} findings instead of one; Lean said {[m.text[:100] for m in messages[:3]]}")

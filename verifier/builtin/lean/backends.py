@@ -1,4 +1,4 @@
-"""What a back end is: something that gives Lean's messages for a check, or says that it could not."""
+"""The interface of Lean back ends, and the parsing of Lean's messages that they share."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any, Protocol
 from verifier.builtin.lean.assembly import Check, Message
 
 MAX_OUTPUT = 8 << 20
-"""Bytes that Lean may say about one check."""
+"""The most output that Lean may give for one check, bytes."""
 
 TROUBLES = frozenset({"deadline", "lean_died", "lean_missing", "lean_output", "server", "server_busy", "server_key"})
 
 
 class BackendTrouble(Exception):
-    """Nothing was learnt about the proof; `reason` is one of TROUBLES."""
+    """The check could not be carried out; `reason` is one of TROUBLES."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -24,17 +24,31 @@ class BackendTrouble(Exception):
 
 
 class Backend(Protocol):
-    """Safe to use from as many threads as the settings promise."""
+    """A way to run Lean; safe to use from as many threads as the queue's `concurrency`."""
 
     def run(self, check: Check, seconds: float) -> list[Message]:
-        """Lean's messages for the whole of `check`. Raises BackendTrouble, also when `seconds` have passed."""
+        """Lean's messages for the whole of `check`. Raises BackendTrouble, also after `seconds`."""
 
     def close(self) -> None:
-        """End everything it started."""
+        """End everything that the back end started."""
+
+
+def json_object(data: bytes | bytearray | str) -> dict[str, Any]:
+    """The JSON object in `data`. Raises BackendTrouble lean_output for anything else."""
+    try:
+        said = json.loads(data)
+    except ValueError as error:
+        raise BackendTrouble("lean_output", f"unreadable: {data[:200]!r}") from error
+    if not isinstance(said, dict):
+        raise BackendTrouble("lean_output", f"not an object: {said!r:.200}")
+    return said
 
 
 def messages(said: Iterable[Mapping[str, Any]]) -> list[Message]:
-    """Lean's messages as JSON objects with `severity` and `data` (REPL, Kimina and `lean --json` alike)."""
+    """Lean's messages from JSON objects with `severity` and `data`, as the REPL, Kimina and `lean --json` write them.
+
+    Raises BackendTrouble for an object that lacks them.
+    """
     found = []
     for item in said:
         severity, text = item.get("severity"), item.get("data")
@@ -45,7 +59,7 @@ def messages(said: Iterable[Mapping[str, Any]]) -> list[Message]:
 
 
 def response(said: object) -> list[Message]:
-    """The messages of a REPL's answer to a command. Raises BackendTrouble for its own errors (`{"message": …}`)."""
+    """The messages in a REPL's answer to a command. Raises BackendTrouble for its own errors (`{"message": …}`)."""
     if not isinstance(said, dict):
         raise BackendTrouble("lean_output", f"not an object: {said!r:.200}")
     if "env" not in said:

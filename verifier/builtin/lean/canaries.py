@@ -1,20 +1,21 @@
-"""Known-false statements, tried for ever: the day one of them is proved, no verdict of this verifier means anything.
+"""Known-false statements that are tried regularly; once one of them is proved, no verdict can be trusted any more.
 
-They go to the back end past extraction and screening, so that what is tested is Lean and the checker as installed: a
-back end that calls anything valid, a library with an inconsistent axiom, a checker that lost a condition. One true
-statement goes along: if it is not proved, the installation is broken, which is trouble and no alarm.
+They go to the back end without extraction and screening, so that they test Lean and the checker as installed. They
+detect a back end that accepts anything, a library with an inconsistent axiom, and a checker that lacks a condition. One
+true statement is tried with them: if it is not proved, the installation is broken, which is an error but no alarm.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-HONEST = ("(1 : Nat) + 1 = 2", " decide")
+TRUE_STATEMENT = ("(1 : Nat) + 1 = 2", " decide")
+"""A true statement and its proof."""
 
 
 @dataclass(frozen=True, slots=True)
 class Canary:
-    """A false statement with a text that must not prove it."""
+    """A false statement and a proof that must be rejected."""
 
     name: str
     statement: str

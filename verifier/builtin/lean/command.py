@@ -1,12 +1,11 @@
-"""Back end `command`: one confined `lean --json FILE` per check. Simple, and pays the import every time."""
+"""The back end `command`: one confined `lean --json FILE` per check, each with its own import of the header."""
 
 from __future__ import annotations
 
-import json
 import threading
 
 from verifier.builtin.lean.assembly import Check, Message
-from verifier.builtin.lean.backends import MAX_OUTPUT, BackendTrouble, messages
+from verifier.builtin.lean.backends import MAX_OUTPUT, BackendTrouble, json_object, messages
 from verifier.builtin.lean.settings import LeanSettings
 from verifier.sandbox.limits import Limits, SandboxTrouble
 
@@ -30,8 +29,8 @@ class CommandBackend:
             wall_seconds=seconds,
             cpu_seconds=seconds * 4,
             memory_bytes=settings.memory_bytes,
-            address_space=False,  # Lean maps its library
-            processes=8,  # lake, lean
+            address_space=False,  # Lean maps its library into memory
+            processes=8,  # for lake and lean
             threads=256,
             output_bytes=MAX_OUTPUT,
             open_files=4096,
@@ -44,24 +43,17 @@ class CommandBackend:
         if outcome.ended in ("wall", "cpu"):
             raise BackendTrouble("deadline", f"no answer within {seconds:g} s")
         if outcome.ended != "exit":
-            raise BackendTrouble("lean_died", f"ended by {outcome.ended}: {_tail(outcome.stderr)}")
+            raise BackendTrouble("lean_died", f"ended by {outcome.ended}: {outcome.stderr_tail}")
         said = []
         for line in outcome.stdout.decode("utf-8", "replace").splitlines():
-            if not line.startswith("{"):  # what lake or a runtime prints beside
+            if not line.startswith("{"):  # other output, of lake or a runtime
                 continue
-            try:
-                said.append(json.loads(line))
-            except ValueError as error:
-                raise BackendTrouble("lean_output", f"unreadable: {line[:200]}") from error
+            said.append(json_object(line))
         if not said:
             reason = "lean_missing" if outcome.code in (126, 127) else "lean_died"
-            raise BackendTrouble(reason, f"exit code {outcome.code} without a message: {_tail(outcome.stderr)}")
+            raise BackendTrouble(reason, f"exit code {outcome.code} without a message: {outcome.stderr_tail}")
         return messages(said)
 
     def close(self) -> None:
         """See Backend.close."""
         self._sandbox.close()
-
-
-def _tail(text: bytes) -> str:
-    return text[-300:].decode("utf-8", "replace").strip()

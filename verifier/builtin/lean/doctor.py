@@ -1,4 +1,4 @@
-"""What is missing for Lean here, said before a run finds out. Looks, asks for versions, changes nothing."""
+"""Checks of the Lean installation before a run; nothing is changed."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from verifier.builtin.confinement import ConfinementUnavailable
 from verifier.builtin.lean.settings import LeanSettings
 
 LIBRARIES = (".lake/packages/mathlib/.lake/build/lib", "lake-packages/mathlib/build/lib", ".lake/build/lib")
+"""Folders of a Lake project of which at least one exists once something has been built."""
 SECONDS = 5.0
+"""Deadline of the request to a server."""
 
 
 def check(settings: LeanSettings) -> list[str]:
-    """One line for each thing that is missing, with the remedy; empty if checks can be expected to work."""
+    """One line with a remedy for each thing that is missing; empty if nothing is."""
     if settings.backend == "kimina":
         return _server(settings)
     command = settings.repl if settings.backend == "repl" else settings.lean
@@ -39,19 +41,19 @@ def _project(project: Path | None) -> list[str]:
     if project is None:
         return []
     if not project.is_dir():
-        return [f"project {project} is not a directory; make it with `lake new` or mount it"]
+        return [f"project {project} is not a directory; create it with `lake new` or mount it"]
     missing = []
     if not any((project / name).exists() for name in ("lakefile.lean", "lakefile.toml")):
         missing.append(f"project {project} has no lakefile: it is not a Lake project")
     if not (project / "lean-toolchain").exists():
-        missing.append(f"project {project} has no lean-toolchain: the version of Lean is left to chance")
+        missing.append(f"project {project} has no lean-toolchain file: the version of Lean is not fixed; add one")
     if not any((project / path).is_dir() for path in LIBRARIES):
         missing.append(f"project {project}: nothing is built; run `lake exe cache get` and `lake build` in it")
     return missing
 
 
 def _program(command: Sequence[str], settings: LeanSettings) -> list[str]:
-    """The programs of the command: its first word, and the one that `lake env` starts."""
+    """Check the programs of `command`: its first word, and the program that `lake env` starts."""
     search = settings.environment.get("PATH", os.environ.get("PATH", ""))
     missing = []
     for program in dict.fromkeys([command[0], *(command[2:3] if tuple(command[:2]) == ("lake", "env") else ())]):

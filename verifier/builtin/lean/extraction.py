@@ -1,11 +1,11 @@
-"""The tactic block in a model's answer. Nothing else is taken: header and statement come from the trusted record.
+"""Extraction of the tactic block from a model's answer; header and statement come from the trusted record.
 
 An answer is one of
 - the continuation of a prompt that ends in the statement: tactics, perhaps up to a closing fence;
 - text with exactly one fenced block, which holds the whole theorem or only its tactics;
 - the whole theorem without a fence.
-A theorem that the model repeats must be the record's, token by token; what stands before it is ignored (it is never
-run) and what follows the block is not looked at. Two fenced blocks are refused: which one was meant would be our guess.
+A theorem that the model repeats must be the record's, token by token. Text before it is ignored and never run; text
+after the block is ignored too. Two fenced blocks are refused, because which of them was meant would be a guess.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from typing import Any, Self
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
+from verifier.builtin.failed import Failed
 from verifier.builtin.lean.lexer import Token, Unreadable, read
-from verifier.builtin.lean.screening import Refused, characters
+from verifier.builtin.lean.screening import characters
 
 MAX_ANSWER = 256 * 1024
 """Characters of an answer."""
@@ -29,14 +30,14 @@ _HEADS = frozenset({"theorem", "lemma"})
 
 
 class Record(BaseModel):
-    """What the prompt says is to be proved; also read under the column names of the DeepSeek-Prover data sets."""
+    """The statement to be proved; also read under the column names of the DeepSeek-Prover data sets."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     header: str = Field(default="", validation_alias=AliasChoices("header", "src_context"))
-    """Imports first, then `open`, `set_option`, `variable` and whatever else the statement stands on."""
+    """Imports first, then `open`, `set_option`, `variable` and whatever else the statement needs."""
     statement: str = Field(min_length=1, validation_alias=AliasChoices("statement", "theorem_statement"))
-    """`theorem NAME … :=` with or without `by`; nothing after that."""
+    """`theorem NAME … :=` with or without `by`, and nothing after it."""
     name: str = Field(min_length=1, max_length=256, validation_alias=AliasChoices("name", "theorem_full_name"))
     """The full name of what the statement declares, namespaces included."""
 
@@ -58,7 +59,7 @@ class Record(BaseModel):
 
     @property
     def head(self) -> str:
-        """The statement up to and with `:=`, without comments."""
+        """The statement up to and including `:=`, without comments."""
         source = read(self.statement)
         tokens = list(source.tokens)
         while tokens[-1].text in ("sorry", "by"):
@@ -67,34 +68,31 @@ class Record(BaseModel):
 
 
 def read_record(record: Mapping[str, Any]) -> Record:
-    """Raises ValueError (pydantic's) that names the field."""
+    """The validated record. Raises ValueError (pydantic's) that names the field."""
     return Record.model_validate(dict(record))
 
 
 def tactics(answer: str, record: Record) -> str:
-    """What the answer puts after `by`, with the line break or blanks that follow it, as text of the model.
+    """The text of the answer after `by`, including the line break or blanks that follow `by`.
 
-    Raises Refused: second_fence, statement_changed (a theorem, but not the record's), no_proof (nothing where a proof
-    should be), answer_too_long, and what the lexer refuses.
+    Raises Failed: second_fence, statement_changed (a theorem, but not the record's), no_proof (nothing where a proof
+    should be), answer_too_long, bad_character, and the lexer's reasons.
     """
     if len(answer) > MAX_ANSWER:
-        raise Refused("answer_too_long", f"{len(answer)} characters, at most {MAX_ANSWER}")
+        raise Failed("answer_too_long", f"{len(answer)} characters, at most {MAX_ANSWER}")
     block = _block(answer.replace("\r\n", "\n"))
     if not block.strip():
-        raise Refused("no_proof", "the block is empty")
+        raise Failed("no_proof", "the block is empty")
     characters(block)
-    try:
-        tokens = read(block).tokens
-        wanted = read(record.head).tokens
-    except Unreadable as unreadable:
-        raise Refused(unreadable.reason, unreadable.detail) from unreadable
+    tokens = read(block).tokens
+    wanted = read(record.head).tokens
     after = _after(tokens, wanted)
     if after is None:
         if any(token.text in _HEADS and token.line_start for token in tokens):
-            raise Refused("statement_changed", "the block's theorem is not the record's")
+            raise Failed("statement_changed", "the block's theorem is not the record's")
         return "\n" + block
     if after >= len(tokens) or tokens[after].text != "by":
-        raise Refused("no_proof", "the theorem is not followed by `by`: only tactic proofs are taken")
+        raise Failed("no_proof", "the theorem is not followed by `by`: only tactic proofs are taken")
     return block[tokens[after].end :]
 
 
@@ -104,20 +102,20 @@ def _block(answer: str) -> str:
     if not fences:
         return answer
     if opened or len(fences) == 2:
-        # A fence with a language opens; without one it closes unless nothing is open.
+        # A fence with a language opens a block; one without closes it, or opens one if none is open.
         first = opened[0] if opened else fences[0]
         before = [fence for fence in fences if fence.start() < first.start()]
         rest = [fence for fence in fences if fence.start() > first.start()]
         if before or len(opened) > 1 or len(rest) > 1:
-            raise Refused("second_fence", f"{len(fences)} fences")
+            raise Failed("second_fence", f"{len(fences)} fences")
         return answer[first.end() : rest[0].start() if rest else len(answer)].removeprefix("\n")
     if len(fences) > 1:
-        raise Refused("second_fence", f"{len(fences)} fences")
+        raise Failed("second_fence", f"{len(fences)} fences")
     return answer[: fences[0].start()]
 
 
 def _after(tokens: tuple[Token, ...], wanted: tuple[Token, ...]) -> int | None:
-    """The place after the first occurrence of `wanted`, token by token."""
+    """The index after the first occurrence of the token sequence `wanted`; None if it does not occur."""
     texts, sought = [token.text for token in tokens], [token.text for token in wanted]
     first = sought[0]
     for place in range(len(texts) - len(sought) + 1):

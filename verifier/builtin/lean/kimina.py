@@ -1,12 +1,13 @@
-"""Back end `kimina`: a Kimina Lean Server over HTTP.
+"""The back end `kimina`: a Kimina Lean Server over HTTP.
 
     POST /api/check  {"snippets": [{"id", "code"}], "timeout", "reuse": true}  with a bearer key
     → {"results": [{"id", "time", "error" | "response": {"env", "messages", …}}]}
 
-Everything that is not an answer about the snippet (401, 429, 5xx, no connection, its own timeouts) is trouble, never a
-wrong proof. One failing snippet makes the server answer 500 for its whole batch, so a batch that fails is asked again
-one by one. Its notion of "valid" ignores sorry and axioms and is not used: the checker inside the snippet decides.
-Snippets of several threads gather into one request while another is under way.
+Everything that is not an answer about the snippet (401, 429, 5xx, no connection, the server's own timeouts) raises
+BackendTrouble and never makes a proof wrong. One failing snippet makes the server answer 500 for its whole batch, so a
+failed batch is sent again one snippet at a time. The server's notion of "valid" ignores sorry and axioms and is not
+used: the checker inside the snippet decides. Snippets of several threads are collected into one request while another
+is under way.
 """
 
 from __future__ import annotations
@@ -21,29 +22,30 @@ from concurrent.futures import Future
 from typing import Any
 
 from verifier.builtin.lean.assembly import Check, Message
-from verifier.builtin.lean.backends import MAX_OUTPUT, BackendTrouble, response
+from verifier.builtin.lean.backends import MAX_OUTPUT, BackendTrouble, json_object, response
 from verifier.builtin.lean.settings import LeanSettings
 
 SLACK_SECONDS = 15.0
-"""Beyond the time given to the server for Lean: queueing and the network."""
+"""Time for queueing and the network, beyond the time given to the server for Lean."""
 
 _Waiting = tuple[Check, "Future[list[Message]]"]
 
 
 class KiminaBackend:
-    """Speaks to `settings.url`. Proxies of the environment are not used: the server is part of the installation."""
+    """A client of `settings.url`; proxies from the environment are not used, since the server is part of the
+    installation."""
 
     def __init__(self, settings: LeanSettings) -> None:
         self._settings = settings
         self._where = str(settings.url).rstrip("/") + "/api/check"
-        # No redirects: the key would travel with them.
+        # No redirects: they would forward the key.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect())
         self._turn = threading.Condition()
         self._waiting: list[_Waiting] = []
         self._asking = 0
 
     def run(self, check: Check, seconds: float) -> list[Message]:
-        """See Backend.run. Whoever waits and finds a request free carries the oldest snippets, not only its own."""
+        """See Backend.run. A waiting thread that may send a request sends the oldest snippets, not only its own."""
         future: Future[list[Message]] = Future()
         until = time.monotonic() + 2 * (seconds + SLACK_SECONDS)
         with self._turn:
@@ -61,11 +63,10 @@ class KiminaBackend:
                 batch, self._waiting = self._waiting[: self._settings.batch], self._waiting[self._settings.batch :]
                 self._asking += 1
             try:
-                self._carry(batch, seconds)
+                self._check_batch(batch, seconds)
             finally:
-                _fail(
-                    batch, BackendTrouble("server", "the request was given up")
-                )  # nobody waits for an answer for ever
+                # What has no answer by now (an exception) fails, so that no thread waits for ever.
+                _fail(batch, BackendTrouble("server", "the request was abandoned"))
                 with self._turn:
                     self._asking -= 1
                     self._turn.notify_all()
@@ -75,8 +76,8 @@ class KiminaBackend:
         """See Backend.close."""
         self._opener.close()
 
-    def _carry(self, batch: list[_Waiting], seconds: float) -> None:
-        """Ask for a batch, and one by one if it fails as a whole."""
+    def _check_batch(self, batch: list[_Waiting], seconds: float) -> None:
+        """Send a batch, and one snippet at a time if it fails as a whole."""
         try:
             self._ask(batch, seconds)
         except BackendTrouble as trouble:
@@ -119,13 +120,7 @@ class KiminaBackend:
             raise BackendTrouble("deadline", f"no answer within {seconds + SLACK_SECONDS:g} s") from error
         except (OSError, http.client.HTTPException) as error:
             raise BackendTrouble("server", f"{self._where}: {error}") from error
-        try:
-            said = json.loads(data)
-        except ValueError as error:
-            raise BackendTrouble("lean_output", f"unreadable: {data[:200]!r}") from error
-        if not isinstance(said, dict):
-            raise BackendTrouble("lean_output", f"not an object: {said!r:.200}")
-        return said
+        return json_object(data)
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

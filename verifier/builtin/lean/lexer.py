@@ -1,8 +1,8 @@
-"""Lean 4's lexical surface: comments, strings, characters, identifiers with «», numbers, symbols.
+"""A lexer for Lean 4: comments, strings, characters, identifiers with «», numbers, symbols.
 
-Reads text only to find words and boundaries; which of them matter is decided in screening.py, and what they mean only
-by Lean. Where Lean's own longest-match tokens could disagree with this reading (a comment glued to an operator), the
-text is refused instead of guessed at. Never interprets, never rewrites anything but comments into blanks.
+It finds words and their boundaries only; screening.py decides which of them matter, and Lean alone what they mean.
+Where Lean's own longest-match tokens could differ from this reading (a comment attached to an operator), the text is
+refused. The only rewriting is that comments become blanks.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Literal
 
+from verifier.builtin.failed import Failed
+
 Kind = Literal["identifier", "number", "string", "character", "symbol"]
 
 MAX_NESTING = 32
@@ -18,22 +20,17 @@ MAX_NESTING = 32
 
 _QUOTES = {"«": "»"}
 _OPENERS = frozenset(" \t\n()[]{}⟨⟩,;·.")
-"""After these a comment can begin without being mistaken for the tail of an operator."""
+"""Characters after which a comment can begin without being mistaken for the tail of an operator."""
 
 
-class Unreadable(ValueError):
-    """The text cannot be cut into tokens without guessing; `reason` is a code of screening.REASONS."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
+class Unreadable(Failed):
+    """The text cannot be cut into tokens without guessing; `reason` is one of screening.REASONS."""
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """`text` as written; `start` and `end` are offsets into the source; `line_start` says nothing but blanks precede it
-    on its line. `parts` of an identifier are its components without «»; of a string, the words that stand in it."""
+    """One token. `text` is as written; `start` and `end` are offsets into the source; `line_start` is true if only
+    blanks precede it on its line. `parts` of an identifier are its components without «», of a string its words."""
 
     kind: Kind
     text: str
@@ -45,7 +42,7 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A text cut into tokens; `blank` is the text with every comment turned into as many blanks (lines are kept)."""
+    """The tokens of a text; `blank` is the text with every comment replaced by as many blanks (line breaks stay)."""
 
     tokens: tuple[Token, ...]
     blank: str
@@ -54,7 +51,7 @@ class Source:
 def read(text: str) -> Source:
     """Cut `text` into tokens.
 
-    Raises Unreadable: unterminated_comment, unterminated_string, odd_comment (glued to an operator), odd_identifier
+    Raises Unreadable: unterminated_comment, unterminated_string, odd_comment (attached to an operator), odd_identifier
     (an unclosed «), too_deep.
     """
     tokens: list[Token] = []
@@ -68,7 +65,7 @@ def read(text: str) -> Source:
             continue
         if text.startswith(("--", "/-"), at):
             if at and text[at - 1] not in _OPENERS and not _continues(text[at - 1]):
-                raise Unreadable("odd_comment", f"{text[max(0, at - 3) : at + 3]!r}: a comment glued to an operator")
+                raise Unreadable("odd_comment", f"{text[max(0, at - 3) : at + 3]!r}: a comment attached to an operator")
             end = _comment(text, at)
             for place in range(at, end):
                 if text[place] != "\n":
@@ -125,7 +122,7 @@ def _identifier(text: str, at: int, fresh: bool) -> Token:
 
 
 def _string(text: str, at: int, inside: int, fresh: bool) -> Token:
-    """A string literal; what stands in it is read for words too, because in s!"{…}" it is code."""
+    """A string literal; its words are collected too, because in s!"{…}" they are code."""
     end = inside
     while end < len(text):
         if text[end] == "\\":
@@ -147,7 +144,7 @@ def _raw_string(text: str, at: int, hashes: int, fresh: bool) -> Token:
 
 
 def _raw(text: str, at: int) -> int | None:
-    """How many # open a raw string at `at`; None if it is none."""
+    """The number of # that open a raw string at `at`; None if there is no raw string."""
     if at and _continues(text[at - 1]):
         return None
     end = at + 1
@@ -175,7 +172,7 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 def _comment(text: str, at: int) -> int:
-    """Where the comment that begins at `at` ends."""
+    """The end of the comment that begins at `at`."""
     if text.startswith("--", at):
         close = text.find("\n", at)
         return len(text) if close < 0 else close
@@ -185,7 +182,7 @@ def _comment(text: str, at: int) -> int:
         if closes < 0:
             raise Unreadable("unterminated_comment", repr(text[at : at + 20]))
         if 0 <= opens < closes:
-            # `/-/` opens and does not close: Lean reads it the same way.
+            # `/-/` opens a comment and does not close one, as in Lean.
             depth, end = depth + 1, opens + 2
             if depth > MAX_NESTING:
                 raise Unreadable("too_deep", f"more than {MAX_NESTING} nested comments")
@@ -195,7 +192,7 @@ def _comment(text: str, at: int) -> int:
 
 
 def _begins(sign: str) -> bool:
-    """Whether an identifier can begin with it; wider than Lean's own rule, so that no word hides by being none."""
+    """Whether an identifier can begin with `sign`; wider than Lean's own rule, so that no identifier is missed."""
     return sign == "_" or unicodedata.category(sign)[0] == "L"
 
 

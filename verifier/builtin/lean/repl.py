@@ -1,10 +1,10 @@
-"""Back end `repl`: a pool of leanprover-community/repl processes.
+"""The back end `repl`: a pool of leanprover-community/repl processes.
 
 Protocol: a JSON object and a blank line on stdin, a JSON object and a blank line on stdout. The prelude of a check
-(imports, checker, opens) is run once in each process and its environment number kept; a check is one command in it.
-Environments only accumulate, so a process is replaced after `recycle` checks or when it has grown beyond its memory; it
-leads a process group of its own, killed as a whole at a deadline or after any answer that is not understood. A check
-never sees an environment that a proof could have changed. Tactic mode is not used.
+(imports, checker, opens) is run once in each process and its environment number kept; a check is one command in that
+environment, so it never sees an environment that a proof could have changed. Environments are never freed, so a process
+is replaced after `recycle` checks or when it exceeds its memory. Each leads its own process group, which is killed as a
+whole at a deadline or after an answer that cannot be parsed. Tactic mode is not used.
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ from typing import Any
 import psutil
 
 from verifier.builtin.lean.assembly import Check, Message
-from verifier.builtin.lean.backends import MAX_OUTPUT, BackendTrouble, response
+from verifier.builtin.lean.backends import MAX_OUTPUT, BackendTrouble, json_object, response
 from verifier.builtin.lean.settings import LeanSettings
 
 HEADERS = 4
-"""Preludes one process keeps; another one replaces the process, since nothing frees an environment."""
+"""The most preludes in one process; a further one needs a new process, since environments are never freed."""
 PASSED_ON = ("PATH", "HOME", "LANG")
+"""Environment variables that a REPL inherits."""
 
 
 class ReplBackend:
-    """A pool of at most `settings.processes` REPLs, started when needed."""
+    """A pool of at most `settings.processes` REPLs, started on demand."""
 
     def __init__(self, settings: LeanSettings) -> None:
         self._settings = settings
@@ -43,7 +44,7 @@ class ReplBackend:
         self._idle: list[_Repl] = []
         self._all: set[_Repl] = set()
         self._closed = False
-        # A REPL ends by itself when its input closes, but not in the middle of a proof.
+        # A REPL ends when its input closes, but not in the middle of a proof.
         atexit.register(self.close)
 
     def run(self, check: Check, seconds: float) -> list[Message]:
@@ -71,7 +72,7 @@ class ReplBackend:
             self._end(repl)
 
     def _take(self, prelude: str) -> _Repl:
-        """An idle REPL that knows the prelude, else one with room for it, else a new one in place of the oldest."""
+        """An idle REPL that has the prelude, else one with room for it, else a new one, which replaces the oldest."""
         with self._lock:
             known = [repl for repl in self._idle if prelude in repl.preludes]
             roomy = [repl for repl in self._idle if len(repl.preludes) < HEADERS]
@@ -125,7 +126,8 @@ class _Repl:
         self.used = 0
 
     def environment(self, prelude: str, seconds: float) -> int:
-        """The number of the environment after `prelude`; its errors are trouble, for they are not a proof's."""
+        """The number of the environment after `prelude`. Raises BackendTrouble also for errors in the prelude, which
+        are not the proof's."""
         if prelude not in self.preludes:
             said = self.ask({"cmd": prelude}, seconds)
             errors = [message.text for message in response(said) if message.severity == "error"]
@@ -138,7 +140,7 @@ class _Repl:
         return self.preludes[prelude]
 
     def ask(self, question: dict[str, Any], seconds: float) -> dict[str, Any]:
-        """One exchange. Raises BackendTrouble; the process is then of no more use."""
+        """The REPL's answer to `question`. Raises BackendTrouble; the process must then be replaced."""
         until = time.monotonic() + seconds
         rest = memoryview(json.dumps(question, ensure_ascii=False).encode() + b"\n\n")
         said = bytearray()
@@ -162,16 +164,10 @@ class _Repl:
                 raise BackendTrouble("lean_output", f"more than {MAX_OUTPUT} bytes")
             if said.rstrip(b" \r").endswith(b"\n\n"):
                 break
-        try:
-            answer = json.loads(said)
-        except ValueError as error:
-            raise BackendTrouble("lean_output", f"unreadable: {bytes(said[:200])!r}") from error
-        if not isinstance(answer, dict):
-            raise BackendTrouble("lean_output", f"not an object: {answer!r:.200}")
-        return answer
+        return json_object(bytes(said))
 
     def bytes(self) -> int:
-        """Resident memory of the process and what it started (`lake env` starts the REPL proper)."""
+        """Resident memory of the process and its descendants (`lake env` starts the REPL itself), bytes."""
         total = 0
         for process in self._family():
             with contextlib.suppress(psutil.Error):

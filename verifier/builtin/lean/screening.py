@@ -1,9 +1,9 @@
-"""What a tactic block may not contain, decided before Lean sees it, each refusal with a reason code.
+"""The screening of a tactic block before Lean sees it; each refusal has a reason code.
 
-This is the first of three lines: words here, tokens of the parsed command and the final environment in checker.lean.
-It refuses what no proof needs and what reaches outside the kernel's care: holes, the compiler as an oracle, axioms,
-declarations and syntax of one's own, attributes, scopes, options, commands, code run while elaborating. A refusal is a
-wrong answer, never trouble. It does not try to say whether a proof is right.
+This is the first of three lines of defence: words here, then the tokens of the parsed command and the final environment
+in checker.lean. Screening refuses what no proof needs and the kernel does not check: holes, the compiler as an oracle,
+axioms, new declarations and syntax, attributes, scopes, options, commands, and code run during elaboration. A refused
+block is a wrong answer, never an error. Whether a proof is right is decided by Lean alone.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from verifier.builtin.lean.lexer import Source, Token, Unreadable, read
+from verifier.builtin.failed import Failed
+from verifier.builtin.lean.lexer import Source, Token, read
 
 MAX_LENGTH = 64 * 1024
 """Characters of a tactic block."""
 
 MAX_BRACKETS = 200
-"""Brackets open at once: Lean's parser and elaborator recurse on them, and a full stack kills the process."""
+"""Brackets open at once: Lean's parser and elaborator recurse on them, and a stack overflow kills the process."""
 
 MAX_HEARTBEATS = 1_000_000
 MAX_RECURSION = 10_000
@@ -29,7 +30,7 @@ REASONS = frozenset(
 )
 
 _COMPONENTS = {
-    # Looked for as any component of an identifier, quoted or not: `Lean.ofReduceBool`, `_root_.«sorryAx»`.
+    # Refused as any component of an identifier, quoted or not: `Lean.ofReduceBool`, `_root_.«sorryAx»`.
     "sorry": "sorry sorryAx mkSorry admit stop",
     "compiled_evaluation": "native_decide native bv_decide bv_check nativeDecide decideNative ofReduceBool ofReduceNat "
     "reduceBool reduceNat trustCompiler",
@@ -40,7 +41,7 @@ _COMPONENTS = {
     "CommandElabM polyrith dbgTrace dbg_trace",
 }
 _WORDS = {
-    # Looked for as a whole identifier: they are keywords, and as fields (`h.end`) they mean nothing.
+    # Refused as whole identifiers only: these are keywords, and harmless as fields (`h.end`).
     "declaration": "axiom constant theorem lemma example def abbrev opaque inductive structure class deriving mutual "
     "irreducible_def alias proof_wanted partial noncomputable private protected axioms",
     "syntax_extension": "macro macro_rules syntax notation notation3 infix infixl infixr prefix postfix elab "
@@ -72,39 +73,27 @@ OPTIONS: dict[str, int | None] = {
     "relaxedAutoImplicit": None,
     "tactic.hygienic": None,
 }
-"""Options a proof may set (`set_option … in`), with the largest number; 0 would mean without limit and is refused."""
-
-
-class Refused(ValueError):
-    """The tactic block may not be tried; `reason` is one of REASONS."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason = reason
-        self.detail = detail
+"""Options that a proof may set (`set_option … in`) with their largest values; 0 would mean no limit and is refused."""
 
 
 def screen(proof: str) -> str:
-    """The tactic block with comments blanked out, fit to be given to Lean. Raises Refused."""
+    """The tactic block with its comments replaced by blanks, ready for Lean. Raises Failed."""
     if len(proof) > MAX_LENGTH:
-        raise Refused("too_long", f"{len(proof)} characters, at most {MAX_LENGTH}")
+        raise Failed("too_long", f"{len(proof)} characters, at most {MAX_LENGTH}")
     characters(proof)
-    try:
-        source = read(proof)
-    except Unreadable as unreadable:
-        raise Refused(unreadable.reason, unreadable.detail) from unreadable
+    source = read(proof)
     if not source.tokens:
-        raise Refused("empty", "no tactic")
+        raise Failed("empty", "no tactic")
     _brackets(source)
     _tokens(source)
     return source.blank.rstrip()
 
 
 def characters(text: str) -> None:
-    """Refuse control and format characters and surrogates, which no reader sees. Raises Refused."""
+    """Refuse control, format and private-use characters and surrogates, which are invisible. Raises Failed."""
     for place, sign in enumerate(text):
         if sign not in "\n" and not " " <= sign <= "~" and unicodedata.category(sign) in ("Cc", "Cf", "Cs", "Co"):
-            raise Refused("bad_character", f"U+{ord(sign):04X} at {place}")
+            raise Failed("bad_character", f"U+{ord(sign):04X} at {place}")
 
 
 def _brackets(source: Source) -> None:
@@ -113,7 +102,7 @@ def _brackets(source: Source) -> None:
         if token.text in _OPENING:
             depth += 1
             if depth > MAX_BRACKETS:
-                raise Refused("too_deep", f"more than {MAX_BRACKETS} open brackets")
+                raise Failed("too_deep", f"more than {MAX_BRACKETS} open brackets")
         elif token.text in _CLOSING:
             depth -= 1
 
@@ -129,41 +118,41 @@ def _tokens(source: Source) -> None:
         if token.kind == "identifier" and token.text == "set_option":
             _option(tokens, place)
         if token.text == "@" and _next(tokens, place) == "[":
-            raise Refused("attribute", "@[")
+            raise Failed("attribute", "@[")
         if token.text == "#" and (token.line_start or _next(tokens, place) in _HASHES):
-            raise Refused("command", f"#{_next(tokens, place)}"[:40])
+            raise Failed("command", f"#{_next(tokens, place)}"[:40])
         if token.text in ("eval", "elab_stx") and _next(tokens, place) == "%":
-            raise Refused("elaboration_code", f"{token.text}%")
+            raise Failed("elaboration_code", f"{token.text}%")
 
 
 def _word(token: Token) -> None:
     for part in token.parts:
-        # A name that only normalisation tells apart from a forbidden one is as good as that one.
+        # A name that normalises to a forbidden one is refused like it.
         plain = unicodedata.normalize("NFKC", part)
         pieces = {plain, plain.rstrip("'!?"), *plain.split(".")}
         for piece in pieces:
             if piece in _PARTS:
-                raise Refused(_PARTS[piece], token.text[:80])
+                raise Failed(_PARTS[piece], token.text[:80])
     if token.kind == "identifier":
         whole = token.text.strip("«»").rstrip("!?'")
         if whole in _WHOLE:
-            raise Refused(_WHOLE[whole], whole)
+            raise Failed(_WHOLE[whole], whole)
 
 
 def _option(tokens: tuple[Token, ...], place: int) -> None:
-    """`set_option NAME VALUE in`, NAME on the list and VALUE within its limit."""
+    """Check `set_option NAME VALUE in`: NAME must be in OPTIONS and VALUE within its limit. Raises Failed."""
     name = _next(tokens, place)
     value, then = _next(tokens, place + 1), _next(tokens, place + 2)
     if name not in OPTIONS:
-        raise Refused("option", f"set_option {name}"[:80])
+        raise Failed("option", f"set_option {name}"[:80])
     most = OPTIONS[name]
     if then != "in":
-        raise Refused("option", f"set_option {name} without `in`")
+        raise Failed("option", f"set_option {name} without `in`")
     if most is None:
         if value not in ("true", "false"):
-            raise Refused("option", f"set_option {name} {value}"[:80])
+            raise Failed("option", f"set_option {name} {value}"[:80])
     elif not re.fullmatch(r"[0-9_]{1,12}", value) or not 0 < int(value.replace("_", "") or 0) <= most:
-        raise Refused("option", f"set_option {name} {value}: from 1 to {most}"[:80])
+        raise Failed("option", f"set_option {name} {value}: from 1 to {most}"[:80])
 
 
 def _next(tokens: tuple[Token, ...], place: int) -> str:

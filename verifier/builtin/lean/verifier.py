@@ -1,9 +1,9 @@
-"""The verifier `lean`: extract, screen, assemble, ask Lean, read its finding, watch the canaries.
+"""The verifier `lean`: extraction, screening, the check by Lean, and the canaries.
 
-Record: see extraction.Record (`header`, `statement`, `name`). A pass means: Lean's kernel accepted exactly one theorem
-of the record's name and the record's type, resting on nothing but the allowed axioms. Everything that is wrong with the
-answer is `fail`; everything that is wrong with the record, the installation or the machine is `error`. After a canary
-was proved every verdict is `error`/`quarantined` until the process is replaced by a person.
+Record: see extraction.Record (`header`, `statement`, `name`). A pass means that Lean's kernel accepted exactly one
+theorem of the record's name and type, resting on nothing but the allowed axioms. Whatever is wrong with the answer is
+`fail`; whatever is wrong with the record, the installation or the machine is `error`. Once a canary has been proved,
+every verdict is `error`/`quarantined` until somebody restarts the process.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from verifier.builtin.failed import Failed
 from verifier.builtin.lean import extraction, screening
 from verifier.builtin.lean.assembly import Check, Finding, NoFinding, assemble, checker, finding
 from verifier.builtin.lean.backends import TROUBLES, Backend, BackendTrouble
-from verifier.builtin.lean.canaries import CANARIES, HONEST
+from verifier.builtin.lean.canaries import CANARIES, TRUE_STATEMENT
 from verifier.builtin.lean.extraction import Record, read_record, tactics
-from verifier.builtin.lean.screening import Refused, screen
+from verifier.builtin.lean.screening import screen
 from verifier.builtin.lean.settings import LeanSettings
 from verifier.protocol import Judgement
 
@@ -41,15 +42,15 @@ _FAILS = {
     "constant": "foreign_constant",
     "thrown": "not_proved",
 }
-"""The checker's statuses that are the answer's fault, and the reason each becomes."""
+"""The checker's statuses that are the answer's fault → the reason codes for them."""
 
-_HEARTBEATS = ("maximum number of heartbeats", "deterministic) timeout", "deep recursion", "maximum recursion depth")
+_TOO_EXPENSIVE = ("maximum number of heartbeats", "deterministic) timeout", "deep recursion", "maximum recursion depth")
 _REPLAYED = 100_000
-"""Statements remembered as replayed; beyond it, remembering starts again."""
+"""The most statements remembered as replayed; after that many, the memory is cleared."""
 
 
 class Lean:
-    """Options: see LeanSettings. Safe to call from several threads."""
+    """The verifier `lean`; its options are those of LeanSettings. Safe to call from several threads."""
 
     name = "lean"
     version = "1"
@@ -73,15 +74,15 @@ class Lean:
 
     @property
     def quarantined(self) -> str:
-        """Which canary was proved; empty while none was."""
+        """The name of the canary that was proved; empty while none was."""
         return self._quarantine
 
     def close(self) -> None:
-        """End what the back end started."""
+        """End everything that the back end started."""
         self._backend.close()
 
     def judge(self, record: Mapping[str, Any], answer: str) -> Judgement:
-        """See the module's docstring. Never raises for what an answer or a record holds."""
+        """Judge one proof, see the module's docstring; never raises, whatever the answer or the record holds."""
         try:
             trusted = read_record(record)
         except ValueError as error:
@@ -90,8 +91,8 @@ class Lean:
             return self._refuse_all()
         try:
             proof = screen(tactics(answer, trusted))
-        except Refused as refused:
-            return Judgement("fail", refused.reason, refused.detail)
+        except Failed as failed:
+            return Judgement("fail", failed.reason, failed.detail)
         try:
             self.try_canaries()
             if self._quarantine:
@@ -105,7 +106,7 @@ class Lean:
         return self._judge(trusted, proof, said)
 
     def try_canaries(self, *, now: bool = False) -> None:
-        """Try the known-false statements if it is time (or `now`). Raises BackendTrouble, NoFinding."""
+        """Try the known-false statements if they are due (or `now`). Raises BackendTrouble, NoFinding."""
         with self._canaries:
             if self._quarantine or (time.monotonic() < self._next_canaries and not now):
                 return
@@ -117,7 +118,7 @@ class Lean:
                     self._quarantine = canary.name
                     log.critical("QUARANTINED: the canary %r, a false statement, was proved: %s", canary.name, said)
                     return
-            check = self._assemble_plain(header, *HONEST)
+            check = self._assemble_plain(header, *TRUE_STATEMENT)
             said = finding(check, self._backend.run(check, self.settings.seconds))
             if said.status != "ok" or not set(said.axioms) <= self.settings.axioms:
                 raise NoFinding(f"a true statement is not proved here: {said}")
@@ -129,7 +130,7 @@ class Lean:
         if said.status != "ok":
             if said.status not in _FAILS:
                 return Judgement("error", "no_finding", f"unknown status {said.status!r:.60}")
-            reason = "heartbeats" if any(sign in said.detail for sign in _HEARTBEATS) else _FAILS[said.status]
+            reason = "heartbeats" if any(sign in said.detail for sign in _TOO_EXPENSIVE) else _FAILS[said.status]
             return Judgement("fail", reason, said.detail)
         if foreign := sorted(set(said.axioms) - self.settings.axioms):
             return Judgement("fail", "axioms", ", ".join(foreign))
@@ -138,7 +139,7 @@ class Lean:
         return Judgement("pass", "proved", ", ".join(said.axioms), " ".join(proof.split()))
 
     def _replay(self, record: Record, proof: str) -> Judgement | None:
-        """Ask the external checker about the first proof of a statement; None if it agrees or is not to be asked."""
+        """Run the external checker on the first proof of a statement; None if it agrees or need not be run."""
         if not self.settings.replay:
             return None
         key = hashlib.sha256("\0".join((record.header, record.statement)).encode()).hexdigest()
@@ -159,7 +160,7 @@ class Lean:
                 return Judgement("error", "replay_trouble", str(error)[:500])
         said = (done.stdout + done.stderr)[-500:].decode("utf-8", "replace")
         if done.returncode == 1:
-            log.critical("the external checker refuses a proof of %s that Lean accepted: %s", record.name, said)
+            log.critical("the external checker rejects a proof of %s that Lean accepted: %s", record.name, said)
             return Judgement("error", "replay_disagrees", said)
         if done.returncode != 0:
             return Judgement("error", "replay_trouble", f"exit code {done.returncode}: {said}")
@@ -181,12 +182,15 @@ class Lean:
 
     def _refuse_all(self) -> Judgement:
         return Judgement(
-            "error", "quarantined", f"the canary {self._quarantine!r} was proved; see the log, repair, start again"
+            "error",
+            "quarantined",
+            f"the false statement {self._quarantine!r} was proved; see the log, repair the installation, restart",
         )
 
 
 def _fingerprint(settings: LeanSettings) -> str:
-    """What a verdict depends on besides record and answer: part of the label, so that caches tell them apart."""
+    """A hash of everything that a verdict depends on besides record and answer; part of the version, so that verdicts
+    of different installations have different cache keys."""
     depends = {"backend", "project", "lean", "repl", "url", "environment", "heartbeats", "library"}
     said: dict[str, Any] = settings.model_dump(mode="json", include=depends)
     said["axioms"] = sorted(settings.axioms)
@@ -197,7 +201,7 @@ def _fingerprint(settings: LeanSettings) -> str:
 
 
 def _backend(settings: LeanSettings) -> Backend:
-    # Only the chosen back end is imported: each needs other things of the machine.
+    # Only the chosen back end is imported, since each needs different packages.
     match settings.backend:
         case "repl":
             from verifier.builtin.lean.repl import ReplBackend

@@ -1,4 +1,4 @@
-"""`math`: final answers, compared by meaning.
+"""The verifier `math`: final answers compared by value.
 
 May import what every built-in may; math-verify and sympy only in the helper process.
 Never parses an answer in the service's own process.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from verifier.builtin.failed import Failed
 from verifier.builtin.math.spelling import SIGNS
 
 MAX_CHARS = 400
@@ -23,28 +24,19 @@ MAX_DEPTH = 30
 _BOXED = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 
 
-class Refused(ValueError):
-    """Not an acceptable final answer; `reason` is its code."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason = reason
-        self.detail = detail
-
-
 def last_boxed(text: str, longest: int = MAX_CHARS) -> str:
     r"""The content of the last `\boxed{…}` (or `\fbox{…}`) in `text`; only the last one counts, whatever came before.
 
-    A single `\boxed 7` without braces holds the next sign. Raises Refused: no_answer, malformed (a box without braces
+    A single `\boxed 7` without braces holds the next sign. Raises Failed: no_answer, malformed (a box without braces
     beside others, or braces that do not close), too_long (`longest` characters and more).
     """
     boxes = [found.end() for found in _BOXED.finditer(text)]
     if not boxes:
-        raise Refused("no_answer", r"no \boxed{…}")
+        raise Failed("no_answer", r"no \boxed{…}")
     if len(boxes) == 1 and text[boxes[0] : boxes[0] + 1] != "{":
         bare = re.match(r"-?\d+(?:\.\d+)?(?![\d.])|[A-Za-z](?![A-Za-z])", text[boxes[0] :])
         if bare is None:
-            raise Refused("malformed", r"\boxed without braces")
+            raise Failed("malformed", r"\boxed without braces")
         return bare[0]
     answer, _ = _content(text, boxes[-1], longest)
     for start in boxes[:-1]:
@@ -52,18 +44,18 @@ def last_boxed(text: str, longest: int = MAX_CHARS) -> str:
         if start > boxes[-1] - 2 * longest and text[start : start + 1] == "{":
             outer, end = _content(text, start, longest)
             if end > boxes[-1] and re.sub(r"\\[bf]+ox(?:ed)?|[{}\s]", "", outer) != re.sub(r"[{}\s]", "", answer):
-                raise Refused("malformed", "a box within a box")
+                raise Failed("malformed", "a box within a box")
     return answer
 
 
 def _content(text: str, start: int, longest: int) -> tuple[str, int]:
-    """What the braces that open at `start` hold, and where they close. Raises Refused: malformed, too_long."""
+    """What the braces that open at `start` hold, and where they close. Raises Failed: malformed, too_long."""
     if text[start : start + 1] != "{":
-        raise Refused("malformed", r"\boxed without braces")
+        raise Failed("malformed", r"\boxed without braces")
     depth, at = 0, start
     while at < len(text):
         if at - start > 2 * longest:
-            raise Refused("too_long", f"more than {2 * longest} characters in the last box")
+            raise Failed("too_long", f"more than {2 * longest} characters in the last box")
         sign = text[at]
         if sign == "\\":
             at += 1  # an escaped brace is not a brace
@@ -74,28 +66,30 @@ def _content(text: str, start: int, longest: int) -> tuple[str, int]:
             if depth == 0:
                 return text[start + 1 : at], at
         at += 1
-    raise Refused("malformed", "a box that does not close")
+    raise Failed("malformed", "a box that does not close")
 
 
 def admitted(content: str, longest: int = MAX_CHARS, also: str = "") -> str:
     """The answer without the white space and full stops around it, if its length and characters are allowed.
 
     Allowed are printable ASCII, the signs that have a LaTeX spelling, and the characters of `also` (the record's
-    answer). Raises Refused: empty, too_long, bad_character.
+    answer). Raises Failed: empty, too_long, bad_character.
     """
     if len(content) > longest:
-        raise Refused("too_long", f"{len(content)} characters, at most {longest}")
-    odd = next((sign for sign in content if not (" " <= sign <= "~" or sign in "\n\t" or sign in SIGNS or sign in also)), None)
+        raise Failed("too_long", f"{len(content)} characters, at most {longest}")
+    odd = next(
+        (sign for sign in content if not (" " <= sign <= "~" or sign in "\n\t" or sign in SIGNS or sign in also)), None
+    )
     if odd is not None:
-        raise Refused("bad_character", f"{odd!a} is not part of an answer")
+        raise Failed("bad_character", f"{odd!a} is not part of an answer")
     text = content.strip().rstrip(". ")
     if not text.replace("$", "").strip():
-        raise Refused("empty", "nothing in the box")
+        raise Failed("empty", "nothing in the box")
     return text
 
 
 def check_cost(text: str) -> None:
-    """Raises Refused (too_expensive, malformed) for text whose value would be astronomically large."""
+    """Raises Failed (too_expensive, malformed) for text whose value would be astronomically large."""
     _check_brackets(text)
     _check_cost(text)
 
@@ -105,28 +99,28 @@ def _check_brackets(text: str) -> None:
     for sign in re.sub(r"\\.", "", text):
         depth += (sign in "{([") - (sign in "})]")
         if depth > MAX_DEPTH:
-            raise Refused("too_expensive", f"more than {MAX_DEPTH} open brackets")
+            raise Failed("too_expensive", f"more than {MAX_DEPTH} open brackets")
 
 
 def _check_cost(text: str) -> None:
     """Refuse what would be astronomically large; the deadline of the worker catches what passes here."""
     longest = max((len(digits) for digits in re.findall(r"\d+", text.replace(",", ""))), default=0)
     if longest > MAX_DIGITS:
-        raise Refused("too_expensive", f"a number of {longest} digits, at most {MAX_DIGITS}")
+        raise Failed("too_expensive", f"a number of {longest} digits, at most {MAX_DIGITS}")
     for found in re.finditer(r"(?<![\dA-Za-z])[\d.]+[eE][+-]?(\d+)(?![\dA-Za-z.])", text):
         if not 0 < int(found[1]) <= MAX_EXPONENT:
-            raise Refused("malformed", f"an exponent of 0, or over {MAX_EXPONENT}, in exponent notation")
+            raise Failed("malformed", f"an exponent of 0, or over {MAX_EXPONENT}, in exponent notation")
     plain = text.replace(",", "").replace(" ", "")
     plain = plain.replace("**", "^")
     for exponent in _exponents(plain):
         _check_exponent(exponent)
     for found in re.finditer(r"(\d+|[)}\]])!", plain):
         if not found[1].isdigit() and not re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", plain[: found.start()])):
-            raise Refused("too_expensive", "the factorial of a computed number")
+            raise Failed("too_expensive", "the factorial of a computed number")
         if found[1].isdigit() and int(found[1]) > MAX_FACTORIAL:
-            raise Refused("too_expensive", f"{found[1]}!, at most {MAX_FACTORIAL}!")
+            raise Failed("too_expensive", f"{found[1]}!, at most {MAX_FACTORIAL}!")
     if "!!" in plain:
-        raise Refused("too_expensive", "a factorial of a factorial")
+        raise Failed("too_expensive", "a factorial of a factorial")
 
 
 def _exponents(plain: str) -> Iterator[str]:
@@ -151,16 +145,16 @@ def _chained(plain: str, at: int) -> bool:
 
 def _check_exponent(exponent: str) -> None:
     if any(int(digits) > MAX_EXPONENT for digits in re.findall(r"\d+", exponent)):
-        raise Refused("too_expensive", f"an exponent over {MAX_EXPONENT}")
+        raise Failed("too_expensive", f"an exponent over {MAX_EXPONENT}")
     if "!" in exponent and not re.search(r"[a-z]!", exponent):
-        raise Refused("too_expensive", "a factorial in an exponent")
+        raise Failed("too_expensive", "a factorial in an exponent")
     if "^" not in exponent:
         return
     small = re.fullmatch(r"(\d+)\^\{?(\d+)\}?", exponent)
     if small is not None and int(small[2]) * len(small[1]) <= 2 * len(str(MAX_EXPONENT)):
         if int(small[1]) ** int(small[2]) <= MAX_EXPONENT:
             return
-        raise Refused("too_expensive", f"an exponent over {MAX_EXPONENT}")
+        raise Failed("too_expensive", f"an exponent over {MAX_EXPONENT}")
     # e^{x^2} is an answer; a tower of numbers, or of three storeys, is an attack.
     if not re.search(r"[A-Za-z]\)?\^", exponent) or exponent.count("^") > 2:
-        raise Refused("too_expensive", "a tower of exponents")
+        raise Failed("too_expensive", "a tower of exponents")

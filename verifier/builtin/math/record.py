@@ -15,8 +15,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
-from verifier.builtin.math.box import MAX_CHARS, MAX_EXPONENT, Refused, admitted, check_cost, last_boxed
-from verifier.builtin.math.grammar import (
+from verifier.builtin.failed import Failed
+from verifier.builtin.math.box import MAX_CHARS, MAX_EXPONENT, admitted, check_cost, last_boxed
+from verifier.builtin.math.grammar import read
+from verifier.builtin.math.spelling import Token, Unreadable, spelled, tokens
+from verifier.builtin.math.values import (
     Based,
     Cases,
     Interval,
@@ -29,13 +32,9 @@ from verifier.builtin.math.grammar import (
     Shape,
     Tuple,
     as_region,
-    read,
 )
-from verifier.builtin.math.spelling import Token, Unreadable, spelled, tokens
 
-Kind = Literal[
-    "number", "expression", "set", "tuple", "interval", "relation", "matrix", "choice", "text", "time"
-]
+Kind = Literal["number", "expression", "set", "tuple", "interval", "relation", "matrix", "choice", "text", "time"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 MAX_ALTERNATIVES = 16
 MAX_TEXT = 10_000
@@ -84,7 +83,7 @@ def _accepted(answer: str, kind: Kind | None) -> Accepted:
     try:
         content = last_boxed(answer, MAX_TEXT) if "\\boxed" in answer else answer
         text = admitted(content, MAX_TEXT, also=content if _letters_only(content) or kind == "text" else "→❌✅")
-    except Refused as refused:
+    except Failed as refused:
         raise ValueError(f"record.answer {answer[:100]!r}: {refused}; declare kind: text for words") from None
     if kind in ("choice", "text", "time"):
         return _declared(text, kind)
@@ -102,9 +101,10 @@ def _accepted(answer: str, kind: Kind | None) -> Accepted:
         if kind is None and _balanced(text):
             return _declared(text, "text")
         raise ValueError(
-            f"record.answer {answer[:100]!r} cannot be read as {kind or 'mathematics'}: {unreadable}; correct it, or declare kind: text"
+            f"record.answer {answer[:100]!r} cannot be read as {kind or 'mathematics'}: {unreadable}; correct it, or "
+            f"declare kind: text"
         ) from None
-    except Refused as refused:
+    except Failed as refused:
         raise ValueError(f"record.answer {answer[:100]!r}: {refused}") from None
     if len(text) > MAX_CHARS:
         return _declared(text, "text")
@@ -213,7 +213,7 @@ def text_key(text: str) -> str:
 
 
 def check_towers(shape: Any) -> None:
-    """Raises Refused for powers of powers whose exponents multiply to more than MAX_EXPONENT."""
+    """Raises Failed for powers of powers whose exponents multiply to more than MAX_EXPONENT."""
     if isinstance(shape, Scalar):
         _degree(shape.tree)
     elif hasattr(shape, "__dataclass_fields__"):
@@ -236,5 +236,5 @@ def _degree(tree: Any) -> int:
     if tree[0] == "^" and tree[2][0] == "q" and "/" not in tree[2][1]:
         below *= max(1, abs(int(tree[2][1])))
         if below > MAX_EXPONENT:
-            raise Refused("too_expensive", f"powers of powers over {MAX_EXPONENT}")
+            raise Failed("too_expensive", f"powers of powers over {MAX_EXPONENT}")
     return below

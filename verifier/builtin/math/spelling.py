@@ -55,19 +55,19 @@ SAME = {
 }  # fmt: skip
 """Commands that mean the same as another command, or as a sign."""
 
-_SPACING = frozenset(
-    ", ; : ! > quad qquad enspace thinspace displaystyle textstyle scriptstyle limits nolimits left right middle big Big "
-    "bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr bf rm it sf tt bfseries rmfamily normalfont large Large small "
-    "mathopen mathclose mathrel mathbin phantom{} protect relax".split()
-) | {" "}
-_TRANSPARENT = frozenset(
-    "mathbf boldsymbol bm mathit mathsf mathtt mathnormal boxed fbox underline ensuremath hbox pmb".split()
+_SPACES = (
+    ", ; : ! > quad qquad enspace thinspace displaystyle textstyle scriptstyle limits nolimits left right middle "
+    "big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr bf rm it sf tt bfseries rmfamily normalfont "
+    "large Large small mathopen mathclose mathrel mathbin protect relax"
 )
+_SPACING = frozenset((*_SPACES.split(), " "))
+_LOOKS = "mathbf boldsymbol bm mathit mathsf mathtt mathnormal boxed fbox underline ensuremath hbox pmb"
+_TRANSPARENT = frozenset(_LOOKS.split())
 """Commands that change how their argument looks: the argument stays."""
-_TEXT = frozenset("text textbf textit textrm textsf texttt textnormal mbox mathrm operatorname emph".split())
-FUNCTIONS = frozenset(
-    "sin cos tan cot sec csc asin acos atan sinh cosh tanh ln log exp sqrt abs floor ceil".split()
-)
+_TEXTS = "text textbf textit textrm textsf texttt textnormal mbox mathrm operatorname emph"
+_TEXT = frozenset(_TEXTS.split())
+_FUNCTIONS = "sin cos tan cot sec csc asin acos atan sinh cosh tanh ln log exp sqrt abs floor ceil"
+FUNCTIONS = frozenset(_FUNCTIONS.split())
 _PLAIN = {**{name: name for name in FUNCTIONS}, "arcsin": "asin", "arccos": "acos", "arctan": "atan", "pi": "pi",
           "infinity": "infty", "inf": "infty", "oo": "infty", "or": "or", "and": "and", "union": "cup"}  # fmt: skip
 """Runs of letters that are commands without their backslash, as computer algebra writes them."""
@@ -171,7 +171,7 @@ def _cleaned(found: Iterator[Token]) -> Iterator[Token]:
         skip_dot = token.kind == "command" and token.text in ("left", "right")
         if token.kind == "command":
             name = token.text
-            if name in (",", "!") :  # kept for `1\,000` and `1,\!000`: joined or dropped below
+            if name in (",", "!"):  # kept for `1\,000` and `1,\!000`: joined or dropped below
                 yield replace(token, kind="command", text="thin")
                 continue
             if name in _SPACING:

@@ -7,14 +7,15 @@ import re
 from verifier.builtin.math.spelling import Token, Unreadable
 
 _NAMES = {
-    "mm": "mm millimeter millimetre", "cm": "cm centimeter centimetre", "m": "m meter metre", "km": "km kilometer kilometre",
-    "in": "in inch inches", "ft": "ft foot feet", "yd": "yd yard", "mi": "mi mile", "s": "s sec second", "min": "min minute",
-    "h": "h hr hour", "day": "day", "week": "week", "month": "month", "year": "year yr", "degree": "degree deg",
-    "dollar": "dollar dollars usd buck", "cent": "cent", "euro": "euro eur", "pound": "pound lb lbs", "g": "g gram gramme",
-    "kg": "kg kilogram", "mg": "mg milligram", "oz": "oz ounce", "L": "l liter litre", "mL": "ml milliliter millilitre",
-    "unit": "unit", "radian": "radian rad", "point": "point", "person": "person people", "mph": "mph", "%": "percent",
-    "km/h": "kmh kph", "K": "kelvin", "C": "celsius", "F": "fahrenheit", "J": "joule", "N": "newton", "W": "watt",
-    "A": "ampere amp", "V": "volt", "Hz": "hertz hz", "mol": "mol mole", "Pa": "pascal",
+    "mm": "mm millimeter millimetre", "cm": "cm centimeter centimetre", "m": "m meter metre",
+    "km": "km kilometer kilometre", "in": "in inch inches", "ft": "ft foot feet", "yd": "yd yard", "mi": "mi mile",
+    "s": "s sec second", "min": "min minute", "h": "h hr hour", "day": "day", "week": "week", "month": "month",
+    "year": "year yr", "degree": "degree deg", "dollar": "dollar dollars usd buck", "cent": "cent",
+    "euro": "euro eur", "pound": "pound lb lbs", "g": "g gram gramme", "kg": "kg kilogram", "mg": "mg milligram",
+    "oz": "oz ounce", "L": "l liter litre", "mL": "ml milliliter millilitre", "unit": "unit", "radian": "radian rad",
+    "point": "point", "person": "person people", "mph": "mph", "%": "percent", "km/h": "kmh kph", "K": "kelvin",
+    "C": "celsius", "F": "fahrenheit", "J": "joule", "N": "newton", "W": "watt", "A": "ampere amp", "V": "volt",
+    "Hz": "hertz hz", "mol": "mol mole", "Pa": "pascal",
 }  # fmt: skip
 UNITS = {word: name for name, words in _NAMES.items() for word in words.split()}
 UNITS |= {f"{word}s": name for word, name in list(UNITS.items()) if len(word) > 2 and not word.endswith("s")}
@@ -52,8 +53,10 @@ def _begins(found: list[Token], at: int) -> bool:
     token = found[at]
     if token.kind == "word":
         return True
-    return token.kind == "run" and (token.text.lower() in UNITS or token.text.lower() in _POWERS) and (
-        found[at - 1].kind == "number" or token.space
+    return (
+        token.kind == "run"
+        and (token.text.lower() in UNITS or token.text.lower() in _POWERS)
+        and (found[at - 1].kind == "number" or token.space)
     )
 
 

@@ -9,7 +9,12 @@ In this order:
        numbers exactly in this process, expressions numerically at rising precision in a killable one (worker.py)
 
 An answer must be finished: where the record's answer is a number, a computation is not one; `question`, where given,
-must not be handed back. What cannot be read, or cannot be decided, is never a pass.
+must not be copied. What cannot be read, or cannot be decided, is never a pass.
+
+Fail or error. An answer that uses up its CPU seconds or a worker's memory is `fail` (too_expensive): its cost is its
+own property, measured in CPU time, which does not depend on the load of the machine, and with `error` a policy could
+have its wrong answers retried and its groups closed short. A worker that dies of anything else, cannot be started or
+does not get the CPU is `error`, because nothing is known about the answer. So is a record that cannot be read.
 """
 
 from __future__ import annotations
@@ -22,7 +27,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from verifier.builtin.math.box import MAX_CHARS, Refused, admitted, check_cost, last_boxed
+from verifier.builtin.failed import Failed
+from verifier.builtin.math.box import MAX_CHARS, admitted, check_cost, last_boxed
 from verifier.builtin.math.compare import compare
 from verifier.builtin.math.grammar import read
 from verifier.builtin.math.record import Accepted, accepted, check_towers, text_key, time_key
@@ -37,12 +43,13 @@ _GREEK = (
     "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi pi rho sigma tau "
     "upsilon phi varphi chi psi omega"
 )
-COMMANDS = FUNCTIONS | frozenset(SAME) | frozenset(SAME.values()) | frozenset(
-    f"{_GREEK} {_GREEK.title()} frac sqrt cdot times div pm mp infty text textbf textit textrm mathrm mbox circ degree "
-    "arcsin arccos arctan cup cap setminus emptyset in begin end overline vec hat bar mathbf mathbb prime dots left "
-    "right big Big bigg Bigg bigl bigr Bigl Bigr quad qquad displaystyle textstyle boldsymbol bf rm it color textcolor "
-    "boxed fbox dollar euro pounds lfloor rfloor lceil rceil langle rangle to operatorname hline lim".split()
-) - {"lim"}
+_ALLOWED = (
+    "frac sqrt cdot times div pm mp infty text textbf textit textrm mathrm mbox circ degree arcsin arccos arctan "
+    "cup cap setminus emptyset in begin end overline vec hat bar mathbf mathbb prime dots left right big Big bigg "
+    "Bigg bigl bigr Bigl Bigr quad qquad displaystyle textstyle boldsymbol bf rm it color textcolor boxed fbox "
+    "dollar euro pounds lfloor rfloor lceil rceil langle rangle to operatorname hline"
+)
+COMMANDS = frozenset({*_ALLOWED.split(), *_GREEK.split(), *_GREEK.title().split(), *FUNCTIONS, *SAME, *SAME.values()})
 """LaTeX commands an answer may use; others only where the record's own answer uses them. Missing on purpose: what
 leaves the work undone (sum, prod, int, lim, binom, gcd, max, mod …) and what claims no value (approx, sim)."""
 
@@ -95,13 +102,13 @@ class MathAnswer:
         longest = max(gold.longest for gold in golds)
         try:
             given = admitted(last_boxed(answer, longest), longest, also="".join(gold.text for gold in golds))
-        except Refused as refused:
+        except Failed as refused:
             return Judgement("fail", refused.reason, refused.detail)
         said = Judgement("fail", "wrong", f"{given} is not {golds[0].text}")
         for gold in golds:
             try:
                 self._compare(gold, given, question)
-            except Refused as refused:
+            except Failed as refused:
                 said = Judgement("fail", refused.reason, refused.detail)
             except _Trouble as trouble:
                 return Judgement("error", trouble.reason, str(trouble))
@@ -115,14 +122,14 @@ class MathAnswer:
         self._workers.close()
 
     def _compare(self, gold: Accepted, given: str, question: str) -> None:
-        """Return where the answer is right. Raises Refused, _Trouble."""
+        """Return where the answer is right. Raises Failed, _Trouble."""
         if gold.shape is None:
             key = time_key(given) if gold.kind == "time" else text_key(given)
             if key != gold.key:
-                raise Refused("wrong", f"{given[:100]} is not {gold.text[:100]}")
+                raise Failed("wrong", f"{given[:100]} is not {gold.text[:100]}")
             return
         if len(given) > MAX_CHARS:
-            raise Refused("too_long", f"{len(given)} characters, at most {MAX_CHARS}")
+            raise Failed("too_long", f"{len(given)} characters, at most {MAX_CHARS}")
         check_cost(given)
         number = gold.kind == "number"
         try:
@@ -135,14 +142,14 @@ class MathAnswer:
             check_towers(shape)
         except Unreadable as unreadable:
             if not number:
-                raise Refused("unreadable", f"{given[:100]}: {unreadable}") from None
+                raise Failed("unreadable", f"{given[:100]}: {unreadable}") from None
             if _OPERATION.search(given):
-                raise Refused("unevaluated", f"{given[:100]} is a computation; a number is asked for") from None
-            raise Refused("wrong", f"{given[:100]} is not a number") from None
+                raise Failed("unevaluated", f"{given[:100]} is a computation; a number is asked for") from None
+            raise Failed("wrong", f"{given[:100]} is not a number") from None
         compare(gold.shape, shape, lambda ask, one, other: self._ask(ask, one, other, gold.text))
 
     def _ask(self, ask: Literal["equal", "relation"], gold: Any, given: Any, text: str) -> bool:
-        """Ask a worker. Raises Refused (too_expensive, undecided) and _Trouble."""
+        """Ask a worker. Raises Failed (too_expensive, undecided) and _Trouble."""
         job = {"ask": ask, "gold": gold, "answer": given, "seconds": self.cpu_seconds}
         wait = 5.0 + STALL_FACTOR * self.cpu_seconds
         try:
@@ -154,9 +161,9 @@ class MathAnswer:
                     "malformed_record", f"record.answer {text[:100]!r} takes over {self.cpu_seconds:g} s to compute"
                 ) from None
             if spent:
-                raise Refused("too_expensive", f"over {self.cpu_seconds:g} s of computing") from None
+                raise Failed("too_expensive", f"over {self.cpu_seconds:g} s of computing") from None
             if died.code == -signal.SIGABRT and died.said:  # how FLINT ends when memory runs out
-                raise Refused("too_expensive", "the comparison needs more memory than a worker may have") from None
+                raise Failed("too_expensive", "the comparison needs more memory than a worker may have") from None
             raise _Trouble("worker_died", f"the comparing process ended with {died.code}") from None
         except WorkerStalled:
             raise _Trouble("stalled", "the comparing process got no CPU: is the machine overloaded?") from None
@@ -165,7 +172,7 @@ class MathAnswer:
         if said[0].get("gold") is not True:
             raise _Trouble("malformed_record", f"record.answer {text[:100]!r} has no value")
         if said[1].get("undecided"):
-            raise Refused("undecided", "equality cannot be decided at the highest precision")
+            raise Failed("undecided", "equality cannot be decided at the highest precision")
         return said[1].get("equal") is True
 
 
@@ -178,15 +185,15 @@ class _Trouble(Exception):
 
 
 def _check_finished(gold: Accepted, given: str, question: str) -> None:
-    """What means the right value and is no answer. Raises Refused."""
+    """What means the right value and is no answer. Raises Failed."""
     unknown = sorted(set(_COMMAND.findall(given)) - COMMANDS - set(_COMMAND.findall(gold.text)))
     if unknown:
-        raise Refused("unevaluated", f"\\{unknown[0]} is not part of a finished answer to this question")
+        raise Failed("unevaluated", f"\\{unknown[0]} is not part of a finished answer to this question")
     if _DERIVATIVE.search(given) and not _DERIVATIVE.search(gold.text):
-        raise Refused("unevaluated", "a derivative that is not taken")
+        raise Failed("unevaluated", "a derivative that is not taken")
     if bool(_PRIME.search(given)) is not bool(_PRIME.search(gold.text)):
-        raise Refused("wrong", "a prime makes another function of it")
+        raise Failed("wrong", "a prime makes another function of it")
     squeezed = re.sub(r"[\s$]|\\[,;! ]|\\left|\\right", "", question.replace("\\dfrac", "\\frac"))
     plain = re.sub(r"\s", "", given)
     if len(plain) > 2 and _OPERATION.search(given) and plain in squeezed:
-        raise Refused("restated", "the question's own expression")
+        raise Failed("restated", "the question's own expression")

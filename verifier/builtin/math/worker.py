@@ -2,8 +2,8 @@ r"""The program that compares two expressions numerically, in a process of its o
 
 One JSON object a line in: `{"ask": "equal", "gold": tree, "answer": tree, "seconds": float}`, or `"ask": "relation"`
 with `[op, left, right]` for both; out come two lines: `{"gold": bool}` as soon as the record's part is seen to have a
-value (so that whoever waits knows whose fault a death is; nothing follows a false), then `{"equal": bool}` or `{"undecided": true}`. Trees are
-grammar.py's.
+value (so that whoever waits knows whose fault a death is; nothing follows a false), then `{"equal": bool}` or
+`{"undecided": true}`. Trees are those of values.py.
 
 Arithmetic is ball arithmetic at rising precision (FLINT's acb): a ball that excludes 0 proves that two values differ.
 That they are the same is taken from a difference smaller than 2^−b, where b grows with the number of operations and
@@ -203,10 +203,7 @@ def defined(tree: Tree, names: list[str]) -> bool:
     if is_endless(tree):
         return True
     try:
-        return any(
-            sign(lambda at=point(names, place): _alone(tree, at)) != "undefined"  # type: ignore[misc]
-            for place in range(2 if names else 1)
-        )
+        return any(defined_at(tree, point(names, place)) for place in range(2 if names else 1))
     except Endless:
         return False
 
@@ -257,7 +254,7 @@ def same_relation(gold: list[Any], answer: list[Any]) -> bool | None:
     first = [["+", side[0], ["neg", side[1]]] for side in (mine, theirs)]
     start = point(names, 0)
     ctx.prec = 256
-    if difference(*mine, start) != "nonzero" or difference(*theirs, start) != "nonzero":
+    if difference(mine[0], mine[1], start) != "nonzero" or difference(theirs[0], theirs[1], start) != "nonzero":
         return False
     ratio = Evaluation(start)(first[0]) / Evaluation(start)(first[1])
     if op in ("<", "<=") and not (ratio.imag.contains(0) and ratio.real > 0):
@@ -269,7 +266,8 @@ def same_relation(gold: list[Any], answer: list[Any]) -> bool | None:
             runs = [Evaluation(where) for where in (at, at, start, start)]
             here = runs[0](first[0]), runs[1](first[1])
             there = runs[2](first[0]), runs[3](first[1])
-            return (here[0] * there[1] - here[1] * there[0], sum(run.nodes for run in runs), sum(run.bits for run in runs))
+            value = here[0] * there[1] - here[1] * there[0]
+            return value, sum(run.nodes for run in runs), sum(run.bits for run in runs)
 
         found = sign(compute)
         if found != "zero":

@@ -1,4 +1,4 @@
-"""`python`: programs, judged by running them on tests.
+"""The verifier `python`: programs judged by running them on tests.
 
 May import what every built-in may.
 Never runs an answer outside the sandbox.

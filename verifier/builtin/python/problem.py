@@ -1,4 +1,4 @@
-"""What a Python problem's record says, and which part of an answer is its program. Pure; runs nothing.
+"""The record of a Python problem, and the extraction of the program from an answer. Pure; nothing is run.
 
     record: {"entry": "add",                     function the tests call; "Solution.add" for a method of a class
              "tests": [{"call": [1, 2], "expected": 3},                 arguments and the value that must come back
@@ -7,8 +7,8 @@
                        {"input": "1 2\\n", "expected": "3\\n"}],         stdin and stdout of the whole program
              "tolerance": 1e-6}                                          for floats; default 0
 
-The program of an answer is its last closed fence of ``` or ~~~ marked python, py, python3 or nothing (`first` by
-option); an answer without any fence is a program as a whole.
+The program of an answer is the content of its last closed fence (or its first, by option) of ``` or ~~~ marked python,
+py, python3 or nothing; an answer without any fence is a program as a whole.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from verifier.builtin.python.values import NotAValue, check_depth
 
 MAX_TESTS = 10_000
 _LANGUAGES = {"", "python", "py", "python3"}
-# Possessive throughout: a line of a model's choosing must not make the match try every way to divide it.
+# Possessive throughout, so that no line of an answer can make the match backtrack.
 _FENCE = re.compile(r" {0,3}+(`{3,}+|~{3,}+)[ \t]*+([^`\s]*+)[^`]*+")
 _ENTRY = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)?")
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Call the entry; `arguments` is {"args", "kwargs"} as JSON text."""
+    """A test that calls the entry; `arguments` is {"args", "kwargs"} as JSON text."""
 
     arguments: str
     expected: Any
@@ -39,14 +39,14 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """Trusted source that calls `candidate` and raises where the answer is wrong."""
+    """A test by trusted source that calls `candidate` and raises if the answer is wrong."""
 
     source: str
 
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """Run the whole program on `stdin`."""
+    """A test that runs the whole program on `stdin` and compares its stdout."""
 
     stdin: bytes
     expected: str
@@ -57,7 +57,7 @@ Test = Call | Check | Script
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A record that makes sense."""
+    """A validated record."""
 
     entry: str
     tests: tuple[Test, ...]
@@ -65,10 +65,10 @@ class Problem:
 
 
 def read_record(record: Mapping[str, Any]) -> Problem:
-    """Raises ValueError that names what is wrong in a record."""
+    """The problem that a record describes. Raises ValueError that names the wrong part."""
     unknown = sorted(str(key) for key in record.keys() - {"entry", "tests", "tolerance"})
     if unknown:
-        raise ValueError(f"record.{unknown[0]} means nothing here; there are entry, tests and tolerance")
+        raise ValueError(f"record.{unknown[0]} is not a known key; there are entry, tests and tolerance")
     tolerance = record.get("tolerance", 0)
     if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0 <= tolerance < math.inf:
         raise ValueError(f"record.tolerance is {tolerance!r:.40}: give a number of at least 0")
@@ -105,12 +105,12 @@ def _test(where: str, test: Any) -> Test:
                 raise ValueError(f"{where} holds something that is not JSON: {error}") from None
     raise ValueError(
         f"{where} has {sorted(map(str, keys))}: give call (a list), expected and perhaps kwargs (an object), or input "
-        f"and expected (texts), or check (a text)"
+        "and expected (texts), or check (a text)"
     )
 
 
 def program_of(answer: str, fence: Literal["last", "first"]) -> str | None:
-    """The program of an answer by the rule above; None if its fences hold none."""
+    """The program of an answer by the rule in the module's docstring; None if its fences hold none."""
     blocks: list[str] = []
     fenced = False
     lines = answer.splitlines(keepends=True)
@@ -129,7 +129,7 @@ def program_of(answer: str, fence: Literal["last", "first"]) -> str | None:
                     blocks.append("".join(lines[at:end]))
                 at = end + 1
                 break
-        else:  # never closed: not a block, and what follows is inside it
+        else:  # never closed: not a block, and the rest of the answer is inside it
             break
     if not fenced:
         return answer

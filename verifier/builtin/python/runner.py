@@ -1,11 +1,11 @@
-"""What runs inside the sandbox, in front of untrusted or of trusted code: a file of its own, standard library only.
+"""The program that runs inside the sandbox and calls the judged or the checking code; standard library only.
 
     script            run main.py as a program
     calls ENTRY       load main.py, then answer each line on descriptor 3 with a call of ENTRY
-    checks            be the grader: run trusted checks, each call of `candidate` being a question on descriptor 3
+    checks            the grader: run trusted checks, each call of `candidate` being a question on descriptor 3
 
-`script` and `calls` share a process with the solution, so nothing they say is believed: what they can give away is
-their inputs, and what they send is one more JSON value to be compared elsewhere. `checks` never meets untrusted code.
+`script` and `calls` share a process with the solution, so nothing that they say is trusted: all they could disclose are
+their inputs, and all they send are JSON values that are compared elsewhere. `checks` never runs untrusted code.
 """
 
 import builtins
@@ -15,15 +15,15 @@ import sys
 import types
 
 TYPE_CHECKING = False
-if TYPE_CHECKING:  # typing costs milliseconds of every verdict and is only read by people and mypy
+if TYPE_CHECKING:  # importing typing would add milliseconds to every verdict
     from typing import Any
 
 
 def load(name: str) -> "dict[str, Any]":
-    """Run main.py as the module `name`; returns its names."""
+    """Run main.py as the module `name`; returns its namespace."""
     with open("main.py", encoding="utf-8") as file:
         source = file.read()
-    # As programs know them; the site module is not loaded.
+    # Programs expect exit and quit, which the site module defines; it is not loaded.
     vars(builtins).update(exit=sys.exit, quit=sys.exit)
     sys.path.insert(0, os.getcwd())
     sys.argv[:] = ["main.py"]
@@ -34,7 +34,7 @@ def load(name: str) -> "dict[str, Any]":
 
 
 def calls(entry: str) -> None:
-    """One line in, one line out: {"id", "args", "kwargs"} → {"id", "value"} or {"id", "trouble", "detail"}."""
+    """Answer each line {"id", "args", "kwargs"} with {"id", "value"} or {"id", "trouble", "detail"}."""
     with os.fdopen(3, "r+b", buffering=0) as raw, open(3, "rb", closefd=False) as lines:
         trouble, detail, names = "", "", {}
         try:
@@ -69,17 +69,17 @@ def calls(entry: str) -> None:
 
 
 def find(names: "dict[str, Any]", entry: str) -> "Any":
-    """The function, or the method of a new object of the class."""
+    """The function `entry`, or the method of a new object for "Class.method". Raises KeyError, AttributeError."""
     head, _, method = entry.partition(".")
     return getattr(names[head](), method) if method else names[head]
 
 
 class NotPlain(Exception):
-    """A value that JSON has no form for."""
+    """The value has no JSON form."""
 
 
 def plain(value: "Any", depth: int = 0) -> "Any":
-    """`value` as JSON has it; a key that is not a text is refused, not turned into one."""
+    """`value` as JSON types. Raises NotPlain, also for keys that are not strings."""
     if depth > 70:
         raise NotPlain("nested too deep")
     if value is None or type(value) in (bool, int, str):
@@ -101,7 +101,7 @@ def plain(value: "Any", depth: int = 0) -> "Any":
 
 
 def describe(error: BaseException) -> str:
-    """Type and message, short."""
+    """Type and message of an exception, at most 500 characters."""
     try:
         return f"{type(error).__name__}: {error}"[:500]
     except Exception:
@@ -109,7 +109,10 @@ def describe(error: BaseException) -> str:
 
 
 def checks() -> None:
-    """{"nonce", "source", "entry"} → any number of {"args", "kwargs"} ↔ {"value"} → {"nonce", "passed", "detail"}."""
+    """Answer each line {"nonce", "source", "entry"} with {"nonce", "passed", "detail"}.
+
+    Before that, the check may call `candidate`: each call sends {"args", "kwargs"} and waits for {"value"}.
+    """
     with os.fdopen(3, "r+b", buffering=0) as raw, open(3, "rb", closefd=False) as lines:
 
         def candidate(*args: "Any", **kwargs: "Any") -> "Any":

@@ -1,7 +1,7 @@
-"""The JSON values that cross between a judged program and its judge: strict reading, and when two are equal.
+"""The JSON values that a judged program returns: strict parsing and equality.
 
-Only JSON crosses, so no object with a method of its own ever reaches a comparison. Equality is of type and value:
-True ≠ 1, 1 ≠ 1.0 unless a float is expected, NaN and infinities are no values, lists equal tuples. Pure.
+Only JSON leaves the sandbox, so no object with methods of its own ever reaches a comparison. Equality is of type and
+value: True ≠ 1, 1 ≠ 1.0 unless a float is expected, NaN and infinities are not values, lists equal tuples. Pure.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 from typing import Any
 
 MAX_DEPTH = 64
-"""Lists and objects inside each other."""
+"""The deepest nesting of lists and objects."""
 
 
 class NotAValue(ValueError):
@@ -19,8 +19,10 @@ class NotAValue(ValueError):
 
 
 def read(text: bytes) -> Any:
-    """The value of `text`. Raises NotAValue: bad UTF-8, NaN or Infinity, a key twice, an integer of more than 4,300
-    digits, a number that overflows, nesting beyond MAX_DEPTH, anything after the value.
+    """The value of `text`.
+
+    Raises NotAValue for bad UTF-8, NaN or Infinity, a duplicate key, an integer of more than 4,300 digits, a number
+    that overflows, nesting beyond MAX_DEPTH, and anything after the value.
     """
     try:
         value = json.loads(text.decode("utf-8"), parse_constant=_refuse, object_pairs_hook=_pairs, parse_float=_finite)
@@ -31,7 +33,7 @@ def read(text: bytes) -> Any:
 
 
 def check_depth(value: Any) -> None:
-    """Raises NotAValue for nesting beyond MAX_DEPTH; itself not recursive."""
+    """Raise NotAValue for nesting beyond MAX_DEPTH, without recursion."""
     level = [value]
     for _ in range(MAX_DEPTH + 1):
         level = [
@@ -46,16 +48,16 @@ def check_depth(value: Any) -> None:
 
 
 def equal(expected: Any, found: Any, tolerance: float = 0.0) -> bool:
-    """Whether `found` (from `read`) is what was expected.
+    """Whether `found` (from `read`) equals `expected`.
 
-    Where a float is expected, an int is as good, and |found − expected| ≤ tolerance · max(1, |expected|) is enough.
+    Where a float is expected, an int will do, and |found − expected| ≤ tolerance · max(1, |expected|) is enough.
     """
     if isinstance(expected, float):
         if isinstance(found, bool) or not isinstance(found, int | float):
             return False
         try:
             near = abs(found - expected) <= tolerance * max(1.0, abs(expected))
-        except OverflowError:  # an int beyond every float
+        except OverflowError:  # an int too large for a float
             return False
         return near and math.isfinite(found)
     if isinstance(expected, list | tuple):
@@ -74,8 +76,9 @@ def equal(expected: Any, found: Any, tolerance: float = 0.0) -> bool:
 
 
 def same_text(expected: str, found: bytes) -> bool:
-    """Whether what a program printed is what was expected: line by line, white space at the end of lines and empty
-    lines at the end of the text aside. Bytes that are not UTF-8 equal nothing.
+    """Whether a program printed `expected`, ignoring white space at line ends and empty lines at the end.
+
+    Bytes that are not UTF-8 equal nothing.
     """
     try:
         text = found.decode("utf-8")

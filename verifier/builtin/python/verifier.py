@@ -1,14 +1,14 @@
 """The verifier `python`: programs judged by unit tests and by stdin and stdout, in a sandbox.
 
-The solution runs in a process of its own and is told inputs only: expected values and checks never enter its process,
-its directory or its descriptors. What it returns are JSON values, each compared with what was expected here, or
-handed to a second confined process (the grader) that runs the record's own checks and never holds the solution. Its
-verdict comes over a descriptor the solution does not have, with a nonce the solution is never told. So whatever a
-program does to its own interpreter, all it can achieve is to send another value, which is right or wrong.
+The solution runs in its own process and receives inputs only: expected values and checks never enter its process, its
+directory or its descriptors. It returns JSON values. Each is compared here with the expected value, or handed to a
+second confined process (the grader), which runs the record's own checks and never holds the solution. The grader's
+verdict comes over a descriptor that the solution does not have, with a nonce that the solution never learns. Whatever a
+program does to its own interpreter, it can therefore only send another value, which is right or wrong.
 
-Wrong, slow, greedy or unruly programs fail. `error` is for records that make no sense, a sandbox that does not work and
-a machine that had no time or memory. One process judges all tests with `call` and `check` of an answer (so a program
-can keep state between them), each test with `input` has its own. Python ends at the first test that is not passed.
+Programs that are wrong, too slow, too large or out of protocol fail. `error` is for malformed records, a sandbox that
+does not work, and a machine without time or memory. One process runs all tests with `call` and `check` of an answer (so
+a program can keep state between them); each test with `input` has its own. Judging stops at the first failed test.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from verifier.builtin.confinement import ConfinementUnavailable
+from verifier.builtin.failed import Failed
 from verifier.builtin.python.problem import Call, Check, Problem, Script, program_of, read_record
 from verifier.builtin.python.settings import PythonOptions
 from verifier.builtin.python.values import NotAValue, equal, read, same_text
@@ -45,22 +46,13 @@ _ENDED: dict[str, str] = {
     "signal": "killed",
 }
 _TROUBLES = frozenset({"syntax_error", "exception", "no_entry", "not_json"})
-"""What the runner may say instead of a value; it says so next to the solution, so it is a fail in any case."""
+"""What the runner may report instead of a value. The solution could forge these reports, so each of them is a fail."""
 _ENDING_SECONDS = 0.5
 _RUNNER = Path(__file__).with_name("runner.py")
 
 
-class Failed(Exception):
-    """The answer is not right; `reason` is its code."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
-
-
 class PythonCode:
-    """The verifier `python`; options: see PythonOptions. Raises ValueError for an option, ConfinementUnavailable."""
+    """The verifier `python`; its options are those of PythonOptions. Raises ValueError, ConfinementUnavailable."""
 
     name = "python"
     version = "1"
@@ -81,12 +73,12 @@ class PythonCode:
 
     @property
     def fingerprint(self) -> str:
-        """The interpreter that runs programs: another one could give another verdict."""
+        """The version of the interpreter that runs programs, since another one could give another verdict."""
         return f"python {self._python_version}"
 
     @property
     def info(self) -> dict[str, str]:
-        """What the service shows of this verifier beside its name and version."""
+        """The verifier's level of confinement, shown in the metric `sieve_verifier_info`."""
         return {"sandbox": self._sandbox.level}
 
     def close(self) -> None:
@@ -117,9 +109,9 @@ class PythonCode:
         try:
             size = len(program.encode())
         except UnicodeEncodeError:
-            raise Failed("bad_text", "the program holds half a surrogate pair") from None
+            raise Failed("bad_text", "the program contains half a surrogate pair") from None
         if "\0" in program:
-            raise Failed("bad_text", "the program holds a null character")
+            raise Failed("bad_text", "the program contains a null character")
         if size > self._options.program_bytes:
             raise Failed("too_long", f"{size} bytes, at most {self._options.program_bytes}")
         return program
@@ -162,7 +154,7 @@ class PythonCode:
                 self._check(index, test, problem.entry, solution, grader)
 
     def _value(self, index: int, arguments: str, solution: Running) -> Any:
-        """What one call returns. A new number for each question: an answer given before it was asked is none."""
+        """The value that one call returns. Each question has a random id, so that it cannot be answered in advance."""
         number = secrets.token_hex(16)
         seconds = self._options.seconds_per_test
         begun = time.monotonic()
@@ -170,7 +162,7 @@ class PythonCode:
         line = solution.ask(question, seconds, self._options.output_bytes)
         if line is None:
             late = time.monotonic() - begun >= seconds
-            # A program that ends closes its channel a little earlier: how it ended is worth waiting for.
+            # A program that ends closes its channel a little earlier: wait shortly for the way in which it ends.
             outcome = solution.stop(0.0 if late else _ENDING_SECONDS)
             if late and outcome.ended == "stopped":
                 raise Failed("time_limit", f"test {index}: more than {seconds:g} s")
@@ -180,16 +172,16 @@ class PythonCode:
         except NotAValue as error:
             raise Failed("not_json", f"test {index}: {error}") from None
         if not isinstance(reply, dict) or reply.get("id") != number:
-            raise Failed("out_of_turn", f"test {index}: a message that answers no question")
+            raise Failed("out_of_turn", f"test {index}: a message that does not answer the question")
         if reply.keys() == {"id", "value"}:
             return reply["value"]
         reason, detail = reply.get("trouble"), reply.get("detail")
         if not isinstance(reason, str) or reason not in _TROUBLES:
-            raise Failed("out_of_turn", f"test {index}: a message of another form")
+            raise Failed("out_of_turn", f"test {index}: a message with neither a value nor a known reason")
         raise Failed(reason, f"test {index}: {detail!s:.500}")
 
     def _check(self, index: int, test: Check, entry: str, solution: Running, grader: Running) -> None:
-        """Let the grader run a check; its calls are passed on as JSON."""
+        """Have the grader run a check; its calls are passed to the solution as JSON."""
         nonce = secrets.token_hex(16)
         message = json.dumps({"nonce": nonce, "source": test.source, "entry": entry}).encode()
         answered = False
@@ -198,7 +190,7 @@ class PythonCode:
             if line is None:
                 how = grader.stop(_ENDING_SECONDS)
                 said = f"test {index}: the check did not end by itself ({how.ended} {how.code})"
-                if answered:  # a value it was given made it so; as `error`, a program could choose to be judged again
+                if answered:  # the solution's values may have caused it; as `error`, it could choose to be judged again
                     raise Failed("check_failed", said)
                 raise SandboxTrouble(said)
             told = json.loads(line)
@@ -212,34 +204,30 @@ class PythonCode:
     # --- tests of the whole program
 
     def _script(self, index: int, test: Script, program: str, left: float) -> float:
-        """The seconds it took, starvation aside."""
+        """Run a test of the whole program; returns the seconds it took, less starvation."""
         seconds = min(self._options.seconds_per_test, left)
         if seconds < 0.05:
-            raise Failed("time_limit", f"test {index}: nothing is left of {self._options.seconds:g} s for all tests")
+            raise Failed("time_limit", f"test {index}: no time is left of {self._options.seconds:g} s for all tests")
         outcome = self._sandbox.run(
             self._command(["script"]), {"main.py": program}, test.stdin, self._options.limits(seconds)
         )
         if outcome.ended != "exit":
             raise _failed(index, outcome)
         if outcome.code != 0:
-            raise Failed("exception", f"test {index}: exit code {outcome.code}; {_tail(outcome)}")
+            raise Failed("exception", f"test {index}: exit code {outcome.code}; {outcome.stderr_tail}")
         if not same_text(test.expected, outcome.stdout):
             raise Failed("wrong_answer", f"test {index}: printed {outcome.stdout[:200]!r}")
         return outcome.seconds - outcome.starved_seconds
 
 
 def _failed(index: int, outcome: Outcome) -> Failed:
-    """Why there is no answer to a test."""
-    reason = _ENDED.get(outcome.ended, "ended_early")  # by itself, or it closed its channel
-    return Failed(reason, f"test {index}: {outcome.ended} {outcome.code}; {_tail(outcome)}")
-
-
-def _tail(outcome: Outcome) -> str:
-    return outcome.stderr[-300:].decode("utf-8", "replace").strip()
+    """The failure of a test for which the program ended without an answer."""
+    reason = _ENDED.get(outcome.ended, "ended_early")  # it ended by itself or closed its channel
+    return Failed(reason, f"test {index}: {outcome.ended} {outcome.code}; {outcome.stderr_tail}")
 
 
 def _lines(error: ValidationError) -> list[str]:
-    """One line a problem: key, value, limit, remedy."""
+    """One line for each problem: key, value, limit, remedy."""
     found = []
     for problem in error.errors(include_url=False):
         key = ".".join(("options", *map(str, problem["loc"])))
@@ -269,15 +257,16 @@ def _find_interpreter(options: PythonOptions) -> tuple[str, str, Sandbox]:
                 version = outcome.stdout.decode().strip()
                 log.info("programs run in %s (Python %s)", candidate, version)
                 return candidate, version, sandbox
-            tried.append(f"{candidate}: {outcome.ended} {outcome.code}, {_tail(outcome)}")
+            tried.append(f"{candidate}: {outcome.ended} {outcome.code}, {outcome.stderr_tail}")
         sandbox.close()
     raise ConfinementUnavailable(
         f"no Python runs in the sandbox ({'; '.join(tried)}); set interpreter to one that every user may execute, such "
-        "as /usr/bin/python3 (as root, programs run as another user: a Python below /root is out of their reach)"
+        "as /usr/bin/python3 (for a service run as root, programs run as another user and cannot reach a Python below "
+        "/root)"
     )
 
 
 def _installation(interpreter: str) -> tuple[Path, ...]:
-    """What an interpreter outside the system's directories needs to see: the tree it is installed in."""
+    """The installation directory of an interpreter outside /usr, which it must be able to read."""
     path = Path(interpreter).resolve()
     return () if path.is_relative_to("/usr") else (path.parents[1],)

@@ -449,6 +449,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(JSON | st.dictionaries(st.sampled_from(sorted(answer()["choices"][0])), JSON).map(lambda some: answer(**some)))
 def test_no_answer_whatever_does_more_than_be_refused(body):

@@ -84,6 +84,7 @@ def test_weights_change_under_running_completions_and_the_spans_tell_the_truth(v
         assert [span[0] for span in one.spans] == sorted({span[0] for span in one.spans})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"pass_tokens": 1}])
 def test_scores_are_the_log_probs_that_sampling_reported_and_disturb_nothing(versions, options):
     models, directories = versions
@@ -170,6 +171,7 @@ def test_weights_that_change_between_two_completions_of_a_group_also_apply_to_it
         np.testing.assert_allclose(one.sampler_logprobs, expected, atol=TOLERANCE)
 
 
+@pytest.mark.slow
 def test_sampling_follows_the_models_distribution_exactly(tmp_path):
     """Chi-square of 20,000 answers of ≤ 3 tokens against enumeration; fixed seed, bound at the 99.9 % quantile."""
     vocabulary, length, count = 5, 3, 20_000

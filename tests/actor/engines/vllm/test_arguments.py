@@ -1,4 +1,4 @@
-"""Which of vLLM's arguments are passed through, which are refused, and what follows from the run. No vLLM needed."""
+"""The arguments of vLLM's engine: those passed through, refused, and set by sieve. No vLLM needed."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ PIPELINE = "pipeline_parallel_size"
 KNOWN = {*OWNED, "tensor_parallel_size", "max_model_len", "max_num_batched_tokens", "enforce_eager", WHOLE, PIPELINE}
 
 
-def opened(arguments=None, lora=None, transport="files", *, cpu=False, **actor):
-    """What the engine is opened with under these settings."""
+def opened(arguments=None, lora=None, broadcast="none", *, cpu=False, **actor):
+    """The arguments that the engine is opened with under these settings."""
     settings = ActorSettings.model_validate({"engine": "vllm", "vllm": {"arguments": arguments or {}}, **actor})
     return engine(
         settings.vllm.arguments,
         ModelSettings(path=Path("/m"), dtype="bfloat16", lora=lora),
-        transport=transport,
+        broadcast=broadcast,
         max_batch=settings.max_batch,
         prefill_tokens=settings.prefill_tokens,
         cpu=cpu,
@@ -29,7 +29,7 @@ def opened(arguments=None, lora=None, transport="files", *, cpu=False, **actor):
     )
 
 
-def test_arguments_pass_through_and_what_the_run_decides_is_added():
+def test_arguments_pass_through_and_those_of_the_run_are_added():
     given = {"tensor_parallel_size": 2, "max_model_len": 4096}
     arguments = opened(given, max_batch=64, cpu=False)
     assert arguments.items() >= given.items()
@@ -61,9 +61,9 @@ def test_a_pipeline_is_refused_where_vllm_runs_on_a_cpu():
 
 
 def test_nccl_is_refused_where_vllm_runs_on_a_cpu():
-    with pytest.raises(ValueError, match=r"weights\.transport = nccl, but the installed vLLM runs on a CPU"):
-        opened(transport="nccl", cpu=True)
-    assert opened(transport="nccl", cpu=False)["weight_transfer_config"]["backend"]
+    with pytest.raises(ValueError, match=r"weights\.broadcast = nccl, but the installed vLLM runs on a CPU"):
+        opened(broadcast="nccl", cpu=True)
+    assert opened(broadcast="nccl", cpu=False)["weight_transfer_config"]["backend"]
 
 
 def test_adapters_get_the_smallest_slot_that_fits_and_no_weight_transfer():
@@ -74,7 +74,7 @@ def test_adapters_get_the_smallest_slot_that_fits_and_no_weight_transfer():
 
 
 @pytest.mark.parametrize("name", sorted(OWNED))
-def test_what_sieve_must_decide_is_refused_with_the_reason(name):
+def test_arguments_that_sieve_sets_are_refused_with_the_reason(name):
     with pytest.raises(ValidationError, match=f"actor.vllm.arguments.{name} is set by sieve: .*; remove it"):
         ActorSettings.model_validate({"vllm": {"arguments": {name: 1}}})
 
@@ -82,5 +82,5 @@ def test_what_sieve_must_decide_is_refused_with_the_reason(name):
 def test_an_unknown_name_is_refused_with_the_nearest_that_exists():
     with pytest.raises(ValueError, match=r"tensor_paralel_size is no engine.* did you mean tensor_parallel_size\?"):
         refuse_unknown({"tensor_paralel_size": 2}, KNOWN)
-    with pytest.raises(ValueError, match=r"xyzzy is no engine argument .* see `vllm serve --help=all`"):
+    with pytest.raises(ValueError, match=r"xyzzy is not an engine argument .* see `vllm serve --help=all`"):
         refuse_unknown({"xyzzy": 2}, KNOWN)

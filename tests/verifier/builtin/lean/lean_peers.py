@@ -1,9 +1,9 @@
-"""What the tests talk to instead of a Lean installation: peers that speak the documented protocols.
+"""Stand-ins for a Lean installation that speak the documented protocols.
 
 `python lean_peers.py DIRECTORY [word …]` is a REPL process (leanprover-community/repl's protocol), with `--json FILE`
-it is a `lean` command, and `kimina(…)` is a Kimina Lean Server. Each answers a `#sieve_check` with the finding that a
-real Lean gave to that very check, kept in DIRECTORY/findings.json, with the nonce put back; for anything else it
-answers with what the protocol says. Words make a peer misbehave: see `Peer`.
+it is a `lean` command, and `kimina(…)` is a Kimina Lean Server. Each answers a `#sieve_check` with the finding of a
+real Lean for the same check, recorded in DIRECTORY/findings.json, with the nonce replaced; anything else is answered
+as the protocol prescribes. Words make a peer misbehave: see `Peer`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _NONCE = "0" * 32
 
 
 def key(prelude: str, command: str) -> str:
-    """What a recorded finding is kept under: the header, and the check without nonce, library mode and heartbeats."""
+    """The key of a recorded finding: the header, and the check without nonce, library mode and heartbeats."""
     header = re.sub(r"/- The trusted half.*end SieveCheck", "", prelude, flags=re.DOTALL)
     asked = _MODE.sub("", _CHECK.sub("#sieve_check ", command).strip())
     return hashlib.sha256(f"{header.strip()}\n{asked}".encode()).hexdigest()
@@ -41,8 +41,8 @@ def nonce(command: str) -> str:
 
 
 class Peer:
-    """Looks up findings. `words`: hang (never answers a check), die (ends instead), garbage, flood, valid (calls
-    everything proved, as a checker that lost its conditions would), sorry (accepts, with a sorry warning only)."""
+    """Answers checks from recorded findings. `words`: hang (never answers a check), die (ends instead), garbage, flood,
+    valid (calls everything proved, like a broken checker), sorry (accepts, with a sorry warning only)."""
 
     def __init__(self, directory: Path, words: frozenset[str] = frozenset()) -> None:
         self.words = words
@@ -68,7 +68,7 @@ def message(severity: str, data: str) -> dict[str, Any]:
 
 
 def repl(peer: Peer) -> None:
-    """stdin → stdout until the end of input."""
+    """Behave like the REPL on stdin and stdout until the end of input."""
     preludes: list[str] = []
     for question in _questions():
         request = json.loads(question)
@@ -88,7 +88,7 @@ def repl(peer: Peer) -> None:
 
 
 def check_file(peer: Peer, path: str) -> int:
-    """`lean --json FILE`: a line for each message."""
+    """Behave like `lean --json FILE`: print a line for each message."""
     text = Path(path).read_text(encoding="utf-8")
     start = text.index("\n#sieve_check ") + 1
     for word in peer.words & {"hang", "die", "flood"}:
@@ -127,8 +127,8 @@ def _questions() -> Iterator[str]:
 def kimina(
     peer: Peer, *, secret: str = "", failing: str = "", statuses: Sequence[int] = ()
 ) -> Iterator[tuple[str, list[int]]]:
-    """A Kimina server; yields its url and the sizes of the batches it was asked. `statuses` are given to the first
-    requests; a snippet that holds `failing` makes the answer 500 for its whole batch."""
+    """Run a Kimina server; yields its URL and the sizes of the batches received. The first requests are answered with
+    `statuses`; a snippet that contains `failing` makes the answer 500 for its whole batch."""
     sizes: list[int] = []
     left = list(statuses)
 

@@ -1,7 +1,7 @@
-"""How the tests reach Lean: a real one where there is one, otherwise what a real one said, recorded.
+"""Access of the tests to Lean: an installed one if there is one, otherwise recorded answers of a real one.
 
-Real: the command in SIEVE_TEST_LEAN, or `lean` on PATH (with LEAN_PATH handed on). All checks of a header go into one
-file and one start, since a start may take minutes. `SIEVE_RECORD_LEAN=1` writes what was said to exchanges/.
+Installed means the command in SIEVE_TEST_LEAN, or `lean` on PATH (LEAN_PATH is passed on). All checks go into one file
+and one start, since a start may take minutes. `SIEVE_RECORD_LEAN=1` writes the answers to exchanges/.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ START_SECONDS = 3000.0
 
 
 def real_lean() -> list[str]:
-    """The command of a real Lean; empty if there is none."""
+    """The command of an installed Lean; empty if there is none."""
     if said := os.environ.get("SIEVE_TEST_LEAN"):
         return shlex.split(said)
     return ["lean"] if shutil.which("lean") else []
 
 
 def library() -> str:
-    """`trust` for a Lean whose library has no proof bodies (its WebAssembly build); recorded findings are such."""
+    """`trust` for a Lean whose library has no proofs (its WebAssembly build), from which the recorded findings come."""
     return os.environ.get("SIEVE_TEST_LEAN_LIBRARY", "walk") if real_lean() else "trust"
 
 
@@ -51,19 +51,19 @@ def checks(cases: Sequence[tuple[str, dict[str, Any], str]], heartbeats: int = 2
 
 
 def unscreened(record: dict[str, Any], proof: str, heartbeats: int = 20_000) -> Check:
-    """The check of a tactic block that nobody looked at."""
+    """The check of a tactic block without screening."""
     trusted = read_record(record)
     return assemble(trusted.header, trusted.name, trusted.head, proof, library=library(), heartbeats=heartbeats)  # type: ignore[arg-type]
 
 
 def canary(statement: str, proof: str, heartbeats: int = 20_000) -> Check:
-    """The check of a canary, as the verifier asks it."""
+    """The check of a canary, as the verifier makes it."""
     head = f"theorem SieveCanary : {statement} :="
     return assemble("", "SieveCanary", head, proof, library=library(), heartbeats=heartbeats)  # type: ignore[arg-type]
 
 
 def ask_real(asked: Sequence[Check]) -> list[list[Message]]:
-    """Everything in one start of the real Lean: headers that differ are kept apart by sections."""
+    """The answers of an installed Lean, started once; different headers are separated by sections."""
     first = asked[0].prelude
     assert all(check.prelude.startswith(first.rstrip()) for check in asked)
     parts = [first]
@@ -97,7 +97,7 @@ def ask_real(asked: Sequence[Check]) -> list[list[Message]]:
 
 
 def record(asked: Sequence[Check], said: Sequence[Sequence[Message]]) -> None:
-    """Replace the kept exchanges by what a real Lean said."""
+    """Replace the recorded findings by the answers of an installed Lean."""
     about = f"recorded from a real Lean ({os.environ.get('SIEVE_TEST_LEAN_ABOUT', 'unnamed')}), library = {library()}"
     findings = {
         key(check.prelude, check.command): [
@@ -110,7 +110,7 @@ def record(asked: Sequence[Check], said: Sequence[Sequence[Message]]) -> None:
 
 
 def source() -> str:
-    """Where the findings used by this run come from, to be printed."""
+    """Where the findings of this run come from, to be printed."""
     if lean := real_lean():
         return f"a real Lean: {' '.join(lean)} (library = {library()})"
     kept = json.loads((EXCHANGES / "findings.json").read_text(encoding="utf-8"))
@@ -118,7 +118,7 @@ def source() -> str:
 
 
 def recorded(asked: Sequence[Check]) -> list[list[Message]]:
-    """What a real Lean said to these checks when it was asked."""
+    """The recorded answers of a real Lean to these checks."""
     kept = json.loads((EXCHANGES / "findings.json").read_text(encoding="utf-8"))["findings"]
     return [
         messages(
@@ -129,7 +129,7 @@ def recorded(asked: Sequence[Check]) -> list[list[Message]]:
 
 
 def ask(asked: Sequence[Check]) -> list[Finding]:
-    """The findings, from a real Lean if there is one."""
+    """The findings, from an installed Lean if there is one, else from the recording."""
     if real_lean():
         said = ask_real(asked)
         if os.environ.get("SIEVE_RECORD_LEAN"):
@@ -140,7 +140,7 @@ def ask(asked: Sequence[Check]) -> list[Finding]:
 
 
 def judge(verifier: Lean, case_record: dict[str, Any], answer: str, said: Finding) -> str:
-    """outcome/reason that the verifier makes of a finding."""
+    """outcome/reason of the verifier for a finding."""
     trusted = read_record(case_record)
     judgement = verifier._judge(trusted, screen(tactics(answer, trusted)), said)
     return f"{judgement.outcome}/{judgement.reason}"

@@ -1,7 +1,7 @@
-"""The back ends, the canaries and the external checker, against peers that speak the documented protocols.
+"""The Lean back ends, the canaries and the external checker, against stand-ins that speak the documented protocols.
 
-The peers answer with findings recorded from a real Lean; the envelopes around them (REPL, Kimina) follow the protocols'
-documentation. See exchanges/README.md.
+The stand-ins answer with findings recorded from a real Lean; the messages around them (REPL, Kimina) follow the
+protocols' documentation. See exchanges/README.md.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def lean(request: pytest.FixtureRequest) -> Iterator[Lean]:
 
 
 def repls() -> list[psutil.Process]:
-    """This process's REPLs; other tests may have left a sandbox or a worker running beside them."""
+    """The REPLs among this process's children; other tests may have left a sandbox or a worker running."""
     mine = []
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -76,8 +76,8 @@ def test_a_proof_passes_and_a_wrong_one_fails_through_either_back_end(lean: Lean
     assert lean.quarantined == ""
 
 
-def test_verifier_is_found_by_name_and_refuses_bad_options() -> None:
-    with pytest.raises(VerifierError, match="needs url"):
+def test_the_verifier_is_found_by_name_and_refuses_bad_options() -> None:
+    with pytest.raises(VerifierError, match="url is not set"):
         make("lean", {"backend": "kimina"})
     with pytest.raises(VerifierError, match="more provable than is true"):
         make("lean", {"backend": "repl", "axioms": ["propext", "sorryAx"]})
@@ -138,7 +138,7 @@ def test_a_repl_that_cannot_be_started_is_an_error() -> None:
     assert told(Lean(backend="repl", repl=["/no/such/repl"]).judge(TRUE, "  omega")) == "error/lean_missing"
 
 
-def test_a_repl_gets_nothing_of_our_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_repl_does_not_inherit_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SECRET_TOKEN", "hidden")
     shown = tmp_path / "environment"
     lean = Lean(backend="repl", repl=["sh", "-c", f"env > {shown}"], environment={"LEAN_PATH": "/lib"}, start_seconds=5)
@@ -169,7 +169,7 @@ def command(*words: str, **options: Any) -> Lean:
     return Lean(**{"backend": "command", "lean": lean, "sandbox": {"readable": readable}, "seconds": 30, **options})
 
 
-def test_a_confined_command_judges_too() -> None:
+def test_a_confined_command_judges() -> None:
     lean = command()
     try:
         assert told(lean.judge(TRUE, "  omega")) == "pass/proved"
@@ -187,7 +187,7 @@ def test_a_command_that_gives_no_answer_is_an_error(word: str, reason: str) -> N
         lean.close()
 
 
-def test_a_command_that_is_not_there_is_an_error() -> None:
+def test_a_missing_command_is_an_error() -> None:
     lean = Lean(backend="command", lean=["/no/such/lean"], seconds=5)
     assert told(lean.judge(TRUE, "  omega")) == "error/lean_missing"
     lean.close()
@@ -199,7 +199,7 @@ def test_a_command_that_is_not_there_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("status", "reason"), [(429, "server_busy"), (500, "server"), (502, "server"), (503, "server_busy")]
 )
-def test_a_server_in_trouble_is_an_error_and_never_a_fail(status: int, reason: str) -> None:
+def test_a_failing_server_is_an_error_and_never_a_fail(status: int, reason: str) -> None:
     with kimina(Peer(EXCHANGES), statuses=[status]) as (url, _):
         lean = Lean(backend="kimina", url=url, seconds=5)
         assert told(lean.judge(TRUE, "  omega")) == f"error/{reason}"
@@ -215,7 +215,7 @@ def test_a_wrong_key_a_dead_server_and_a_timeout_are_errors(server: tuple[str, l
         assert told(Lean(backend="kimina", url=url).judge(TRUE, "  omega")) == "error/lean_output"
 
 
-def test_snippets_gather_into_batches_and_one_failing_snippet_costs_only_itself() -> None:
+def test_snippets_are_sent_in_batches_and_one_failing_snippet_does_not_affect_the_others() -> None:
     with kimina(Peer(EXCHANGES), failing="Nat.add_comm a b") as (url, sizes):
         lean = Lean(backend="kimina", url=url, seconds=20, batch=8)
         lean.try_canaries(now=True)
@@ -306,7 +306,7 @@ def test_doctor_says_what_is_missing(tmp_path: Path, server: tuple[str, list[int
     assert "not a directory" in check(LeanSettings(backend="repl", project=tmp_path / "none"))[0]
 
 
-def test_importing_the_room_needs_no_lean() -> None:
+def test_importing_the_package_needs_no_lean() -> None:
     done = subprocess.run(
         [sys.executable, "-c", "import verifier.builtin.lean.verifier"], cwd=HERE.parents[3], check=False
     )

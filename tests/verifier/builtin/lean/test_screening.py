@@ -1,4 +1,4 @@
-"""The lexer, extraction and assembly of Lean answers: what is taken, what is blanked, what can never be confused."""
+"""The lexer, screening, extraction and assembly of Lean answers."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from verifier.builtin.failed import Failed
 from verifier.builtin.lean.assembly import Message, NoFinding, assemble, finding, literal, prelude
 from verifier.builtin.lean.extraction import read_record, tactics
 from verifier.builtin.lean.lexer import Unreadable, read
-from verifier.builtin.lean.screening import OPTIONS, REASONS, Refused, screen
+from verifier.builtin.lean.screening import OPTIONS, REASONS, screen
 
 RECORD = {
     "header": "import Mathlib\n  open BigOperators Real Nat Topology\n",
@@ -57,7 +58,7 @@ def test_tokens_are_those_of_lean(text: str, expected: list[str]) -> None:
         ("/-" * 33 + "-/" * 33, "too_deep"),
     ],
 )
-def test_what_would_have_to_be_guessed_is_refused(text: str, reason: str) -> None:
+def test_ambiguous_text_is_refused(text: str, reason: str) -> None:
     with pytest.raises(Unreadable) as refused:
         read(text)
     assert refused.value.reason == reason
@@ -75,21 +76,21 @@ def test_blanking_comments_keeps_every_line_and_column(text: str) -> None:
 
 
 @given(st.text(alphabet="ab'\"\\-/ \n«».!#@₁λ", max_size=60))
-def test_screening_what_was_screened_changes_nothing(text: str) -> None:
+def test_screening_is_idempotent(text: str) -> None:
     try:
         once = screen(text)
-    except Refused as refused:
-        assert refused.reason in REASONS
+    except Failed as failed:
+        assert failed.reason in REASONS
         return
     assert screen(once) == once
 
 
 @given(st.text(max_size=80))
-def test_anything_at_all_is_screened_or_refused_with_a_known_reason(text: str) -> None:
+def test_any_text_is_screened_or_refused_with_a_known_reason(text: str) -> None:
     try:
         screen(text)
-    except Refused as refused:
-        assert refused.reason in REASONS
+    except Failed as failed:
+        assert failed.reason in REASONS
 
 
 @given(st.sampled_from(sorted(OPTIONS)), st.integers(-5, 10**13))
@@ -98,10 +99,10 @@ def test_an_option_is_set_only_within_its_limit_and_only_for_one_tactic(name: st
     try:
         screen(f"set_option {name} {value} in simp")
         assert limit is not None and 0 < value <= limit
-    except Refused as refused:
-        assert refused.reason == "option"
+    except Failed as failed:
+        assert failed.reason == "option"
         assert limit is None or not 0 < value <= limit
-    with pytest.raises(Refused):
+    with pytest.raises(Failed):
         screen(f"set_option {name} {1 if limit else 'true'}\n simp")
 
 
@@ -119,7 +120,7 @@ def test_an_option_is_set_only_within_its_limit_and_only_for_one_tactic(name: st
         "instDecidableEqNat",
     ],
 )
-def test_names_that_only_look_like_forbidden_ones_are_let_through(name: str) -> None:
+def test_names_that_only_resemble_forbidden_ones_are_accepted(name: str) -> None:
     assert screen(f"exact {name}") == f"exact {name}"
 
 
@@ -138,7 +139,7 @@ def test_the_tactic_block_is_found(answer: str) -> None:
     assert tactics(answer, read_record(RECORD)).strip() == "norm_num [h₁]"
 
 
-def test_columns_of_name_spellings_in_data_sets_are_understood() -> None:
+def test_the_column_names_of_data_sets_are_accepted() -> None:
     record = read_record(
         {"src_context": "import X\n", "theorem_statement": "theorem a : True := sorry", "theorem_full_name": "a"}
     )
@@ -169,7 +170,7 @@ def test_imports_come_first_and_the_checker_before_whatever_else_the_header_hold
     assert prelude("").startswith("import Lean\n")
 
 
-def test_only_one_finding_under_our_nonce_and_no_error_beside_it_is_believed() -> None:
+def test_only_a_single_finding_with_the_nonce_and_without_errors_is_accepted() -> None:
     check = assemble("", "a", "theorem a : True :=", "\n  trivial")
     said = Message("info", json.dumps({"sieve": check.nonce, "status": "ok", "detail": "", "axioms": "propext"}))
     assert finding(check, [Message("warning", "unused"), said]).axioms == ("propext",)

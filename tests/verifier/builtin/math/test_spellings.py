@@ -67,7 +67,12 @@ def respelled(answer: str, draw: random.Random) -> str:
         text = rf"\{{ {', '.join(members)} \}}"
     wrap = draw.choice(["{}", "${}$", r"\displaystyle {}", r"\color{{blue}}{{{}}}", r"\mathbf{{{}}}", "{}."])
     text = wrap.format(text)
-    if not answer.startswith((r"\{", "(", r"\begin")) and "x" not in answer and "_" not in answer and draw.random() < 0.3:
+    if (
+        not answer.startswith((r"\{", "(", r"\begin"))
+        and "x" not in answer
+        and "_" not in answer
+        and draw.random() < 0.3
+    ):
         text = f"x = {text}"
     return text
 

@@ -1,5 +1,5 @@
 # ruff: noqa: E501  (programs are data)
-"""What the verifier `python` calls right, how it reads records and answers, and that trouble is never a wrong answer."""
+"""The verifier `python`: right and wrong programs, records, answers, options, and errors that are not the answer's."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def python(request: pytest.FixtureRequest) -> Iterator[PythonCode]:
 
 
 def patiently(python: PythonCode, record: dict[str, Any], answer: str) -> Judgement:
-    """The judgement, asked for again where this machine was too busy to give one."""
+    """The judgement, asked for again if the machine was too busy to give one."""
     found = python.judge(record, answer)
     for _ in range(4):
         if found.reason == "starved":
@@ -49,7 +49,7 @@ def patiently(python: PythonCode, record: dict[str, Any], answer: str) -> Judgem
     return found
 
 
-# --- honest programs
+# --- right programs
 
 HONEST: dict[str, tuple[dict[str, Any], str]] = {
     "a function": (ADD, "def add(a, b):\n    return a + b\n"),
@@ -104,7 +104,7 @@ HONEST: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", HONEST)
-def test_honest_programs_pass(python: PythonCode, name: str) -> None:
+def test_right_programs_pass(python: PythonCode, name: str) -> None:
     record, answer = HONEST[name]
     found = python.judge(record, answer)
     assert (found.outcome, found.reason) == ("pass", "correct"), found
@@ -152,7 +152,7 @@ def test_a_check_that_does_not_hold_fails(python: PythonCode) -> None:
 
 
 @pytest.mark.slow
-def test_a_check_that_a_value_makes_endless_fails_and_one_that_is_endless_is_an_error(python: PythonCode) -> None:
+def test_a_check_made_endless_by_a_value_fails_and_an_endless_check_is_an_error(python: PythonCode) -> None:
     record = {"entry": "f", "tests": [{"check": "while candidate(1) != 2: pass\nfor i in range(candidate(2)): pass"}]}
     found = patiently(python, record, "def f(x): return 2 if x == 1 else 10**15")
     assert (found.outcome, found.reason) == ("fail", "check_failed"), found
@@ -160,7 +160,7 @@ def test_a_check_that_a_value_makes_endless_fails_and_one_that_is_endless_is_an_
     assert (found.outcome, found.reason) == ("error", "sandbox_trouble"), found
 
 
-def test_a_program_must_end_well(python: PythonCode) -> None:
+def test_a_program_must_end_with_exit_code_0(python: PythonCode) -> None:
     found = python.judge({"tests": [{"input": "", "expected": "3"}]}, "print(3)\nraise SystemExit(1)")
     assert (found.outcome, found.reason) == ("fail", "exception")
 
@@ -176,7 +176,7 @@ def test_each_test_has_its_own_time_and_all_together_have_theirs(python: PythonC
     assert (found.outcome, found.reason) == ("fail", "time_limit"), found
 
 
-# --- trouble
+# --- errors
 
 
 @pytest.mark.parametrize(
@@ -192,10 +192,10 @@ def test_each_test_has_its_own_time_and_all_together_have_theirs(python: PythonC
         ({"entry": "f", "tests": [{"check": "assert ("}]}, "not Python"),
         ({"tests": [{"input": "x", "expected": 3}]}, r"tests\[0\] has"),
         ({"tests": [{"input": "x", "expected": "3"}], "tolerance": -1}, "tolerance"),
-        ({"tests": [{"input": "x", "expected": "3"}], "timeout": 3}, "timeout means nothing"),
+        ({"tests": [{"input": "x", "expected": "3"}], "timeout": 3}, "timeout is not a known key"),
     ],
 )
-def test_a_record_that_makes_no_sense_is_an_error(python: PythonCode, record: dict[str, Any], complaint: str) -> None:
+def test_a_malformed_record_is_an_error(python: PythonCode, record: dict[str, Any], complaint: str) -> None:
     found = python.judge(record, "def f(x): return x")
     assert (found.outcome, found.reason) == ("error", "malformed_record")
     with pytest.raises(ValueError, match=complaint):
@@ -264,18 +264,21 @@ def test_it_is_built_in() -> None:
         ({"seconds": 1}, r"seconds = 1 is less than seconds_per_test = 5"),
         ({"memory_mib": 1}, r"options.memory_mib = 1: .*64"),
         ({"timeout": 3}, r"options.timeout = 3: Extra inputs"),
-        ({"sandbox": {"level": "none"}}, r"options.sandbox.level = 'none': .*'auto', 'bubblewrap', 'landlock' or 'unsafe'"),
-        ({"sandbox": {"readable": ["/"]}}, "would show programs everything"),
+        (
+            {"sandbox": {"level": "none"}},
+            r"options.sandbox.level = 'none': .*'auto', 'bubblewrap', 'landlock' or 'unsafe'",
+        ),
+        ({"sandbox": {"readable": ["/"]}}, "would make everything readable"),
         ({"interpreter": "/no/python"}, "cannot be executed"),
         ({"import_from": ["no"]}, "not an absolute path"),
     ],
-)  # fmt: skip
-def test_an_option_that_makes_no_sense_is_refused_by_name(options: dict[str, Any], complaint: str) -> None:
+)
+def test_an_invalid_option_is_refused_by_name(options: dict[str, Any], complaint: str) -> None:
     with pytest.raises(VerifierError, match=complaint):
         make("python", options)
 
 
-def test_packages_can_be_imported_where_that_is_said(python: PythonCode, tmp_path: Path) -> None:
+def test_packages_can_be_imported_from_the_directories_given(python: PythonCode, tmp_path: Path) -> None:
     package = Path("/tmp") / f"packages-{os.getpid()}"
     package.mkdir()
     (package / "seven.py").write_text("SEVEN = 7\n")
@@ -300,7 +303,7 @@ values = st.recursive(
 
 
 @given(values)
-def test_a_value_equals_itself_after_the_journey(value: Any) -> None:
+def test_a_value_equals_itself_after_json(value: Any) -> None:
     import json
 
     assert equal(value, read(json.dumps(value).encode()))
@@ -365,13 +368,13 @@ def test_any_answer_has_at_most_one_program(answer: str) -> None:
 @pytest.mark.parametrize(
     "line", ["~" * 50_000 + "`", "```" + " " * 50_000 + "`", "~~~" + "a" * 50_000 + "`", "`" * 50_000]
 )
-def test_a_hostile_fence_takes_no_time(line: str) -> None:
+def test_a_hostile_fence_does_not_make_the_match_backtrack(line: str) -> None:
     begun = time.process_time()
     program_of(line + "\n" + "``` x\n" * 1000 + line, "last")
     assert time.process_time() - begun < 0.5
 
 
-def test_the_first_fence_can_be_asked_for() -> None:
+def test_the_option_fence_selects_the_first_block() -> None:
     answer = "```python\none\n```\n```\ntwo\n```\n```python\nopen"
     assert program_of(answer, "first") == "one\n"
     assert program_of(answer, "last") == "two\n"
@@ -383,7 +386,7 @@ def test_the_first_fence_can_be_asked_for() -> None:
 # --- in the service
 
 
-def test_the_service_judges_with_it_and_exports_the_level(rig: Rig) -> None:
+def test_the_service_runs_the_verifier_and_exports_its_level(rig: Rig) -> None:
     try:
         level = make("python").info["sandbox"]  # type: ignore[attr-defined]
     except SandboxUnavailable as error:

@@ -1,0 +1,67 @@
+"""The operator's side of the protocol: counts for the command line, the exporter and the launcher, and dead letters."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from typing import Any, cast
+
+from broker.queue.connection import VERDICT_CACHE, RunConnection
+from broker.queue.state import Audit, DeadLetter, Depths
+from broker.queue.wire import Completion, Verdict, WireError, unpack
+
+
+class AdminClient(RunConnection):
+    """A connection that looks at the run from outside; `retry_dead` is the only method that changes it."""
+
+    def depths(self) -> Depths:
+        """What waits where, at this moment."""
+        return Depths.model_validate(json.loads(self.script("depths")))
+
+    def audit(self) -> Audit:
+        """Account for every issued group and every completion."""
+        return Audit.model_validate(json.loads(self.script("audit")))
+
+    def cache_counts(self) -> dict[str, int]:
+        """Counts of the verdict cache over all runs on this server: `bytes`, `hits:<verifier>`, `misses:<verifier>`."""
+        raw = self._retry(lambda: self._redis.hgetall(f"{VERDICT_CACHE}:counts"), "reading the verdict cache")
+        return {name.decode(): int(count) for name, count in cast(dict[bytes, bytes], raw).items()}
+
+    def dead_letters(self, count: int = 100) -> list[DeadLetter]:
+        """The `count` newest dead letters, newest first."""
+        raw = self._retry(lambda: self._redis.xrevrange(self._key("dead"), count=count), "reading dead letters")
+        return [_letter(entry, fields) for entry, fields in cast(Iterable[tuple[bytes, dict[bytes, bytes]]], raw)]
+
+    def retry_dead(self, entry: str) -> str:
+        """Put a dead letter back into its verifier's queue with all its attempts before it. Safe to repeat.
+
+        Returns `retried`; `gone` (no such letter, or retried already); `closed` (too late: its group is trained, read
+        or ended); `unreadable` (what is stored is not a completion, so no verifier could ever judge it).
+        """
+        if not re.fullmatch(r"[0-9]{1,20}-[0-9]{1,20}", entry):
+            return "gone"
+        raw = self._retry(lambda: self._redis.xrange(self._key("dead"), entry, entry), "reading a dead letter")
+        if not raw:
+            return "gone"
+        try:
+            completion = unpack(Completion, cast(Any, raw)[0][1].get(b"p", b""), max_bytes=self.settings.max_item_bytes)
+        except WireError:
+            return "unreadable"
+        return str(self.script("retry_dead", entry=entry, oldest=completion.oldest).decode())
+
+
+def _letter(entry: bytes, fields: dict[bytes, bytes]) -> DeadLetter:
+    def text(name: bytes) -> str:
+        return fields.get(name, b"").decode("utf-8", "replace")
+
+    body = fields.get(b"verdict")
+    return DeadLetter(
+        entry=entry.decode(),
+        group_id=text(b"g"),
+        idx=text(b"i"),
+        verifier=text(b"verifier"),
+        reason=text(b"reason"),
+        verdict=unpack(Verdict, body) if body else None,
+        payload_bytes=len(fields.get(b"p", b"")),
+    )

@@ -1,0 +1,213 @@
+"""The verifier's side of the protocol: receive completions, judge or requeue them, look verdicts up in the cache."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import redis
+
+from broker.errors import BrokerError
+from broker.queue import scripts
+from broker.queue.connection import VERDICT_CACHE, RunConnection
+from broker.queue.portions import chunks, portions
+from broker.queue.state import Work
+from broker.queue.wire import Completion, Verdict, WireError, pack, unpack
+from broker.settings import BrokerSettings, RunSettings
+
+LONGEST_BLOCK = 30.0
+"""Most seconds that `receive` may wait."""
+GROUP = "verifiers"
+"""The consumer group of every verify queue."""
+
+Entry = tuple[bytes, dict[bytes, bytes]]
+
+
+class VerifierClient(RunConnection):
+    """A verifier's connection to the run."""
+
+    def __init__(self, redis_client: redis.Redis, url: str, settings: BrokerSettings, run: RunSettings) -> None:
+        super().__init__(redis_client, url, settings, run)
+        # Blocking reads have their own connections, whose socket timeout exceeds the longest wait.
+        self._blocking = scripts.connect(url, socket_timeout=LONGEST_BLOCK + 5.0)
+        self._cache = scripts.Scripts(redis_client, VERDICT_CACHE, settings.connect_seconds)
+        self._joined: set[str] = set()
+        self._claimed_at: dict[str, float] = {}
+
+    def close(self) -> None:
+        """Close the connections."""
+        super().close()
+        self._blocking.close()
+
+    # --- the verify queues
+
+    def receive(self, verifier: str, consumer: str, count: int, block_seconds: float) -> list[Work]:
+        """Up to `count` completions to judge, waiting at most `block_seconds` (≤ 30) for the first.
+
+        What a dead consumer left comes first, once its idle time exceeds the lease. What cannot be read is
+        dead-lettered here. An entry that this consumer answered with `error` before goes to another living consumer if
+        there is one.
+
+        Raises:
+            ValueError: block_seconds is outside [0, 30].
+        """
+        if not 0 <= block_seconds <= LONGEST_BLOCK:
+            raise ValueError(f"block_seconds = {block_seconds}, must be within 0 and {LONGEST_BLOCK:g}")
+        try:
+            self._join(verifier)
+            entries = self._left_behind(verifier, consumer, count)
+            if not entries:
+                entries = self._new(verifier, consumer, count, block_seconds)
+        except BrokerError as error:
+            if "NOGROUP" in str(error):  # the server lost its data; join again with the next call
+                self._joined.discard(verifier)
+            raise
+        works = [self._read(verifier, consumer, entry.decode(), fields) for entry, fields in entries]
+        return [work for work in works if work is not None]
+
+    def _join(self, verifier: str) -> None:
+        queue = self._queue(verifier)
+
+        def join() -> None:
+            # Look first: at its memory limit Redis refuses XGROUP CREATE, even of a group that exists.
+            if self._redis.exists(queue) and self._redis.xinfo_groups(queue):
+                return
+            try:
+                self._redis.xgroup_create(queue, GROUP, id="0", mkstream=True)
+            except redis.ResponseError as error:
+                if "BUSYGROUP" not in str(error):
+                    raise
+
+        if verifier not in self._joined:
+            self._retry(join, "joining the verify queue")
+            self._joined.add(verifier)
+
+    def _left_behind(self, verifier: str, consumer: str, count: int) -> list[Entry]:
+        """Claimed entries of dead consumers; looked for twice within a lease."""
+        if time.monotonic() - self._claimed_at.get(verifier, float("-inf")) <= self.settings.lease_seconds / 2:
+            return []
+        idle = int(self.settings.lease_seconds * 1000)
+        claimed = self._retry(
+            lambda: self._redis.xautoclaim(self._queue(verifier), GROUP, consumer, idle, count=count),
+            "claiming the work of dead verifiers",
+        )
+        entries = [(entry, fields) for entry, fields in cast(Any, claimed)[1] if fields]
+        if len(entries) < count:  # a full claim says there may be more
+            self._claimed_at[verifier] = time.monotonic()
+        return entries
+
+    def _new(self, verifier: str, consumer: str, count: int, block_seconds: float) -> list[Entry]:
+        queue, block = self._queue(verifier), int(block_seconds * 1000) or None
+        reply = self._retry(
+            lambda: self._blocking.xreadgroup(GROUP, consumer, {queue: ">"}, count=count, block=block),
+            "reading the verify queue",
+        )
+        entries: list[Entry] = []
+        for _, found in cast(Any, reply) or []:
+            entries += found if not found or isinstance(found[0], tuple) else found[0]
+        return entries
+
+    def _read(self, verifier: str, consumer: str, entry: str, fields: dict[bytes, bytes]) -> Work | None:
+        try:
+            completion = unpack(Completion, fields.get(b"p", b""), max_bytes=self.settings.max_item_bytes)
+            where = (fields.get(b"g", b"").decode(), fields.get(b"i", b"").decode())
+            if where != (completion.group_id, str(completion.idx)):
+                raise WireError("Completion: not the one its queue entry names")
+            prompt = self.prompt(completion.lane, completion.prompt)
+            attempt = int(fields[b"t"]) + 1
+        except (WireError, KeyError, ValueError) as error:
+            reason = str(error)[:200] if isinstance(error, WireError) else f"queue entry: {type(error).__name__}"
+            malformed: dict[str, str | bytes] = {"entry": entry, "outcome": "malformed", "reason": reason, "body": b""}
+            self.script("judge", **self._verdicts(verifier, consumer, [malformed]))
+            return None
+        tried = {name.decode() for name in fields.get(b"w", b"").split()}
+        if consumer in tried and self._has_others(verifier, tried):
+            self.requeue(verifier, [Work(entry, completion, prompt, attempt)])
+            time.sleep(0.05)  # do not spin on one entry while the other consumer is busy
+            return None
+        return Work(entry, completion, prompt, attempt)
+
+    def _has_others(self, verifier: str, tried: set[str]) -> bool:
+        """Whether a living consumer has not tried yet; without one, those who have must try again."""
+        queue = self._queue(verifier)
+        consumers = self._retry(lambda: self._redis.xinfo_consumers(queue, GROUP), "listing the consumers")
+        names = {c["name"].decode() for c in consumers} - tried
+        alive = {heartbeat.id for heartbeat in self.services() if heartbeat.age_seconds < self.settings.lease_seconds}
+        return bool(names & alive)
+
+    def refresh(self, verifier: str, consumer: str, entries: Sequence[str]) -> None:
+        """Reset the idle time of entries that are still being judged, so that no other consumer claims them."""
+        for batch in chunks(entries):
+            ids = list(batch)
+            self._retry(
+                lambda ids=ids: self._redis.xclaim(  # type: ignore[misc]
+                    self._queue(verifier), GROUP, consumer, 0, ids, justid=True
+                ),
+                "refreshing work",
+            )
+
+    def judge(self, verifier: str, consumer: str, verdicts: Sequence[tuple[Work, Verdict]]) -> list[str]:
+        """Record verdicts. Safe to repeat.
+
+        Returns per verdict `done`, `duplicate`, `retry` (an error, tried again elsewhere) or `dead` (dead-lettered).
+        """
+        sizes = [len(work.completion.tokens) * 2 + len(work.completion.text) for work, _ in verdicts]
+        calls = []
+        for start, end in portions(sizes):
+            records: list[dict[str, str | bytes]] = [
+                {"entry": work.entry, "outcome": verdict.outcome, "reason": verdict.reason, "body": pack(verdict)}
+                for work, verdict in verdicts[start:end]
+            ]
+            calls.append(self._verdicts(verifier, consumer, records))
+        return [answer.decode() for reply in self._scripts.many("judge", calls) for answer in reply]
+
+    def _verdicts(self, verifier: str, consumer: str, records: Sequence[Mapping[str, str | bytes]]) -> dict[str, Any]:
+        """Arguments of judge.lua."""
+        attempts = self.settings.verify_attempts
+        return {"verifier": verifier, "consumer": consumer, "attempts": attempts, "verdicts": records}
+
+    def requeue(self, verifier: str, works: Sequence[Work]) -> int:
+        """Put work back unjudged: the next reader gets it at once, its attempts unchanged. Returns how much was."""
+        entries = [work.entry for work in works]
+        return int(self.script("requeue", verifier=verifier, entries=entries)) if entries else 0
+
+    def leave(self, verifier: str, consumer: str) -> None:
+        """Stop being a consumer of this queue, unless entries are still pending: those would be forgotten."""
+        queue = self._queue(verifier)
+        pending = self._retry(lambda: self._redis.xpending_range(queue, GROUP, "-", "+", 1, consumer), "leaving")
+        if not cast(list[Any], pending):
+            self._retry(lambda: self._redis.xgroup_delconsumer(queue, GROUP, consumer), "leaving")
+
+    def _queue(self, verifier: str) -> str:
+        return self._key(f"verify:{verifier}")
+
+    # --- the verdict cache
+
+    def known_verdicts(self, verifier: str, keys: Sequence[bytes]) -> list[Verdict | None]:
+        """Verdicts stored under content hashes, by any run on this server; None where there is none. Counts hits."""
+        found: list[Verdict | None] = []
+        for batch in chunks(keys):
+            for body in self._cache("cache_get", verifier=verifier, keys=batch):
+                try:
+                    found.append(unpack(Verdict, body) if body else None)
+                except WireError:  # written by another release: judged again, and evicted in time because unused
+                    found.append(None)
+        return found
+
+    def remember_verdicts(self, verdicts: Mapping[bytes, Verdict], max_bytes: int) -> int:
+        """Store verdicts under content hashes, `pass` and `fail` only; at most `max_bytes` of Redis's memory in all.
+
+        The least recently used are evicted. Returns how many.
+
+        Raises:
+            ValueError: an `error` among them: it is not a verdict on the answer.
+            BrokerFull: Redis is at its memory limit. Nothing was stored; nothing else is affected.
+        """
+        if any(verdict.outcome == "error" for verdict in verdicts.values()):
+            raise ValueError("an error is not a verdict on the answer: only pass and fail may be remembered")
+        evicted = 0
+        for batch in chunks(list(verdicts.items())):
+            records = [{"key": key, "body": pack(verdict)} for key, verdict in batch]
+            evicted += int(self._cache("cache_put", most_bytes=max_bytes, verdicts=records))
+        return evicted

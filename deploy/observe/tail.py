@@ -1,0 +1,44 @@
+"""A reader that follows `metrics.jsonl`, the file to which the learner appends one line per optimiser step."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+RECENT = 20
+"""Number of newest steps that are kept, over which the pace is taken."""
+MIN_PACE_STEPS = 3
+"""Fewest steps with a duration that give a pace: the first one includes the start of all services."""
+
+
+class Tail:
+    """The newest records of a run's `metrics.jsonl`; each `read` reads only what was appended since the last one."""
+
+    def __init__(self, run: Path) -> None:
+        self._path = run / "metrics.jsonl"
+        self._offset = 0
+        self.recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
+
+    def read(self) -> dict[str, Any] | None:
+        """The newest step's record, or None before the first step."""
+        try:
+            with self._path.open("rb") as file:
+                if file.seek(0, 2) < self._offset:
+                    self._offset = 0  # the file was replaced by a shorter one
+                file.seek(self._offset)
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        break  # still being written
+                    self._offset += len(line)
+                    self.recent.append(json.loads(line))
+        except FileNotFoundError:
+            return None
+        return self.recent[-1] if self.recent else None
+
+    def seconds_per_step(self) -> float | None:
+        """Median duration of the recent steps, waits included; None before MIN_PACE_STEPS of them."""
+        paces = [record["seconds"] for record in self.recent if record.get("seconds") is not None]
+        return statistics.median(paces) if len(paces) >= MIN_PACE_STEPS else None

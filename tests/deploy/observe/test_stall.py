@@ -1,0 +1,126 @@
+"""The diagnosis: which stalls a snapshot has, what each says, and that a run that moves has none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from deploy.observe.snapshot import Snapshot
+from deploy.observe.stall import LASTING_SECONDS, LastingStalls, Stall, diagnose
+from tests.deploy.observe.snapshots import ALL, NOW, depths, heartbeat
+
+
+def test_a_run_that_moves_has_no_stall() -> None:
+    assert diagnose(Snapshot(NOW, depths(ready=3, verify={"arithmetic": 9}), ALL)) == []
+
+
+def test_a_finished_run_without_services_has_no_stall() -> None:
+    assert diagnose(Snapshot(NOW, depths(finished=True), [])) == []
+
+
+def test_nothing_is_diagnosed_before_the_first_probe() -> None:
+    assert diagnose(Snapshot(0.0)) == []
+
+
+@pytest.mark.parametrize(
+    ("role", "more", "kind", "queue", "command"),
+    [
+        ("learner", {"ready": 5}, "no_learner", "ready", "sieve learner CONFIG"),
+        ("learner", {"opened": False}, "run_not_opened", "run", "sieve learner CONFIG"),
+        ("actor", {"returned": 2}, "no_actor", "tickets", "sieve actor CONFIG"),
+        (
+            "verifier",
+            {"verify": {"arithmetic": 7}},
+            "no_verifier",
+            "verify:arithmetic",
+            "sieve verifier CONFIG --name arithmetic",
+        ),
+    ],
+)
+@pytest.mark.parametrize("gone", ["absent", "silent", "stopped"])
+def test_a_queue_without_a_live_service_is_named_with_the_command_that_serves_it(
+    role: str, more: dict[str, Any], kind: str, queue: str, command: str, gone: str
+) -> None:
+    services = [found for found in ALL if found.role != role]
+    if gone == "silent":
+        services.append(heartbeat(role, age=11.0))
+    if gone == "stopped":
+        services.append(heartbeat(role, phase="stopped"))
+    (stall,) = diagnose(Snapshot(NOW, depths(**more), services))
+    assert (stall.kind, stall.queue, stall.remedy) == (kind, queue, f"start `{command}`")
+
+
+def test_a_queue_that_the_living_verifier_does_not_serve_is_named() -> None:
+    services = [heartbeat("actor"), heartbeat("learner"), heartbeat("verifier", queues=("arithmetic",))]
+    assert diagnose(Snapshot(NOW, depths(verify={"arithmetic": 4, "lean": 0}), services)) == []
+    (stall,) = diagnose(Snapshot(NOW, depths(verify={"arithmetic": 4, "lean": 9}), services))
+    assert stall == Stall(
+        "no_verifier",
+        "verify:lean",
+        "no live verifier serves this queue, 9 completions wait",
+        "start `sieve verifier CONFIG --name lean`",
+    )
+    services.append(heartbeat("verifier", queues=("lean", "math")))
+    assert diagnose(Snapshot(NOW, depths(verify={"arithmetic": 4, "lean": 9}), services)) == []
+
+
+def test_every_missing_service_is_a_stall_of_its_own() -> None:
+    found = diagnose(Snapshot(NOW, depths(ready=1, verify={"b": 2, "a": 1}), [heartbeat("verifier", age=99.0)]))
+    assert [(stall.kind, stall.queue) for stall in found] == [
+        ("no_learner", "ready"),
+        ("no_actor", "tickets"),
+        ("no_verifier", "verify:a"),
+        ("no_verifier", "verify:b"),
+    ]
+
+
+def test_a_service_that_fell_silent_is_named_until_its_work_has_long_been_given_back() -> None:
+    def silent(age: float) -> Snapshot:
+        return Snapshot(NOW, depths(), [*ALL, heartbeat("actor", age=age, name="actor-1")])
+
+    (stall,) = diagnose(silent(11.0))
+    assert (stall.kind, stall.queue) == ("service_silent", "actor-1")
+    assert "11 s (limit 10 s)" in stall.reason and "logs/actor-1.log" in stall.remedy
+    assert diagnose(silent(9.0)) == [] and diagnose(silent(101.0)) == []
+
+
+def test_services_that_all_wait_for_long_are_named_with_what_they_wait_for() -> None:
+    services = [
+        heartbeat(role, waiting_on=reason, since=NOW - 60)
+        for role, reason in (("actor", "admission"), ("learner", "ready groups"), ("verifier", "verify queue"))
+    ]
+    found = diagnose(Snapshot(NOW, depths(), services))
+    assert {stall.kind for stall in found} == {"all_waiting"}
+    assert [stall.queue for stall in found] == ["learner-0-host-1-abc", "actor-0-host-1-abc"]
+    assert "ready groups for 60 s" in found[0].reason and "admission for 60 s" in found[1].reason
+    services[0] = heartbeat("actor")
+    assert diagnose(Snapshot(NOW, depths(), services)) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "remedy"),
+    [
+        ("refused; start it", "refused", "start it"),
+        ("broker: closed; said twice; set broker.url", "closed; said twice", "set broker.url"),
+        ("closed", "cannot be asked", "closed"),
+    ],
+)
+def test_an_unreachable_broker_is_the_only_stall(error: str, reason: str, remedy: str) -> None:
+    assert diagnose(Snapshot(NOW, error=error)) == [Stall("broker_unreachable", "broker", reason, remedy)]
+
+
+def test_a_stall_as_text_is_one_line_with_place_reason_and_remedy() -> None:
+    stall = Stall("no_verifier", "verify:lean", "no live verifier", "start one")
+    assert str(stall) == "verify:lean: no live verifier; start one"
+
+
+def test_only_stalls_without_a_break_count_as_lasting() -> None:
+    lasting = LastingStalls()
+    lean, code = (Stall("no_verifier", f"verify:{name}", "9 wait", "start it") for name in ("lean", "code"))
+    more = Stall("no_verifier", "verify:lean", "12 wait", "start it")
+    assert lasting.update([lean], 100.0) == []
+    assert lasting.update([more, code], 99.0 + LASTING_SECONDS) == []
+    assert lasting.update([more, code], 100.0 + LASTING_SECONDS) == [more]  # the same one, though its numbers changed
+    assert lasting.update([], 101.0 + LASTING_SECONDS) == []
+    assert lasting.update([lean], 102.0 + LASTING_SECONDS) == []
