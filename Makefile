@@ -40,7 +40,7 @@ test: $(VENV)/installed-test
 	$(PYTEST) -p tests.totals -m "not alone" --add-reports $(VENV)/alone.json $(PARALLEL) && exit $$alone
 
 test-vllm: $(VENV_VLLM)/installed-test
-	$(VENV_VLLM)/bin/python -m pytest tests/vllm
+	OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/python -m pytest tests/vllm -n $(JOBS) --maxprocesses 4 --dist worksteal
 
 quick: $(VENV)/installed-test
 	$(PYTEST) -m "not slow and not alone" $(PARALLEL)

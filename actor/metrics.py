@@ -1,4 +1,4 @@
-"""What an actor metrics. Label values are the fixed words below; nothing here is read back by the service."""
+"""Prometheus metrics of the actor, labelled with the fixed words below."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from broker.queue.wire import Completion
 from broker.weights.store import Fetched
 
 RATE_SECONDS = 2.0
-"""Window of tokens per second: long enough to smooth single polls, short enough to see a stall."""
+"""Averaging window of tokens per second: long enough to smooth single polls, short enough to show a stall."""
 
 
 BroadcastOutcome = Literal["received", "declined", "missed", "broken"]
-"""Of an invitation to a broadcast. `missed`: not among the members in time; `broken`: it began and did not end well."""
+"""The outcome of an invitation to a broadcast. `missed`: not a participant in time; `broken`: began and then failed."""
 
 
 class Foreign(Collector):
-    """vLLM's own metrics, as they stand in the process-wide registry; nothing while vLLM does not run here."""
+    """vLLM's own metrics, copied from the process-wide registry; none unless vLLM runs in this process."""
 
     def collect(self) -> Iterator[Metric]:
         for metric in REGISTRY.collect():
@@ -30,7 +30,7 @@ class Foreign(Collector):
                 yield metric
 
     def describe(self) -> Iterator[Metric]:
-        """Nothing is known before; without this, registering would collect."""
+        """No descriptions; without this method, registering would collect."""
         return iter(())
 
 
@@ -69,22 +69,22 @@ class ActorMetrics:
         )
         self.update = Histogram(
             "sieve_actor_update_seconds",
-            "Picking up a version: fetch (read or copy), verify (hash), check (does it fit; vllm only), these while "
-            "sampling goes on; load (tensors), pause (no token sampled). Of a broadcast: join (meeting) and receive in "
-            "place of the first two.",
+            "Seconds by part of loading a version: while sampling goes on, fetch (read or copy), verify (hash) and "
+            "check (do the tensors fit; vllm only); then load (tensors) and pause (no token sampled). In a broadcast, "
+            "join (connect) and receive replace the first two.",
             ["part"],
             buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300),
             registry=registry,
         )
         self.weights_bytes = Counter(
             "sieve_actor_weights_bytes",
-            "Bytes of weights in weights.cache by where they came from: copied, kept (of a copy cut off), delta.",
+            "Bytes of weights in weights.cache by origin: copied, kept (from an interrupted copy), delta.",
             ["source"],
             registry=registry,
         )
         self.fallbacks = Counter(
             "sieve_actor_weights_delta_fallbacks",
-            "Versions copied in full though they have a delta: base (not held here) or damaged.",
+            "Versions copied in full although they have a delta: base (not held here) or damaged.",
             ["reason"],
             registry=registry,
         )
@@ -95,20 +95,20 @@ class ActorMetrics:
         registry.register(Foreign())
         self.canary = Gauge(
             "sieve_actor_canary_mismatch_nats",
-            "|log π(learner) − log π(this engine)| per token on the canary of the version loaded last.",
+            "|log π(learner) − log π(this engine)| per token, on the canary of the version loaded last.",
             ["statistic"],
             registry=registry,
         )
         self.canary_seconds = Histogram(
             "sieve_actor_canary_seconds",
-            "Scoring the canary of a version just loaded.",
+            "Seconds to score the canary of a version.",
             buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10),
             registry=registry,
         )
         self.transfers = Counter(
             "sieve_actor_transfers",
-            "Broadcasts this actor was invited to: received, declined (an evaluation needs older weights), missed (not "
-            "among the members in time) or broken (began and did not end well); all but the first read files.",
+            "Broadcasts that this actor was invited to: received, declined (an evaluation needs older weights), missed "
+            "(not a participant in time) or broken (began and then failed); all but the first are read from files.",
             ["outcome"],
             registry=registry,
         )
@@ -125,7 +125,7 @@ class ActorMetrics:
         self._since, self._at_since, self._total = time.monotonic(), 0, 0
 
     def fetched(self, fetched: Fetched) -> None:
-        """A version was brought here and loaded."""
+        """Record a version that was fetched and loaded."""
         for part, seconds in fetched.seconds.items():
             self.update.labels(part).observe(seconds)
         for source, count in fetched.bytes.items():
@@ -134,7 +134,7 @@ class ActorMetrics:
             self.fallbacks.labels(fetched.fallback).inc()
 
     def sampled(self, total: int, completions: Iterable[Completion]) -> None:
-        """`total` tokens since the start; `completions` just ended."""
+        """Record progress: `total` tokens since the start, and `completions` that just ended."""
         self.tokens.inc(total - self._total)
         self._total = total
         now = time.monotonic()

@@ -1,4 +1,4 @@
-"""Settings of the actor: which engine samples, on what, and how much at once. Reads nothing, starts nothing."""
+"""The configuration section `actor`: the engine, its device, and how much it samples at once."""
 
 from __future__ import annotations
 
@@ -12,28 +12,30 @@ from broker.settings import BrokerSettings, MetricsSettings, ModelSettings, RunS
 
 
 class ActorSettings(Section):
-    """How one actor process samples."""
+    """Settings of one actor process."""
 
     engine: Literal["torch", "vllm", "openai"] = "torch"
-    """`torch`: the transformers model itself with continuous batching; runs anywhere torch runs. `vllm`: vLLM, for
-    everything that is larger than an example. `openai`: vLLM servers that run elsewhere, through HTTP."""
+    """The sampling engine. `torch`: a transformers model with continuous batching, on any device of torch. `vllm`:
+    vLLM, for everything larger than an example. `openai`: vLLM servers that run elsewhere, over HTTP."""
     vllm: VllmSettings = VllmSettings()
+    """Settings of the engine `vllm`."""
     openai: OpenAISettings = OpenAISettings()
+    """Settings of the engine `openai`."""
     replicas: Annotated[int, Field(ge=0, le=4096)] = 1
-    """Actor processes the launcher keeps alive; more may join by hand at any time."""
+    """Actor processes that the launcher keeps alive; more may be started by hand at any time."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$")] = "auto"
-    """`auto` takes the first CUDA device, else the CPU."""
+    """The device of the torch engine; `auto` is the first CUDA device, else the CPU."""
     threads: Annotated[int, Field(ge=0, le=1024)] = 1
-    """CPU threads of one actor process; 0 leaves torch's own choice (all cores, which replicas then fight over)."""
+    """CPU threads of one actor process; 0 leaves the choice to torch (all cores, for which replicas then compete)."""
     max_batch: Annotated[int, Field(ge=1, le=65536)] = 128
-    """Completions sampled side by side. Their KV cache must fit: layers · 2 · KV heads · head size · length each."""
+    """Completions sampled concurrently. Their KV cache must fit: layers · 2 · KV heads · head size · length each."""
     prefill_tokens: Annotated[int, Field(ge=1, le=1 << 24)] = 8192
     """Prompt tokens (padding included) of one prefill pass: bounds its activation memory. vLLM on a CPU has its own
     bound (actor.vllm.arguments.max_num_batched_tokens)."""
     offer_seconds: Annotated[float, Field(gt=0, le=60)] = 0.02
-    """Finished completions wait at most this long, or one decoding step, for others to share a round trip with."""
+    """How long finished completions wait for others to share a round trip with (at least one decoding step)."""
     grace_seconds: Annotated[float, Field(ge=0, le=3600)] = 20.0
-    """After SIGTERM, running completions may finish for this long; what is left is handed back."""
+    """How long running completions may continue after SIGTERM; the tickets of the rest are released."""
 
     @model_validator(mode="after")
     def _one_server_each(self) -> ActorSettings:
@@ -41,14 +43,14 @@ class ActorSettings(Section):
         if self.engine == "openai" and (not servers or self.replicas > servers):
             raise ValueError(
                 f"actor.engine = openai with actor.replicas = {self.replicas} and {servers} in actor.openai.urls: each "
-                f"actor needs a server of its own; add urls or lower actor.replicas (actor.max_batch keeps one server "
-                f"busy)"
+                "actor needs a server of its own; add urls or lower actor.replicas (one actor can keep a server busy: "
+                "actor.max_batch)"
             )
         return self
 
 
 class ActorConfig(Protocol):
-    """What the actor reads of the configuration tree."""
+    """The part of the configuration that the actor reads."""
 
     @property
     def run(self) -> RunSettings: ...

@@ -1,16 +1,16 @@
-"""Tokens per second of an actor on vLLM against bare `vllm.LLM.generate`: same model, prompts, arguments, in turns.
+"""Benchmark of an actor on vLLM against bare `vllm.LLM.generate` on the same model and prompts, in tokens per second.
 
     python -m benchmarks.actor [--model DIR] [--rounds 5] [--seconds 15] [--publish 5] [--json FILE]
 
 ours     `sieve actor` as a process with its Redis: tickets, sampling, log-probs and version spans recorded,
          every completion decoded and offered; in steady state, over a window of SECONDS
-while…   the same, while a new version is published every PUBLISH seconds: fetched, verified and loaded in flight;
-         once with all keys and values computed again, once without (actor.vllm.clear_cache: false)
+while…   the same, with a new version published every PUBLISH seconds, which is fetched, verified and loaded in
+         flight: once with all keys and values recomputed, once without (actor.vllm.clear_cache: false)
 bare     `LLM.generate` on as many prompts as take about SECONDS, with the sampled tokens' log-probs; nothing else
 
-Also printed: bare without log-probs, and an update's seconds by part. The side that is not measured is stopped
-(SIGSTOP). Without --model: a random Llama of 5 million parameters. Exit code 1 if a ratio misses its aim.
-Needs vLLM: `make test-vllm` makes the environment `.venv-vllm`.
+Both use the same arguments of vLLM and take turns; the side that is not measured is stopped (SIGSTOP). Also printed:
+bare without log-probs, and the seconds of an update by part. Without --model: a random Llama of 5 million parameters.
+Exit code 1 if a ratio misses its aim. Needs vLLM: `make test-vllm` creates the environment `.venv-vllm`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-# One thread for the model on either side, not bound to a core: the sides take turns.
+# One thread for the model on either side, not bound to a core, since the sides take turns.
 os.environ.update(OMP_NUM_THREADS="1", VLLM_CPU_OMP_THREADS_BIND="nobind", HF_HUB_OFFLINE="1", VLLM_NO_USAGE_STATS="1")
 
 import numpy as np
@@ -52,22 +52,25 @@ from broker.weights.directory import DirectoryStore
 ROOT = Path(__file__).resolve().parents[1]
 GROUP, PROMPTS, PROMPT_TOKENS, NEW_TOKENS, BATCH, EOS = 8, 256, 48, 96, 64, 2
 ARGUMENTS = {
-    "enforce_eager": True, "kv_cache_memory_bytes": 512 << 20, "block_size": 32, "max_model_len": 256,
+    "enforce_eager": True,
+    "kv_cache_memory_bytes": 512 << 20,
+    "block_size": 32,
+    "max_model_len": 256,
     "max_num_batched_tokens": 8192,
-}  # fmt: skip
+}
 START_SECONDS, SETTLE_SECONDS = 300.0, 2.0
 
 
 class ActorFailed(RuntimeError):
-    """The actor ended or is too late; the message ends with the last lines it wrote."""
+    """The actor ended or was too slow; the message ends with the last lines of its log."""
 
 
 class Actor:
-    """`sieve actor` on a run of its own; this process plays the learner, which publishes and never commits."""
+    """`sieve actor` with its own run; this process acts as a learner that publishes and never commits."""
 
     def __init__(self, directory: Path, model: Path, prompts: list[list[int]], *, clear_cache: bool = True) -> None:
         run = RunSettings(name="bench", directory=directory)
-        # Stopped for a whole round, it must not be taken for dead.
+        # The actor is stopped for whole rounds and must not be taken for dead.
         broker = BrokerSettings(lease_seconds=3600, max_queued_bytes=8 << 30)
         self._server = Server.start(broker, run)
         self._port = _free_port()
@@ -91,10 +94,20 @@ class Actor:
         self._weights = DirectoryStore(directory / "weights")
         self._learner = LearnerClient.connect(broker, run, url=self._server.url)
         spec = RunSpec(
-            fingerprint="0" * 64, seed=0, steps=10_000, group_size=GROUP, groups_per_step=1000, publish_every=1,
-            max_staleness=10_000, max_queued_bytes=8 << 30, max_new_tokens=NEW_TOKENS, train_prompts=len(prompts),
-            eval_prompts=0, eos_token_ids=(EOS,), weights=str(self._weights.path),
-        )  # fmt: skip
+            fingerprint="0" * 64,
+            seed=0,
+            steps=10_000,
+            group_size=GROUP,
+            groups_per_step=1000,
+            publish_every=1,
+            max_staleness=10_000,
+            max_queued_bytes=8 << 30,
+            max_new_tokens=NEW_TOKENS,
+            train_prompts=len(prompts),
+            eval_prompts=0,
+            eos_token_ids=(EOS,),
+            weights=str(self._weights.path),
+        )
         self._learner.open_run(spec, [_prompt(index, tokens) for index, tokens in enumerate(prompts)], [])
         self._epoch = self._learner.begin("learner-0", 0)
         self.publish()
@@ -115,7 +128,7 @@ class Actor:
         self.stop()
 
     def publish(self) -> None:
-        """One version more: the same weights, written anew."""
+        """Publish one more version: the same weights, written again."""
         target = self._weights.begin(self.version)
         for file in self._model.iterdir():
             if file.suffix in (".json", ".safetensors"):
@@ -126,7 +139,7 @@ class Actor:
         self.version += 1
 
     def rate(self, seconds: float, publish: float | None = None) -> float:
-        """Tokens a second over a window of `seconds`, a version published every `publish` seconds of it."""
+        """Tokens per second over a window of `seconds`, with a version published every `publish` seconds."""
         self._signal(signal.SIGCONT)
         time.sleep(SETTLE_SECONDS)
         begin, before = time.perf_counter(), self._sampled()
@@ -141,7 +154,7 @@ class Actor:
         return tokens / elapsed
 
     def updates(self) -> dict[str, tuple[float, int]]:
-        """Seconds of an update by part, mean and how many. While it runs."""
+        """Seconds of an update by part: mean and count. The actor must be running."""
         self._signal(signal.SIGCONT)
         sums: dict[str, dict[str, float]] = {}
         for name, labels, value in self._samples():
@@ -151,7 +164,7 @@ class Actor:
         return {part: (one["sum"] / one["count"], int(one["count"])) for part, one in sums.items() if one.get("count")}
 
     def stop(self) -> None:
-        """Hold all its processes where they are."""
+        """Stop all its processes with SIGSTOP."""
         self._signal(signal.SIGSTOP)
 
     def close(self) -> None:
@@ -204,27 +217,38 @@ class Actor:
 
 
 class Bare:
-    """`vllm.LLM` with the same arguments, and prompts for about `seconds`."""
+    """`vllm.LLM` with the same arguments, and as many prompts as take about `seconds`."""
 
     def __init__(self, model: Path, prompts: list[list[int]], seconds: float) -> None:
         from vllm import LLM
 
         self._llm = LLM(
-            str(model), dtype="float32", max_num_seqs=BATCH, seed=0, generation_config="vllm", skip_tokenizer_init=True,
-            disable_log_stats=True, **ARGUMENTS,
-        )  # fmt: skip
+            str(model),
+            dtype="float32",
+            max_num_seqs=BATCH,
+            seed=0,
+            generation_config="vllm",
+            skip_tokenizer_init=True,
+            disable_log_stats=True,
+            **ARGUMENTS,
+        )
         self._prompts, self._next, self._groups = prompts, 0, BATCH // GROUP
         self._groups = max(self._groups * 4, round(self.rate() * seconds / (GROUP * NEW_TOKENS)))
 
     def rate(self, logprobs: int | None = 0) -> float:
-        """Tokens a second of one `generate` over all its prompts."""
+        """Tokens per second of one `generate` over all its prompts."""
         from vllm import SamplingParams
 
         params = SamplingParams(
-            n=GROUP, temperature=1.0, max_tokens=NEW_TOKENS, stop_token_ids=[EOS], ignore_eos=True, logprobs=logprobs,
+            n=GROUP,
+            temperature=1.0,
+            max_tokens=NEW_TOKENS,
+            stop_token_ids=[EOS],
+            ignore_eos=True,
+            logprobs=logprobs,
             detokenize=False,
-        )  # fmt: skip
-        # Where the round before ended: an actor meets new prompts too, none whose keys and values are still there.
+        )
+        # Continue where the last round ended: an actor's prompts are new too, with no keys and values in the cache.
         order = range(self._next, self._next + self._groups)
         prompts: Any = [{"prompt_token_ids": self._prompts[index % PROMPTS]} for index in order]
         self._next = order.stop
@@ -280,10 +304,18 @@ def _random_llama(path: Path) -> Path:
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        hidden_size=256, num_hidden_layers=6, num_attention_heads=8, num_key_value_heads=8, intermediate_size=704,
-        vocab_size=512, max_position_embeddings=256, tie_word_embeddings=False, pad_token_id=0, bos_token_id=1,
+        hidden_size=256,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        intermediate_size=704,
+        vocab_size=512,
+        max_position_embeddings=256,
+        tie_word_embeddings=False,
+        pad_token_id=0,
+        bos_token_id=1,
         eos_token_id=EOS,
-    )  # fmt: skip
+    )
     LlamaForCausalLM(config).save_pretrained(path)
     words = Tokenizer(WordLevel({f"w{token}": token for token in range(config.vocab_size)}, unk_token="w0"))
     PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0", bos_token="w1", eos_token="w2").save_pretrained(
@@ -309,7 +341,7 @@ def _prompt(index: int, tokens: list[int]) -> Prompt:
 
 @contextmanager
 def _gone() -> Iterator[None]:
-    """A process that has ended meanwhile is no error."""
+    """Ignore that a process has ended."""
     try:
         yield
     except psutil.NoSuchProcess:

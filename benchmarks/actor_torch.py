@@ -1,8 +1,8 @@
-"""Tokens per second of the torch engine against bare `transformers.generate`, one run, one core, the same prompts.
+"""Benchmark of the torch engine against bare `transformers.generate`, in tokens per second, on the same prompts.
 
 Prints the ratio (aim ≥ 0.9). Both sample at temperature 1 with the same batch size; the engine also records exact
-log-probs, version spans and texts, which bare `generate` does not. Rounds alternate and the best of each counts; time
-is this process's CPU time (one thread on both sides), so that other work on the machine weighs less.
+log-probs, version spans and texts, which bare `generate` does not. Rounds alternate and the best of each counts. Times
+are CPU times of this process (one thread on both sides), so that other load on the machine matters less.
 
     python benchmarks/actor_torch.py [--batch 128] [--rounds 3]
 """
@@ -46,7 +46,7 @@ def _model() -> LlamaForCausalLM:
         eos_token_id=EOS,
     )
     model = LlamaForCausalLM(config).eval()
-    # A random model ends an answer once in 72 tokens; a trained one within these 14: give the end token a fair chance.
+    # A random model samples the end token once in 72 tokens, a trained one within 14: raise its probability.
     model.lm_head.weight.data[EOS] *= 2
     return model
 
@@ -118,7 +118,7 @@ def _engine(model: LlamaForCausalLM, prompts: list[list[int]], batch: int, direc
 
 
 def rates(batch: int, rounds: int) -> dict[str, list[float]]:
-    """Tokens per CPU second of `bare generate` and `torch engine`, in each round after one that warms up."""
+    """Tokens per CPU second of `bare generate` and `torch engine`, in each round after a warm-up."""
     torch.set_num_threads(1)
     disable_progress_bar()
     model, prompts = _model(), _prompts()

@@ -1,18 +1,18 @@
-"""The broker's path offer → receive → judge → lease → groups → commit against raw pipelined redis-py, in completions
-per second.
+"""Benchmark of the broker's path (offer → receive → judge → lease → groups → commit) against raw pipelined redis-py.
 
-Both sides run in one process and thread, on one private server with the run's own settings (append-only file,
-everysec), and move the same payloads, a step's groups at a time in batches of 256. Tickets are taken and completions
-built beforehand.
+Both sides run in one process and thread, on one private server with a run's settings (append-only file, everysec), and
+move the same payloads, one step's groups at a time in batches of 256. Tickets are taken and completions built
+beforehand. The unit is completions per second.
 
-Ours: `Completion` objects in, verdicts, `Group` objects out: packed, checked and validated on both deliveries; marked
-once per (group_id, idx), counted, ordered by age, fenced, leased, committed with a tombstone, its memory accounted for.
+Ours takes `Completion` objects and verdicts and returns `Group` objects. Payloads are packed, checked and validated on
+both deliveries; each (group_id, idx) is recorded once, counted, ordered by age, fenced, leased and committed with a
+tombstone, and its memory is accounted for.
 
-Raw: the packed bytes in. XADD (pipelined), XREADGROUP, HSET of the payload and of a packed verdict into its group's
-hash (pipelined with) XACK + XDEL, HGETALL of each group (pipelined), DEL (pipelined). So every payload is delivered
-once to a verifier and once to a learner, and freed. Raw does not: pack or unpack a payload (its verdict it does not
-pack either), check anything, tell a repeat from a first time, know when a group is complete, keep order or age, bound
-memory, survive a lost reply without doubling, or let a dead reader's work return.
+Raw takes the packed bytes: XADD (pipelined), XREADGROUP, HSET of the payload and of a packed verdict into its group's
+hash, pipelined with XACK + XDEL, HGETALL of each group (pipelined), DEL (pipelined). Every payload is thus delivered
+once to a verifier and once to a learner, and freed. Raw does not pack or unpack anything, check anything, detect
+repeats, know when a group is complete, keep order or age, bound memory, survive a lost reply without duplicates, or
+redeliver a dead reader's work.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def measure(kilobytes: int, groups: int, rounds: int) -> tuple[Row, dict[str, fl
 
 
 def completion(ticket: Ticket, idx: int, kilobytes: int) -> Completion:
-    """A completion of the ticket, about `kilobytes` KB when packed: for each token 8 bytes and a letter of text."""
+    """A completion of the ticket, about `kilobytes` KB when packed: 8 bytes and one letter of text per token."""
     count = kilobytes * 1024 // 9 - 20
     return Completion(
         group_id=ticket.group_id,
@@ -79,7 +79,7 @@ def completion(ticket: Ticket, idx: int, kilobytes: int) -> Completion:
 
 
 class _Ours:
-    """One step's groups through the broker with each call; timed from the first offer to the commit's reply."""
+    """Moves one step's groups through the broker per call; timed from the first offer to the commit's reply."""
 
     def __init__(self, settings: BrokerSettings, run: RunSettings, url: str, kilobytes: int, groups: int) -> None:
         self.actor = ActorClient.connect(settings, run, url=url)
@@ -88,10 +88,20 @@ class _Ours:
         self.kilobytes, self.groups, self.steps = kilobytes, groups, 0
         self.seconds: dict[str, float] = {}
         spec = RunSpec(
-            fingerprint="0" * 64, seed=0, steps=1000, group_size=GROUP, groups_per_step=groups, publish_every=1,
-            max_staleness=1, max_queued_bytes=settings.max_queued_bytes, max_new_tokens=65536, train_prompts=512,
-            eval_prompts=0, eos_token_ids=(1,), weights="unused",
-        )  # fmt: skip
+            fingerprint="0" * 64,
+            seed=0,
+            steps=1000,
+            group_size=GROUP,
+            groups_per_step=groups,
+            publish_every=1,
+            max_staleness=1,
+            max_queued_bytes=settings.max_queued_bytes,
+            max_new_tokens=65536,
+            train_prompts=512,
+            eval_prompts=0,
+            eos_token_ids=(1,),
+            weights="unused",
+        )
         prompts = [
             Prompt(
                 index=index, text="a prompt", tokens=int32([index]), verifier="arithmetic", record={"numbers": [1, 2]}
@@ -111,7 +121,7 @@ class _Ours:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Adds the block's seconds to the part `name` of the path."""
+        """Add the block's seconds to the part `name` of the path."""
         start = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
@@ -151,7 +161,7 @@ class _Ours:
 
 
 class _Raw:
-    """The same payloads through plain pipelined commands; see the module's docstring for what is left out."""
+    """Moves the same payloads with plain pipelined commands; the module's docstring lists what it leaves out."""
 
     def __init__(self, client: redis.Redis, kilobytes: int, groups: int) -> None:
         self.client, self.groups = client, groups

@@ -1,9 +1,7 @@
-"""How the benchmarks measure: variants take turns in one run, and each ratio is a median over rounds of one round's
-ratio.
+"""The measuring method of the benchmarks: variants take turns, and a result is the median of the rounds' ratios.
 
-The machine may be noisy: what slows one side of a round slows the other side of the same round too, so the ratio of a
-round is steadier than the times. The first round warms both sides up and does not count. Holds nothing about what is
-measured.
+On a noisy machine, what slows one side of a round also slows the other side of the same round, so the ratios of rounds
+vary less than the times. The first round warms up both sides and does not count.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: `ratio` is ours against bare, `aim` what it should reach (`≥ 0.60`) or empty."""
+    """One line of the table: `ratio` is ours to bare, `aim` its required value (`≥ 0.60`) or empty."""
 
     what: str
     ours: float
@@ -36,7 +34,7 @@ class Row:
 
 
 def alternate(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """What each side returned (a rate, or seconds) in `rounds` rounds after a warm-up; the order turns each round."""
+    """The values (rates or seconds) of each side in `rounds` rounds after a warm-up; the order changes every round."""
     seen: dict[str, list[float]] = {name: [] for name in sides}
     names = list(sides)
     for number in range(rounds + 1):
@@ -48,6 +46,6 @@ def alternate(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str
 
 
 def row(what: str, ours: Sequence[float], bare: Sequence[float], unit: str, aim: str) -> Row:
-    """The table's line for values of the same rounds."""
+    """The line of the table for values of the same rounds."""
     ratios = tuple(mine / other for mine, other in zip(ours, bare, strict=True))
     return Row(what, statistics.median(ours), statistics.median(bare), unit, statistics.median(ratios), aim, ratios)

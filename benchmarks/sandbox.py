@@ -1,10 +1,10 @@
-"""What one verdict on a program costs by level of confinement, beside the same program in a bare subprocess.
+"""Benchmark of one verdict on a program by level of confinement, against a bare interpreter.
 
     python -m benchmarks.sandbox [--rounds 60] [--python /usr/bin/python3]
 
-One verdict: start a fresh interpreter in the sandbox, send two calls, compare, end it and clean up. The sides take
-turns; `added` is the median over the rounds of one round's verdict less the same round's bare interpreter (which
-imports what the runner imports): what confining, asking and judging cost. Aim: at most 20 ms.
+One verdict starts a fresh interpreter in the sandbox, sends two calls, compares, ends it and cleans up. The sides take
+turns. `added` is the cost of confining, asking and judging: the median over the rounds of the verdict's time less that
+of the same round's bare interpreter, which imports the modules of the runner. Aim: at most 20 ms.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main() -> None:
         try:
             verifiers[level] = PythonCode(sandbox={"level": level}, interpreter=interpreter)
         except SandboxUnavailable as error:
-            print(f"{level}: not here: {error}")
+            print(f"{level}: not available: {error}")
 
     def judge(verifier: PythonCode) -> Callable[[], float]:
         def one() -> float:

@@ -1,4 +1,4 @@
-"""A verifier that takes its time: waits, as one does that asks a prover or a sandbox, then judges exactly."""
+"""A verifier with a given latency, like one that waits for a prover or a sandbox, and exact judgements."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from verifier.protocol import Judgement
 
 
 class SlowArithmetic(Arithmetic):
-    """`arithmetic` after a wait of `seconds`, in which the process computes nothing."""
+    """The verifier `arithmetic`, which sleeps for `seconds` before each judgement."""
 
     def __init__(self, seconds: float) -> None:
         if not 0 <= seconds <= 60:
-            raise ValueError(f"seconds = {seconds}: give 0 to 60")
+            raise ValueError(f"seconds = {seconds}: must be between 0 and 60")
         self.seconds = seconds
 
     def judge(self, record: Mapping[str, Any], answer: str) -> Judgement:
-        """The exact judgement, late."""
+        """The exact judgement, after the wait."""
         time.sleep(self.seconds)
         return super().judge(record, answer)

@@ -1,12 +1,13 @@
-"""The verifier tier: verdicts a second by replicas, and how long a completion waits from its offer to its verdict.
+"""Benchmark of the verifying service: verdicts per second by replicas, and the latency from an offer to its verdict.
 
     python -m benchmarks.verifier [--replicas 1 2] [--verdicts 600] [--rounds 3] [--json FILE]
 
-Real services, each a process of its own, on a private Redis; completions are offered before the services start, so that
-nothing but them is measured. Three loads: `waits` (10 ms without computing, as one that asks a prover: the tier's own
-scaling, whatever the number of cores), `math` (a symbolic comparison each in a killable process: as many cores as
-replicas are needed), `arithmetic` (20 µs: the cost of the queue itself). Rates are taken between the first and the last
-tenth. Latency: single completions offered to an idle service. The verdict cache is off, except where it is measured.
+Real services, each in its own process, run on a private Redis; completions are offered before they start, so that only
+the services are measured. There are three loads: `waits` (10 ms without computing, like a prover: the scaling of the
+service, whatever the number of cores), `math` (a symbolic comparison each, in a helper process: needs as many cores as
+replicas), and `arithmetic` (20 µs: the cost of the queue itself). Rates are taken between the first and the last tenth.
+Latencies are those of single completions offered to an idle service. The verdict cache is off, except where it is
+measured.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ COUNTDOWN = {"numbers": [2, 3, 7], "target": 20}
 
 @dataclass(frozen=True)
 class Load:
-    """What is judged: a queue, its settings, a record, and the text of answer k."""
+    """A load: a queue, its settings, a record, and a template for answer k."""
 
     name: str
     queue: str
@@ -58,7 +59,7 @@ class Load:
     record: dict[str, Any]
     answer: str
     share: float = 1.0
-    """Of --verdicts: fast ones need more to be measured, slow ones fewer."""
+    """Multiple of --verdicts that is judged: fast verifiers need more."""
 
 
 LOADS = (
@@ -75,7 +76,7 @@ LOADS = (
 
 
 class Late:
-    """`SlowArithmetic` under a name of its own."""
+    """`SlowArithmetic` under another name."""
 
     name = "arithmetic_late"
 
@@ -88,7 +89,7 @@ class Late:
 
 
 class Run:
-    """One run whose completions wait in the queue."""
+    """A run, its clients, and the services for it."""
 
     def __init__(self, server: Server, directory: Path, name: str, load: Load, **settings: Any) -> None:
         self.url, self.load = server.url, load
@@ -107,16 +108,26 @@ class Run:
         self.admin = AdminClient.connect(broker, run, url=self.url)
 
     def open(self, groups: int) -> None:
-        """A run with room for `groups` groups of one completion."""
+        """Open the run, with room for `groups` groups of one completion."""
         self.learner.open_run(
             RunSpec(
-                fingerprint="f" * 64, seed=0, steps=1, group_size=1, groups_per_step=groups, publish_every=1,
-                max_staleness=0, max_queued_bytes=1 << 30, max_new_tokens=8, train_prompts=1, eval_prompts=0,
-                eos_token_ids=(0,), weights=str(ROOT),
+                fingerprint="f" * 64,
+                seed=0,
+                steps=1,
+                group_size=1,
+                groups_per_step=groups,
+                publish_every=1,
+                max_staleness=0,
+                max_queued_bytes=1 << 30,
+                max_new_tokens=8,
+                train_prompts=1,
+                eval_prompts=0,
+                eos_token_ids=(0,),
+                weights=str(ROOT),
             ),
             [Prompt(index=0, text="?", tokens=int32([1]), verifier=self.load.queue, record=self.load.record)],
             [],
-        )  # fmt: skip
+        )
         self.learner.publish(self.learner.begin("learner"), 0, 0)
 
     def offer(self, count: int, first: int = 0) -> None:
@@ -146,7 +157,7 @@ class Run:
 
     @contextmanager
     def services(self, replicas: int) -> Iterator[None]:
-        """`replicas` processes, as the launcher starts them; they end with the block."""
+        """Run `replicas` service processes, as the launcher starts them, during the block."""
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         processes = [
             subprocess.Popen(
@@ -174,12 +185,12 @@ class Run:
 
 
 def rate(run: Run, replicas: int, verdicts: int) -> float:
-    """Verdicts a second between the first and the last tenth, once every replica has given one."""
+    """Verdicts per second between the first and the last tenth, once every replica has given one."""
     run.open(2 * verdicts)
     run.offer(verdicts)
     with run.services(replicas):
         _until(lambda: (run.judged() > 0 and run.ready() == replicas) or run.judged() >= verdicts, 0.02)
-        run.offer(verdicts, verdicts)  # the warm-up may have eaten into the first ones
+        run.offer(verdicts, verdicts)  # the warm-up may have used up some of the first ones
         begun, begin = run.judged(), time.monotonic()
         wanted = begun + int(0.8 * (2 * verdicts - begun))
         _until(lambda: run.judged() >= wanted, 0.01)
@@ -187,7 +198,7 @@ def rate(run: Run, replicas: int, verdicts: int) -> float:
 
 
 def latencies(run: Run, count: int) -> list[float]:
-    """Seconds from the offer of a single completion to its verdict in its group, the service being idle."""
+    """Seconds from the offer of a single completion to an idle service to the verdict in its group, sorted."""
     run.open(count + 3)
     seen = []
     with run.services(1):
@@ -195,7 +206,7 @@ def latencies(run: Run, count: int) -> list[float]:
             begin = time.monotonic()
             run.offer(1, k)
             _until(lambda k=k: run.judged() > k, 0.0005)  # type: ignore[misc]
-            if k >= 3:  # the first ones start workers
+            if k >= 3:  # the first ones start helper processes
                 seen.append(time.monotonic() - begin)
     return sorted(seen)
 

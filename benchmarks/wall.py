@@ -1,18 +1,18 @@
-"""Wall time of the asynchronous job against the same job in lock-step, when verification takes as long as sampling.
+"""Benchmark of the wall time of an asynchronous job against the same job in lock-step, with slow verification.
 
 The job is the demo's (its model, prompts, groups, schedule; fewer steps, no evaluation), run by the services
 themselves, each its own process started from the command line: `sieve broker|learner|actor|verifier CONFIG`.
 Lock-step is the same configuration with schedule.max_staleness = 0: the groups of a step are sampled from the newest
 weights, and nothing is sampled for the next step before these are published.
 
-How long sampling takes is measured first: the actor's engine, alone in this process, on one step's groups. Then every
-verdict takes that long, and all of a step's may be under way at once (`SlowArithmetic`, which sleeps: verification
-happens elsewhere). So a step in lock-step takes sampling + verification + learning, less what overlaps because each
-completion is offered and judged as it ends; asynchronously, the longest of the three. The actor samples in its
+The sampling time is measured first: the actor's engine, alone in this process, on one step's groups. Then every verdict
+takes that long, and all of a step's may be under way at once (`SlowArithmetic`, which sleeps, as if the verification
+ran elsewhere). A step in lock-step thus takes sampling + verification + learning, less the overlap that results from
+judging each completion when it ends; asynchronously, it takes the longest of the three. The actor samples in its
 default batch of 128.
 
-Times run from the first ticket, when all services are up, to the last step: starting and exporting, the same on both
-sides, are left out.
+Times run from the first ticket, when all services are up, to the last step; the start and the export, which are the
+same on both sides, are left out.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from benchmarks.measure import Row, row
 from broker.queue.admin_client import AdminClient
 from broker.queue.state import RunSpec
 from broker.queue.wire import Ticket
-from broker.runtime.redis_server import read_endpoint
+from broker.runtime.endpoint import read_endpoint
 from deploy.config.tree import Config
 from learner.data.prompts import end_tokens, load_tokenizer, read_prompts
 
@@ -48,7 +48,7 @@ START_SECONDS, STEP_SECONDS = 120.0, 20.0
 
 
 class JobFailed(RuntimeError):
-    """A service ended badly or too late; the message ends with the last lines it wrote."""
+    """A service failed or was too slow; the message ends with the last lines of its log."""
 
 
 def measure(rounds: int, steps: int) -> tuple[Row, dict[str, float]]:
@@ -69,7 +69,7 @@ def measure(rounds: int, steps: int) -> tuple[Row, dict[str, float]]:
 
 
 def sampling_seconds(rounds: int = 3) -> float:
-    """Median seconds the actor's engine takes for the groups of one step of the job, the base loaded."""
+    """Median seconds that the actor's engine takes for the groups of one step of the job, with the base model."""
     config = Config.model_validate(_settings("sampling", "runs", 0, 1, 0.0))
     tokenizer = load_tokenizer(config.model.path)
     model = AutoConfig.from_pretrained(config.model.path, local_files_only=True)
@@ -78,11 +78,20 @@ def sampling_seconds(rounds: int = 3) -> float:
     )
     size, groups = config.sampling.group_size, config.schedule.groups_per_step
     spec = RunSpec(
-        fingerprint="0" * 64, seed=0, steps=1, group_size=size, groups_per_step=groups, publish_every=1,
-        max_staleness=0, max_queued_bytes=1 << 30, max_new_tokens=config.sampling.max_new_tokens,
-        train_prompts=len(prompts), eval_prompts=0,
-        eos_token_ids=end_tokens(config.model.path, model, tokenizer), weights="unused",
-    )  # fmt: skip
+        fingerprint="0" * 64,
+        seed=0,
+        steps=1,
+        group_size=size,
+        groups_per_step=groups,
+        publish_every=1,
+        max_staleness=0,
+        max_queued_bytes=1 << 30,
+        max_new_tokens=config.sampling.max_new_tokens,
+        train_prompts=len(prompts),
+        eval_prompts=0,
+        eos_token_ids=end_tokens(config.model.path, model, tokenizer),
+        weights="unused",
+    )
     engine = open_engine(config, spec, "bench")
     engine.load(0, config.model.path)
     times = []
@@ -108,15 +117,15 @@ def sampling_seconds(rounds: int = 3) -> float:
 
 
 def _learning(line: dict[str, Any]) -> float:
-    """The learner's own seconds of a step: everything but waiting for groups."""
+    """The learner's own seconds of a step: without waiting for groups."""
     return float(line["seconds"] - line["seconds_waiting"])
 
 
 def _job(name: str, staleness: int, *, steps: int, seconds: float) -> tuple[float, list[dict[str, Any]]]:
     """Run the job with verdicts that take `seconds`.
 
-    Returns the seconds from the first ticket to the end of the last step, and metrics.jsonl, one line a step. Raises
-    JobFailed.
+    Returns the seconds from the first ticket to the end of the last step, and the lines of metrics.jsonl, one per
+    step. Raises JobFailed.
     """
     with tempfile.TemporaryDirectory() as directory:
         config = Path(directory) / "config.yaml"
@@ -148,22 +157,24 @@ def _settings(name: str, directory: str, staleness: int, steps: int, seconds: fl
     settings["learner"]["optimizer"]["warmup_steps"] = 0
     settings["verifier"]["serve"] = {
         "arithmetic": {
-            "factory": "benchmarks.slow_verifier:SlowArithmetic", "options": {"seconds": seconds}, "concurrency": step,
+            "factory": "benchmarks.slow_verifier:SlowArithmetic",
+            "options": {"seconds": seconds},
+            "concurrency": step,
             "batch": step,
         }
-    }  # fmt: skip
+    }
     return settings
 
 
 class _Services:
-    """The job's processes; `stop` ends those that are left."""
+    """The job's processes; `stop` ends those that still run."""
 
     def __init__(self, config: Path, directory: Path) -> None:
         self.config, self.directory = config, directory
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, role: str, *, directory: Path | None = None) -> None:
-        """Start `sieve ROLE CONFIG`; with `directory`, wait until the broker says there where it is."""
+        """Start `sieve ROLE CONFIG`; with `directory`, wait until the broker has written its address there."""
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-m", "sieve", role, str(self.config)]
         with open(self.directory / f"{role}.log", "wb") as log:
@@ -173,7 +184,7 @@ class _Services:
             self._check(role, deadline)
 
     def await_first_ticket(self, config: Config) -> float:
-        """The time (Unix seconds) at which the first group was granted: the actor, the last to be ready, is."""
+        """The Unix time at which the first ticket was issued; the actor is the last service to be ready."""
         endpoint = read_endpoint(config.run)
         if endpoint is None:
             raise JobFailed(f"the broker has gone: {self._last('broker')}")
@@ -188,7 +199,7 @@ class _Services:
             broker.close()
 
     def await_end(self, role: str, seconds: float) -> None:
-        """Wait for the role's process to end well while all others live."""
+        """Wait until the process of `role` ends with exit code 0, while all others run."""
         deadline = time.monotonic() + seconds
         while self.processes[role].poll() is None:
             for other in self.processes:
@@ -208,7 +219,7 @@ class _Services:
         return (self.directory / f"{role}.log").read_text(errors="replace")[-600:]
 
     def stop(self) -> None:
-        """End what still runs, the broker last."""
+        """End the processes that still run, the broker last."""
         for role in ("learner", "actor", "verifier", "broker"):
             process = self.processes.get(role)
             if process is None or process.poll() is not None:

@@ -23,6 +23,9 @@ from pydantic import (
 )
 
 Lane = Literal["train", "eval"]
+VERIFIER_NAME = r"^[a-z][a-z0-9_-]{0,31}$"
+"""Pattern of the names by which prompts and queues refer to verifiers."""
+VerifierName = Annotated[str, Field(pattern=VERIFIER_NAME)]
 
 
 class Section(BaseModel):
@@ -158,7 +161,7 @@ class DataSettings(Section):
     train: PromptSource
     eval: PromptSource | None = None
     columns: ColumnSettings = ColumnSettings()
-    verifier: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")] | None = None
+    verifier: VerifierName | None = None
     """The verifier of every row, in place of a column."""
     record_constants: dict[str, Any] = Field(default_factory=dict)
     """Fields that every record gets besides those of its row, which may not have them."""

@@ -29,7 +29,7 @@ from broker.runtime.service import Service
 from broker.weights.broadcast import BroadcastCoordinator
 from broker.weights.factory import location_of, open_store
 from learner.batch.samples import fetch
-from learner.evaluation.held_out import Evaluations
+from learner.evaluation.collector import EvaluationCollector
 from learner.metrics import Journal, LearnerMetrics, PartitionSummary, step_record, whole_step
 from learner.model.checkpoint import Checkpoints, Progress
 from learner.objective.sequences import Sequences
@@ -92,7 +92,7 @@ class LearnerService(Service[LearnerClient]):
         self.checkpoints = Checkpoints(path / "checkpoints", self.ranks)
         self.journal = Journal(path / "metrics.jsonl")
         self.broadcaster = self._open_broadcaster() if self.ranks.first else None
-        self.evaluation = Evaluations(self.broker, self.weights, path, self._evaluated)
+        self.evaluation = EvaluationCollector(self.broker, self.weights, path, self._evaluated)
         self.canary = CanaryWatch(self.config, self.ranks, self.broker, self.run_data.prompts)
         self.z_summary = PartitionSummary(self.trainer.partition)
         self.epoch: Epoch = self._resume()
@@ -290,7 +290,7 @@ class LearnerService(Service[LearnerClient]):
             if last or version == 0 or (every and version % every == 0):
                 self._request_evaluation(version)
             kept = self.config.learner.keep_versions + self.config.schedule.forced_staleness
-            self.weights.keep(kept, {*self.evaluation.open, *self._being_fetched()})
+            self.weights.keep(kept, {*self.evaluation.pending, *self._being_fetched()})
         self.progress = replace(now, version=version, published_step=now.step)
         self.metrics.version.set(version)
         self._write_line(publish=time.perf_counter() - begin)
@@ -303,7 +303,7 @@ class LearnerService(Service[LearnerClient]):
         return {
             int(heartbeat.values["fetching"])
             for heartbeat in heartbeats
-            if heartbeat.age_seconds < lease and "fetching" in heartbeat.values
+            if heartbeat.alive(lease) and "fetching" in heartbeat.values
         }
 
     def _send(self, version: int) -> Callable[[dict[str, torch.Tensor]], object] | None:
@@ -363,13 +363,13 @@ class LearnerService(Service[LearnerClient]):
         first_look = self._done_since is None
         self._done_since = self._done_since or time.monotonic()
         busy = self.evaluation.poll(self.epoch, EVAL_GROUPS_AT_THE_END, now=first_look)
-        if not self.evaluation.open:
+        if not self.evaluation.pending:
             return "finish", []
         waited = time.monotonic() - self._done_since
         if waited > self.config.evaluation.deadline_seconds:
             self.log.error(
                 "evaluation of version(s) %s not in after evaluation.deadline_seconds = %g: the run ends without it",
-                sorted(self.evaluation.open), self.config.evaluation.deadline_seconds,
+                sorted(self.evaluation.pending), self.config.evaluation.deadline_seconds,
             )  # fmt: skip
             return "finish", []
         self.phase("evaluating")

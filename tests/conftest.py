@@ -7,7 +7,9 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import settings
 
-from broker.runtime.redis_server import Binary, Server, connect_once, find_binary
+from broker.runtime.endpoint import connect_once
+from broker.runtime.redis_program import Binary, find_binary
+from broker.runtime.redis_server import Server
 from broker.settings import BrokerSettings, RunSettings
 
 # The same examples in every run, so that a red test is red again; explore with --hypothesis-profile=default.

@@ -10,6 +10,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -107,12 +108,19 @@ def modules() -> dict[str, Path]:
     return {".".join(path.relative_to(REPOSITORY).with_suffix("").parts): path for path in files}
 
 
+@cache
+def import_statements(path: Path) -> list[ast.Import | ast.ImportFrom]:
+    """Every import statement of a file, those inside functions included."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
+
+
 def own_imports(path: Path, known: Iterable[str]) -> Iterator[tuple[int, str]]:
     """(line, module) of every import of a module of ours, `from package import module` included."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in import_statements(path):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+        elif node.module is not None:
             names = [full if (full := f"{node.module}.{alias.name}") in known else node.module for alias in node.names]
         else:
             continue

@@ -23,12 +23,13 @@ from typing import Any, Protocol
 
 from broker.errors import EX_USAGE, SieveError
 from broker.queue.wire import Completion, Outcome, Prompt, Verdict
+from broker.settings import VERIFIER_NAME
 
 ENTRY_POINTS = "sieve.verifiers"
 COMMON_REASONS = frozenset({"truncated", "crashed", "deadline", "invalid_judgement"})
 """Reason codes that the service itself gives, whichever verifier is asked."""
 
-_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+_NAME = re.compile(VERIFIER_NAME)
 _REASON = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _MAX_TEXT = 2000
 _BUILT_IN = {

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from broker.errors import EX_TEMPORARY, BrokerFull, SieveError
-from broker.queue.heartbeat import Role
+from broker.queue.heartbeat import BEATS_PER_LEASE, Role
 from broker.queue.state import Work
 from broker.queue.verifier_client import VerifierClient
 from broker.runtime.service import UNREACHABLE, Service
@@ -237,7 +237,7 @@ class VerifierService(Service[VerifierClient]):
     def _keep(self, broker: VerifierClient) -> None:
         """Renew the claim on everything held, several times within a lease; runs in its own thread."""
         try:
-            while not self._ended.wait(self._lease_seconds / 4):
+            while not self._ended.wait(self._lease_seconds / BEATS_PER_LEASE):
                 for pool in self._pools:
                     entries = list(pool.in_hand)
                     if not entries:

@@ -10,9 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from broker.queue.heartbeat import MAX_QUEUES
-from broker.settings import Section
-
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
+from broker.settings import Section, VerifierName
 
 
 class QueueSettings(Section):
@@ -48,7 +46,7 @@ class QueueSettings(Section):
 class VerifierSettings(Section):
     """Settings of the verifying services, with one entry of `serve` for each verifier that prompts name."""
 
-    serve: Annotated[dict[Name, QueueSettings], Field(min_length=1, max_length=MAX_QUEUES)] = Field(
+    serve: Annotated[dict[VerifierName, QueueSettings], Field(min_length=1, max_length=MAX_QUEUES)] = Field(
         default_factory=lambda: {"arithmetic": QueueSettings()}
     )
     cache_bytes: Annotated[int, Field(ge=0, le=1 << 40)] = 64 << 20

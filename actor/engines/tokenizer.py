@@ -1,4 +1,4 @@
-"""Answers as text: the tokenizer at model.path, for engines that hand out token ids. No model here."""
+"""The tokenizer at model.path, with which engines turn token ids into the text of answers."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 from actor.engine import ModelUnusable
 
 Decode = Callable[[list[list[int]]], list[str]]
-"""Token ids of several answers, the end token included, to their texts without special tokens."""
+"""A function from the token ids of several answers, end tokens included, to their texts without special tokens."""
 
 
 def vocabulary(path: Path) -> int:
-    """How many tokens the model in the directory `path` knows. Raises ModelUnusable if its config cannot be read."""
+    """The vocabulary size of the model in the directory `path`. Raises ModelUnusable if its config cannot be read."""
     from transformers import AutoConfig
 
     try:
@@ -22,9 +22,9 @@ def vocabulary(path: Path) -> int:
 
 
 def open_tokenizer(path: Path, vocabulary: int) -> Decode:
-    """The tokenizer in the directory `path`; nothing is fetched from a network.
+    """The decoding function of the tokenizer in the directory `path`; nothing is fetched from a network.
 
-    Raises ModelUnusable if it cannot be read or has ids beyond the model's `vocabulary`."""
+    Raises ModelUnusable if the tokenizer cannot be read or has ids beyond the model's `vocabulary`."""
     from transformers import AutoTokenizer
 
     try:
@@ -36,8 +36,8 @@ def open_tokenizer(path: Path, vocabulary: int) -> Decode:
     largest = max(tokenizer.get_vocab().values())
     if largest >= vocabulary:
         raise ModelUnusable(
-            f"model.path = {path}: the tokenizer has token id {largest}, the model only {vocabulary} tokens; they "
-            f"belong to different models"
+            f"model.path = {path}: the tokenizer has token id {largest}, the model only {vocabulary} tokens; use the "
+            "tokenizer of this model"
         )
 
     def decode(rows: list[list[int]]) -> list[str]:

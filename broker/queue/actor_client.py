@@ -74,6 +74,7 @@ class ActorClient(RunConnection):
             BrokerFull: Redis is at its memory limit; repeat the call later.
         """
         payloads = [self._pack(completion) for completion in completions]
+        self._load_prompts((completion.lane, completion.prompt) for completion in completions)
         calls: list[dict[str, Any]] = []
         for start, end in portions([len(payload) for payload in payloads]):
             records = [

@@ -33,8 +33,8 @@ counts (bytes, hits and misses).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from typing import Any, Self, TypeVar, cast
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Self, TypeVar, cast, get_args
 
 import redis
 
@@ -63,7 +63,8 @@ class RunConnection:
         self._url = url
         self._scripts = scripts.Scripts(redis_client, self.prefix, settings.connect_seconds)
         self._spec: RunSpec | None = None
-        self._prompts: dict[tuple[Lane, int], Prompt] = {}
+        self._prompts: dict[tuple[Lane, int], Prompt | bytes] = {}
+        """The prompts read so far; packed until they are asked for."""
 
     @classmethod
     def connect(cls, settings: BrokerSettings, run: RunSettings, *, url: str | None = None) -> Self:
@@ -162,13 +163,24 @@ class RunConnection:
         Raises:
             WireError: there is none of this index, or it cannot be read.
         """
-        found = self._prompts.get((lane, index))
-        if found is None:
-            data = self._retry(lambda: self._redis.hget(self._key(f"prompts:{lane}"), str(index)), "reading a prompt")
-            if data is None:
-                raise WireError(f"Prompt: no prompt {index} in the {lane} lane")
-            found = self._prompts[(lane, index)] = unpack(Prompt, cast(bytes, data))
-        return found
+        if (lane, index) not in self._prompts:
+            self._load_prompts([(lane, index)])
+        data = self._prompts.get((lane, index))
+        if data is None:
+            raise WireError(f"Prompt: no prompt {index} in the {lane} lane")
+        if isinstance(data, bytes):
+            data = self._prompts[(lane, index)] = unpack(Prompt, data)
+        return data
+
+    def _load_prompts(self, wanted: Iterable[tuple[Lane, int]]) -> None:
+        """Read these prompts into the cache, as far as they are not there and exist, in one round trip per lane."""
+        missing = set(wanted).difference(self._prompts)
+        for lane in get_args(Lane):
+            indices = [index for at, index in missing if at == lane]
+            if indices:
+                found = self.fields(f"prompts:{lane}", [str(index) for index in indices])
+                known = {(lane, index): data for index, data in zip(indices, found, strict=True) if data is not None}
+                self._prompts.update(known)
 
     def version(self) -> int:
         """Newest published version (0 also before the base is published)."""

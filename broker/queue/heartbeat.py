@@ -11,12 +11,14 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Role = Literal["actor", "verifier", "learner", "broker", "launcher"]
+BEATS_PER_LEASE = 4
+"""Heartbeats, and refreshes of work in hand, that a service sends within broker.lease_seconds."""
 MAX_QUEUES = 256
 """The most verify queues that one service can name in its heartbeat, and so the most that a run can have."""
 
 
 class Heartbeat(BaseModel):
-    """State of one service; small, and sent whole every `lease_seconds / 4`."""
+    """State of one service; small, and sent whole each time."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)  # a newer service may send fields that an older reader lacks
 
@@ -41,3 +43,7 @@ class Heartbeat(BaseModel):
     """Metrics for the terminal: `tokens_per_second`, `version` …"""
     age_seconds: Annotated[float, Field(ge=0)] = 0.0
     """Seconds since this heartbeat arrived, by the clock of Redis. Filled by the reader, not sent."""
+
+    def alive(self, lease_seconds: float) -> bool:
+        """Whether the service has not stopped and its last heartbeat is younger than the lease."""
+        return self.phase != "stopped" and self.age_seconds < lease_seconds

@@ -63,8 +63,10 @@ class VerifierClient(RunConnection):
             if "NOGROUP" in str(error):  # the server lost its data; join again with the next call
                 self._joined.discard(verifier)
             raise
-        works = [self._read(verifier, consumer, entry.decode(), fields) for entry, fields in entries]
-        return [work for work in works if work is not None]
+        works, malformed = self._read(entries)
+        if malformed:
+            self.script("judge", **self._verdicts(verifier, consumer, malformed))
+        return [work for work, tried in works if self._may_try(verifier, consumer, work, tried)]
 
     def _join(self, verifier: str) -> None:
         queue = self._queue(verifier)
@@ -108,32 +110,52 @@ class VerifierClient(RunConnection):
             entries += found if not found or isinstance(found[0], tuple) else found[0]
         return entries
 
-    def _read(self, verifier: str, consumer: str, entry: str, fields: dict[bytes, bytes]) -> Work | None:
+    def _read(self, entries: Sequence[Entry]) -> tuple[list[tuple[Work, set[str]]], list[dict[str, str | bytes]]]:
+        """Work, each with the consumers that have tried it; and records for judge.lua of what cannot be read."""
+        works: list[tuple[Work, set[str]]] = []
+        malformed: list[dict[str, str | bytes]] = []
+        completions = [self._completion(fields) for _, fields in entries]
+        readable = [completion for completion in completions if isinstance(completion, Completion)]
+        self._load_prompts((completion.lane, completion.prompt) for completion in readable)
+        for (raw_entry, fields), completion in zip(entries, completions, strict=True):
+            entry = raw_entry.decode()
+            try:
+                if isinstance(completion, WireError):
+                    raise completion
+                prompt = self.prompt(completion.lane, completion.prompt)
+                attempt = int(fields[b"t"]) + 1
+            except (WireError, KeyError, ValueError) as error:
+                reason = str(error)[:200] if isinstance(error, WireError) else f"queue entry: {type(error).__name__}"
+                malformed.append({"entry": entry, "outcome": "malformed", "reason": reason, "body": b""})
+            else:
+                tried = {name.decode() for name in fields.get(b"w", b"").split()}
+                works.append((Work(entry, completion, prompt, attempt), tried))
+        return works, malformed
+
+    def _completion(self, fields: dict[bytes, bytes]) -> Completion | WireError:
         try:
             completion = unpack(Completion, fields.get(b"p", b""), max_bytes=self.settings.max_item_bytes)
-            where = (fields.get(b"g", b"").decode(), fields.get(b"i", b"").decode())
-            if where != (completion.group_id, str(completion.idx)):
-                raise WireError("Completion: not the one its queue entry names")
-            prompt = self.prompt(completion.lane, completion.prompt)
-            attempt = int(fields[b"t"]) + 1
-        except (WireError, KeyError, ValueError) as error:
-            reason = str(error)[:200] if isinstance(error, WireError) else f"queue entry: {type(error).__name__}"
-            malformed: dict[str, str | bytes] = {"entry": entry, "outcome": "malformed", "reason": reason, "body": b""}
-            self.script("judge", **self._verdicts(verifier, consumer, [malformed]))
-            return None
-        tried = {name.decode() for name in fields.get(b"w", b"").split()}
-        if consumer in tried and self._has_others(verifier, tried):
-            self.requeue(verifier, [Work(entry, completion, prompt, attempt)])
-            time.sleep(0.05)  # do not spin on one entry while the other consumer is busy
-            return None
-        return Work(entry, completion, prompt, attempt)
+        except WireError as error:
+            return error
+        named = (fields.get(b"g", b""), fields.get(b"i", b""))
+        if named != (completion.group_id.encode(), str(completion.idx).encode()):
+            return WireError("Completion: not the one its queue entry names")
+        return completion
+
+    def _may_try(self, verifier: str, consumer: str, work: Work, tried: set[str]) -> bool:
+        """Whether this consumer may judge the work now; if a consumer that has not tried it lives, it is requeued."""
+        if consumer not in tried or not self._has_others(verifier, tried):
+            return True
+        self.requeue(verifier, [work])
+        time.sleep(0.05)  # do not spin on one entry while the other consumer is busy
+        return False
 
     def _has_others(self, verifier: str, tried: set[str]) -> bool:
         """Whether a living consumer has not tried yet; without one, those who have must try again."""
         queue = self._queue(verifier)
         consumers = self._retry(lambda: self._redis.xinfo_consumers(queue, GROUP), "listing the consumers")
         names = {c["name"].decode() for c in consumers} - tried
-        alive = {heartbeat.id for heartbeat in self.services() if heartbeat.age_seconds < self.settings.lease_seconds}
+        alive = {heartbeat.id for heartbeat in self.services() if heartbeat.alive(self.settings.lease_seconds)}
         return bool(names & alive)
 
     def refresh(self, verifier: str, consumer: str, entries: Sequence[str]) -> None:

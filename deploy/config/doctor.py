@@ -14,7 +14,7 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from broker.errors import SieveError
-from broker.runtime.redis_server import find_binary
+from broker.runtime.redis_program import find_binary
 from deploy.config.checks import problems_of
 from deploy.config.tree import Config
 from verifier.protocol import make

@@ -1,40 +1,43 @@
-"""Validation errors of a configuration in words: one line each, with the key, the value, the limit and the remedy.
-
-An unknown key gets the nearest known one, from the section where it stands or from anywhere in the configuration.
-"""
+"""Validation errors of a configuration in words: one line each, with the key, the value, the limit and the remedy."""
 
 from __future__ import annotations
 
 import difflib
 import typing
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, Tag, ValidationError
 
 from deploy.config.tree import Config
 
+BOUNDS = {
+    "greater_than_equal": ("at least", "ge"),
+    "greater_than": ("greater than", "gt"),
+    "less_than_equal": ("at most", "le"),
+    "less_than": ("less than", "lt"),
+}
+"""Kinds of errors about a bound, each with its words and with the key of the bound in the error's context."""
+
 
 def explain(error: ValidationError) -> list[str]:
-    """Pydantic's errors, one line each: the key, the value, the limit and what to do."""
+    """One line for each error that pydantic found."""
     return [_line(problem) for problem in error.errors(include_url=False)]
 
 
 def _line(problem: Any) -> str:
-    loc, sections, dropped = _written([str(part) for part in problem["loc"]])
-    key, kind, context = ".".join(loc), problem["type"], problem.get("ctx", {})
+    place = _place([str(part) for part in problem["loc"]])
+    key, kind, context = ".".join(place.keys), problem["type"], problem.get("ctx", {})
     value = "***" if key == "broker.url" else repr(problem.get("input"))[:80]
-    bounds = {"greater_than_equal": ("at least", "ge"), "greater_than": ("greater than", "gt"),
-              "less_than_equal": ("at most", "le"), "less_than": ("less than", "lt")}  # fmt: skip
     if kind == "extra_forbidden":
-        return f"{key} = {value}: unknown key; {_other_member(loc, sections, dropped) or _nearest(loc, sections)}"
+        return f"{key} = {value}: unknown key; {_remedy_for_unknown(place)}"
     if kind == "missing":
         return f"{key}: required and not given; add it to the file or pass --set {key}=…"
-    if kind in bounds:
-        words, name = bounds[kind]
+    if kind in BOUNDS:
+        words, name = BOUNDS[kind]
         return f"{key} = {value}: must be {words} {context[name]}; change {key}"
     if kind == "value_error":
-        # The section's own validator: its message already says value, limit and remedy.
+        # Raised by a section's own validator, whose message has value, limit and remedy.
         message = str(context.get("error", problem["msg"]))
         return message if message.startswith(key) else f"{key}: {message}"
     if kind in ("literal_error", "enum"):
@@ -49,10 +52,50 @@ def _line(problem: Any) -> str:
     return f"{key} = {value}: {problem['msg']}; change {key}"
 
 
-def _nearest(loc: list[str], sections: list[type[BaseModel]]) -> str:
-    """What was probably meant by the unknown last part of `loc`, in which `sections` may stand."""
-    leaf, parents = loc[-1], loc[:-1]
-    here = sorted({name for section in sections for name in section.model_fields})
+class _Place(NamedTuple):
+    """Where an error is, in terms of what a person wrote."""
+
+    keys: list[str]
+    """The keys from the root down. Pydantic's own location also has the tags of union members."""
+    sections: list[type[BaseModel]]
+    """The sections that the last key may belong to."""
+    others: list[type[BaseModel]]
+    """The members of a union that were not chosen on the way."""
+
+
+def _place(location: list[str]) -> _Place:
+    """Follow pydantic's location of an error from the root of the configuration down."""
+    here: list[Any] = [Config]
+    keys: list[str] = []
+    others: list[type[BaseModel]] = []
+    for number, part in enumerate(location):
+        sections = [section for annotation in here for section in _sections_in(annotation)]
+        members = [member for annotation in here for member in _tagged(annotation, part)]
+        if not members and len(sections) > 1:
+            members = [section for section in sections if _only_value(section, "name") == part]
+        below = [section.model_fields[part].annotation for section in sections if part in section.model_fields]
+        if members:  # a tag: it chooses among the members of a union
+            here = members
+            chosen = {section for annotation in here for section in _sections_in(annotation)}
+            others = [*others, *(section for section in sections if section not in chosen)]
+        else:
+            keys.append(part)
+            if below and number < len(location) - 1:
+                here, others = below, []
+    return _Place(keys, [section for annotation in here for section in _sections_in(annotation)], others)
+
+
+def _remedy_for_unknown(place: _Place) -> str:
+    """What to do about an unknown key: it belongs to another member of the union, is misspelt, or is to be removed."""
+    *parents, leaf = place.keys
+    owners = [name for other in place.others if leaf in other.model_fields and (name := _only_value(other, "name"))]
+    chosen = _only_value(place.sections[0], "name") if len(place.sections) == 1 else ""
+    if owners and chosen:
+        return (
+            f"{chosen} has no such key, {', '.join(owners)} has; remove it, or replace the section: "
+            f"--set {'.'.join(parents)}='{{name: {chosen}}}'"
+        )
+    here = sorted({name for section in place.sections for name in section.model_fields})
     near = difflib.get_close_matches(leaf, here, 1, 0.6)
     if near:
         return f"did you mean {'.'.join([*parents, near[0]])}?"
@@ -63,41 +106,6 @@ def _nearest(loc: list[str], sections: list[type[BaseModel]]) -> str:
     return f"remove it; known here: {', '.join(here)}"
 
 
-def _other_member(loc: list[str], sections: list[type[BaseModel]], others: list[type[BaseModel]]) -> str:
-    """The remedy for a key that another member of the same union has; empty where none has it."""
-    leaf, parent = loc[-1], ".".join(loc[:-1])
-    owners = [name for other in others if leaf in other.model_fields and (name := _literal(other, "name"))]
-    chosen = _literal(sections[0], "name") if len(sections) == 1 else ""
-    if not owners or not chosen:
-        return ""
-    return (
-        f"{chosen} has no such key, {', '.join(owners)} has; remove it, or replace the section: "
-        f"--set {parent}='{{name: {chosen}}}'"
-    )
-
-
-def _written(loc: list[str]) -> tuple[list[str], list[type[BaseModel]], list[type[BaseModel]]]:
-    """(`loc` as a person writes it, without pydantic's tags of union members; the sections in which its last part
-    stands; the other members of their union)."""
-    here: list[Any] = [Config]
-    keys: list[str] = []
-    others: list[type[BaseModel]] = []
-    for number, part in enumerate(loc):
-        models = [model for annotation in here for model in _models_in(annotation)]
-        tagged = [inner for annotation in here for inner in _tagged(annotation, part)]
-        tagged = tagged or [model for model in models if len(models) > 1 and _literal(model, "name") == part]
-        below = [model.model_fields[part].annotation for model in models if part in model.model_fields]
-        if tagged:
-            here = tagged
-            kept = {model for annotation in here for model in _models_in(annotation)}
-            others = [*others, *(model for model in models if model not in kept)]
-        else:
-            keys.append(part)
-            if below and number < len(loc) - 1:
-                here, others = below, []
-    return keys, [model for annotation in here for model in _models_in(annotation)], others
-
-
 def _tagged(annotation: Any, tag: str) -> list[Any]:
     """The members of a union that carry `Tag(tag)`."""
     arguments = typing.get_args(annotation)
@@ -106,24 +114,24 @@ def _tagged(annotation: Any, tag: str) -> list[Any]:
     return [inner for argument in arguments for inner in _tagged(argument, tag)]
 
 
-def _literal(model: type[BaseModel], field: str) -> str:
-    """The only value that `field` of `model` may have; empty where it is not such a field."""
-    allowed = typing.get_args(model.model_fields[field].annotation) if field in model.model_fields else ()
+def _only_value(section: type[BaseModel], field: str) -> str:
+    """The value of a field that can have only one, as a Literal; empty where `section` has no such field."""
+    allowed = typing.get_args(section.model_fields[field].annotation) if field in section.model_fields else ()
     return str(allowed[0]) if len(allowed) == 1 and isinstance(allowed[0], str) else ""
 
 
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
+def _sections_in(annotation: Any) -> list[type[BaseModel]]:
     """Every section type in an annotation: optional, union, mapping and annotated ones included."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [model for part in typing.get_args(annotation) for model in _models_in(part)]
+    return [section for part in typing.get_args(annotation) for section in _sections_in(part)]
 
 
-def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(name, full key) of every setting that is not itself a section."""
-    for name, field in model.model_fields.items():
-        below = _models_in(field.annotation)
+def _keys(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(name, full key) of every setting in `section` and below that is not itself a section."""
+    for name, field in section.model_fields.items():
+        below = _sections_in(field.annotation)
         if not below:
             yield name, f"{prefix}{name}"
-        for section in below:
-            yield from _keys(section, f"{prefix}{name}.")
+        for inner in below:
+            yield from _keys(inner, f"{prefix}{name}.")

@@ -22,8 +22,9 @@ from rich.console import Console
 
 from broker.errors import EX_DATA, EX_OK, EX_UNAVAILABLE, SieveError
 from broker.queue.admin_client import AdminClient
+from broker.runtime.endpoint import answers, read_endpoint
 from broker.runtime.metrics import close_log, open_log
-from broker.runtime.redis_server import Server, answers, read_endpoint
+from broker.runtime.redis_server import Server
 from deploy.config.tree import Config, plain
 from deploy.launch.ray_units import Unit, Unplaceable, connect, make_units
 from deploy.launch.restarts import KILLED

@@ -1,9 +1,9 @@
-"""The run's processes as Ray actors: create, start, see how they end, start again, stop, kill.
+"""The processes of a run as Ray actors, in units: created, started, restarted, stopped and killed.
 
-A unit is what is restarted together: one actor, one verifier, or all ranks of the learner (a rank's death ends its
-collectives, so the gang starts again from the last checkpoint). Ray brings a dead process back (`max_restarts=-1`)
-but never repeats the call that it died in (`max_task_retries=0`): whether and when it serves again is decided here,
-by restarts.py.
+A unit is what is restarted together: one actor, one verifier, or all ranks of the learner, whose collectives break
+when one rank dies, so that all of them start again from the last checkpoint. Ray brings a dead process back
+(`max_restarts=-1`) but does not repeat the call that it died in (`max_task_retries=0`): whether and when a unit serves
+again is decided by the launcher with restarts.py.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.job_config import JobConfig
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from broker.errors import EX_UNAVAILABLE, SieveError
+from deploy.config import search_path
 from deploy.config.settings import Share
 from deploy.config.tree import Config
 from deploy.launch.ray_host import Ended, Host
@@ -28,13 +30,16 @@ from deploy.launch.restarts import KILLED, Restarts
 from deploy.launch.roles import Startable
 
 GATHER_SECONDS = 5.0
-"""After one rank ended, how long the others may take to end too: whoever was killed is the cause, not who noticed."""
+"""How long the other ranks may take to end after the first: only then is it known which one was killed, the cause, and
+which ones merely lost their connection to it."""
 log = logging.getLogger("sieve.launcher")
 START_ATTEMPTS = 3
-"""Of a local Ray: its own processes have 30 s, which no setting lengthens; a loaded machine can be slower."""
+"""How often a local Ray is tried: its processes have 30 s to start, which no setting extends, and a loaded machine can
+take longer."""
 PLACE_SECONDS = 120.0
+"""Deadline for the learner's resources."""
 START_SECONDS = 120.0
-"""For a Ray actor's process to answer, on a loaded machine or a cluster that starts a node."""
+"""Deadline for a Ray actor's process to answer: the machine may be loaded, or the cluster may have to add a node."""
 
 
 class RayUnavailable(SieveError):
@@ -43,13 +48,25 @@ class RayUnavailable(SieveError):
     exit_code = EX_UNAVAILABLE
 
 
+class Job(JobConfig):  # type: ignore[misc]  # ray has no types
+    """A job whose workers find modules as the launcher does.
+
+    Ray would put the launcher's working directory first on their path, where a folder of the user's own called `actor`
+    or `deploy` hides the installed package. It does not where the job has a working directory of its own. (A private
+    name: ray is pinned to one minor release.)
+    """
+
+    def _runtime_env_has_working_dir(self) -> bool:
+        return True
+
+
 class Unplaceable(Exception):
-    """The cluster lacks the resources; the message names what was asked for and what is there."""
+    """The cluster lacks the resources; the message names what is needed and what is there."""
 
 
 @dataclass
 class Unit:
-    """One actor, one verifier or the learner's ranks; `label` is what a person sees."""
+    """One actor, one verifier, or all ranks of the learner; `label` is its name in messages."""
 
     role: Startable
     index: int
@@ -60,13 +77,15 @@ class Unit:
     """Pending `run` call → its member."""
     started: float = 0.0
     due: float | None = 0.0
-    """Monotonic time of the next start; None while it runs or after it is done."""
+    """Monotonic time of the next start; None while it runs and after it is done."""
     worked: bool = False
-    """Whether it was seen beyond its set-up since its last start."""
+    """Whether it has got past its set-up since its last start."""
     processes: list[int] = field(default_factory=list)
+    """Process ids of the members since the last start."""
     done: bool = False
+    """Whether it ended and will not be started again."""
     group: PlacementGroup | None = None
-    """What is reserved for the members together; given back when the unit is killed."""
+    """The resources reserved for all members together; returned when the unit is killed."""
 
     def start(self) -> None:
         """Call `run` on every member. Raises RayError when a process does not come up in time."""
@@ -80,14 +99,14 @@ class Unit:
         world = len(self.members)
         if self.role != "learner" or world == 1:
             return [{} for _ in self.members]
-        # A port that is free now, on the machine of rank 0: each gang meets at a new one.
+        # A new port, free now, on the machine of rank 0 for each start: the old one may still be in use.
         host, port = ray.get(self.members[0].address.remote(), timeout=START_SECONDS)
         shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": host, "MASTER_PORT": str(port)}
         # Ray shows every process its own GPUs only, so the local index is always 0.
         return [{**shared, "RANK": str(rank), "LOCAL_RANK": "0"} for rank in range(world)]
 
     def ended(self) -> Ended | None:
-        """How the unit ended, None while all of it runs. One ended member ends the others."""
+        """The end of the unit, or None while all members run. When one member has failed, the others are killed."""
         if not self.running:
             return None
         ready, _ = ray.wait(list(self.running), num_returns=1, timeout=0)
@@ -96,8 +115,7 @@ class Unit:
         ready, pending = ray.wait(list(self.running), num_returns=len(self.running), timeout=GATHER_SECONDS)
         ends = [_end(call) for call in ready]
         if pending and all(end.code == 0 for end in ends):
-            # Ranks finish together, but the last one may still be writing.
-            return None
+            return None  # the ranks finish together, but one may still be writing
         for call in pending:
             ray.kill(self.running[call], no_restart=False)
         self.running.clear()
@@ -105,7 +123,7 @@ class Unit:
         return (killed or sorted(ends, key=lambda end: end.code == 0))[0]
 
     def refresh(self) -> None:
-        """Give every member a fresh process: what failed inside may have left threads or half a model behind."""
+        """Give every member a new process: a failed service may have left threads or half a model behind."""
         for member, process in zip(self.members, self.processes, strict=True):
             try:
                 if ray.get(member.process.remote(), timeout=5.0) == process:
@@ -119,7 +137,7 @@ class Unit:
             member.stop.remote(reason)
 
     def kill(self) -> None:
-        """End every member for good, now."""
+        """Kill every member and return its resources."""
         self.running.clear()
         self.due = None
         for member in self.members:
@@ -140,7 +158,7 @@ def _end(call: Any) -> Ended:
 
 
 def _why(error: RayError) -> str:
-    """Ray's account of a death, as far as it is one line."""
+    """Why a process died, from Ray's error, which is a long text."""
     text = str(error)
     for sign, words in (
         ("SIGKILL", "killed (SIGKILL)"),
@@ -172,9 +190,9 @@ def connect(config: Config) -> None:
 
 def _connect(config: Config) -> None:
     launch = config.launch
-    quiet = {"log_to_driver": False, "logging_level": "error"}
-    # Ray prints a paragraph into the terminal for every process that dies, which no option turns off. The launcher says
-    # it in one line; the paragraph goes to its log. (A private name: ray is pinned to one minor release.)
+    quiet = {"log_to_driver": False, "logging_level": "error", "job_config": Job()}
+    # Ray prints a paragraph to the terminal for every process that dies, and has no option against it. The launcher
+    # prints one line; the paragraph goes to its log. (A private name: ray is pinned to one minor release.)
     ray._private.worker.print_to_stdstream = _to_log
     if launch.address is not None:
         ray.init(address=launch.address, **quiet)
@@ -183,7 +201,7 @@ def _connect(config: Config) -> None:
     shares += sum(queue.replicas for queue in config.verifier.serve.values()) * launch.verifier.cpus
     ray.init(
         address="local",
-        # The books are made to fit the run: on a small machine its processes share cores instead of never being placed.
+        # As many as the run reserves: on a small machine its processes then share cores instead of never being placed.
         num_cpus=max(1, math.ceil(shares)),
         object_store_memory=launch.object_store_bytes,
         include_dashboard=launch.dashboard,
@@ -197,7 +215,7 @@ def _to_log(data: Mapping[str, Any], **_: Any) -> None:
 
 
 def make_units(config: Config, tree: Mapping[str, Any], url: str) -> list[Unit]:
-    """Every unit of the run, the learner first; nothing serves yet. Raises Unplaceable."""
+    """All units of the run, the learner first; none is started yet. Raises Unplaceable."""
     launch = config.launch
     units = [_learner(config, tree, url)]
     for index in range(config.actor.replicas):
@@ -213,7 +231,7 @@ def make_units(config: Config, tree: Mapping[str, Any], url: str) -> list[Unit]:
 
 
 def _learner(config: Config, tree: Mapping[str, Any], url: str) -> Unit:
-    """All ranks, reserved together: half a gang would hold resources and wait for ever."""
+    """The learner's unit. Its ranks are placed all or none: a part of them would hold resources and wait for ever."""
     launch = config.launch
     bundle = {"CPU": launch.learner.cpus, "GPU": launch.learner.gpus}
     bundle = {name: amount for name, amount in bundle.items() if amount} or {"CPU": 0.001}
@@ -221,8 +239,8 @@ def _learner(config: Config, tree: Mapping[str, Any], url: str) -> Unit:
     if not group.wait(PLACE_SECONDS):
         have = {name: amount for name, amount in ray.cluster_resources().items() if name in ("CPU", "GPU")}
         raise Unplaceable(
-            f"launch.ranks = {launch.ranks} learner ranks of {bundle} do not fit the cluster, which has {have}; lower "
-            f"launch.ranks or launch.learner, or add nodes"
+            f"launch.ranks = {launch.ranks}: as many learner ranks of {bundle} do not fit the cluster, which has "
+            f"{have}; lower launch.ranks or launch.learner, or add nodes"
         )
     members = [
         _member("learner", launch.learner, tree, url, rank, (), launch.threads, group) for rank in range(launch.ranks)
@@ -232,12 +250,23 @@ def _learner(config: Config, tree: Mapping[str, Any], url: str) -> Unit:
 
 
 def _member(
-    role: Startable, share: Share, tree: Mapping[str, Any], url: str, index: int, names: Sequence[str], threads: int,
+    role: Startable,
+    share: Share,
+    tree: Mapping[str, Any],
+    url: str,
+    index: int,
+    names: Sequence[str],
+    threads: int,
     group: PlacementGroup | None = None,
-) -> Any:  # fmt: skip
+) -> Any:
     options: dict[str, Any] = {
-        "num_cpus": share.cpus, "num_gpus": share.gpus, "max_restarts": -1, "max_task_retries": 0, "max_concurrency": 2,
-    }  # fmt: skip
+        "num_cpus": share.cpus,
+        "num_gpus": share.gpus,
+        "max_restarts": -1,
+        "max_task_retries": 0,
+        "max_concurrency": 2,
+    }
     if group is not None:
         options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
-    return ray.remote(Host).options(**options).remote(role, tree, index=index, url=url, names=names, threads=threads)
+    named = {"index": index, "url": url, "names": names, "threads": threads, "search": search_path.added()}
+    return ray.remote(Host).options(**options).remote(role, tree, **named)

@@ -1,5 +1,5 @@
 """The state of a run at one moment: the probe, the diagnosis of stalls, and its views for terminals and Prometheus.
 
-May import broker, deploy.config and deploy.rundir.
+May import broker, learner.step_record, deploy.config and deploy.rundir.
 Never changes the run.
 """

@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 
 from broker.errors import SieveError
 from broker.queue.admin_client import AdminClient
-from broker.queue.heartbeat import Heartbeat, Role
+from broker.queue.heartbeat import BEATS_PER_LEASE, Heartbeat, Role
 from broker.queue.state import Depths
 from broker.runtime.metrics import BaseMetrics, MetricsServer
 from broker.runtime.service import UNREACHABLE, explain
@@ -151,7 +151,7 @@ class Exporter:
             try:
                 if broker is None:
                     broker = AdminClient.connect(self._config.broker, self._config.run, url=self._url)
-                if time.monotonic() - beat > self._config.broker.lease_seconds / 4:
+                if time.monotonic() - beat > self._config.broker.lease_seconds / BEATS_PER_LEASE:
                     beat = time.monotonic()
                     broker.heartbeat(self._heartbeat("watching"))
                 self._export(probe(broker))

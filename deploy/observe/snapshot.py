@@ -31,11 +31,8 @@ class Snapshot:
 
     def alive(self, role: Role) -> list[Heartbeat]:
         """The services of `role` with a recent heartbeat that have not stopped."""
-        return [
-            heartbeat
-            for heartbeat in self.services
-            if heartbeat.role == role and heartbeat.phase != "stopped" and heartbeat.age_seconds < self.lease_seconds
-        ]
+        alive = (heartbeat for heartbeat in self.services if heartbeat.alive(self.lease_seconds))
+        return [heartbeat for heartbeat in alive if heartbeat.role == role]
 
     @property
     def tokens_per_second(self) -> float:

@@ -15,7 +15,8 @@ from rich.live import Live
 
 from broker.errors import EX_OK, EX_TEMPORARY, EX_UNAVAILABLE, BrokerUnavailable
 from broker.queue.admin_client import AdminClient
-from broker.runtime.redis_server import Server, answers, read_endpoint, resolve_url
+from broker.runtime.endpoint import answers, read_endpoint, resolve_url
+from broker.runtime.redis_server import Server
 from broker.settings import BrokerSettings
 from deploy.config.tree import Config
 from deploy.observe.snapshot import Snapshot, probe
@@ -88,9 +89,9 @@ def _show_stopped(config: Config, console: Console, tail: Tail, error: str) -> i
     if record is None:
         _print(console, f"{config.run.name}: not running: {error}")
         return EX_UNAVAILABLE
-    finished = record["step"] >= config.schedule.steps
+    finished = record.step >= config.schedule.steps
     state = "finished" if finished else "stopped; continue it with `sieve run CONFIG --resume`"
-    _print(console, f"{config.run.name}: step {record['step']}/{config.schedule.steps}, {state}")
+    _print(console, f"{config.run.name}: step {record.step}/{config.schedule.steps}, {state}")
     return EX_OK if finished else EX_UNAVAILABLE
 
 

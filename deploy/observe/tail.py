@@ -6,7 +6,9 @@ import json
 import statistics
 from collections import deque
 from pathlib import Path
-from typing import Any
+
+from deploy.rundir.run_files import step_record
+from learner.step_record import StepRecord
 
 RECENT = 20
 """Number of newest steps that are kept, over which the pace is taken."""
@@ -20,10 +22,10 @@ class Tail:
     def __init__(self, run: Path) -> None:
         self._path = run / "metrics.jsonl"
         self._offset = 0
-        self.recent: deque[dict[str, Any]] = deque(maxlen=RECENT)
+        self.recent: deque[StepRecord] = deque(maxlen=RECENT)
 
-    def read(self) -> dict[str, Any] | None:
-        """The newest step's record, or None before the first step."""
+    def read(self) -> StepRecord | None:
+        """The newest step's record, or None before the first step. Raises RecordError for a line that is none."""
         try:
             with self._path.open("rb") as file:
                 if file.seek(0, 2) < self._offset:
@@ -33,12 +35,12 @@ class Tail:
                     if not line.endswith(b"\n"):
                         break  # still being written
                     self._offset += len(line)
-                    self.recent.append(json.loads(line))
+                    self.recent.append(step_record(self._path, json.loads(line)))
         except FileNotFoundError:
             return None
         return self.recent[-1] if self.recent else None
 
     def seconds_per_step(self) -> float | None:
         """Median duration of the recent steps, waits included; None before MIN_PACE_STEPS of them."""
-        paces = [record["seconds"] for record in self.recent if record.get("seconds") is not None]
+        paces = [record.seconds for record in self.recent]
         return statistics.median(paces) if len(paces) >= MIN_PACE_STEPS else None

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -20,6 +19,7 @@ from rich.text import Text
 from deploy.observe.snapshot import Snapshot
 from deploy.observe.stall import Stall
 from deploy.observe.tail import Tail
+from learner.step_record import StepRecord
 
 PLAIN_SECONDS = 5.0
 """Time between two lines when the output is not a terminal."""
@@ -77,7 +77,7 @@ class View:
 
 def render(
     snapshot: Snapshot,
-    record: dict[str, Any] | None,
+    record: StepRecord | None,
     tail: Tail,
     name: str,
     steps: int,
@@ -95,7 +95,7 @@ def render(
     )
 
 
-def summary_line(snapshot: Snapshot, record: dict[str, Any] | None, tail: Tail, steps: int) -> str:
+def summary_line(snapshot: Snapshot, record: StepRecord | None, tail: Tail, steps: int) -> str:
     """Progress, metrics and queue depths in one line."""
     depths = snapshot.depths
     if depths is None:
@@ -105,7 +105,7 @@ def summary_line(snapshot: Snapshot, record: dict[str, Any] | None, tail: Tail, 
     else:
         progress = "  ".join(
             [
-                f"step {record['step']}/{steps}",
+                f"step {record.step}/{steps}",
                 f"{_clock(_seconds_left(record, tail, steps))} left",
                 f"pass {_number(record, 'pass_rate', 3)}",
                 f"stale {_number(record, 'staleness_mean', 2)}",
@@ -129,9 +129,9 @@ def _starting(snapshot: Snapshot) -> list[str]:
     return ["; ".join(shown)] if shown else []
 
 
-def _seconds_left(record: dict[str, Any], tail: Tail, steps: int) -> float | None:
+def _seconds_left(record: StepRecord, tail: Tail, steps: int) -> float | None:
     pace = tail.seconds_per_step()
-    return None if pace is None else max(0.0, pace * (steps - record["step"]))
+    return None if pace is None else max(0.0, pace * (steps - record.step))
 
 
 def _clock(seconds: float | None) -> str:
@@ -142,13 +142,13 @@ def _clock(seconds: float | None) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def _number(record: dict[str, Any] | None, name: str, digits: int) -> str:
-    value = None if record is None else record.get(name)
+def _number(record: StepRecord | None, name: str, digits: int) -> str:
+    value = None if record is None else getattr(record, name)
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def _progress(record: dict[str, Any] | None, tail: Tail, name: str, steps: int) -> RenderableType:
-    step = 0 if record is None else int(record["step"])
+def _progress(record: StepRecord | None, tail: Tail, name: str, steps: int) -> RenderableType:
+    step = 0 if record is None else record.step
     left = NO_TIME if record is None else _clock(_seconds_left(record, tail, steps))
     pace = tail.seconds_per_step()
     grid = Table.grid(padding=(0, 2))
@@ -161,7 +161,7 @@ def _progress(record: dict[str, Any] | None, tail: Tail, name: str, steps: int) 
     return grid
 
 
-def _metrics(snapshot: Snapshot, record: dict[str, Any] | None) -> RenderableType:
+def _metrics(snapshot: Snapshot, record: StepRecord | None) -> RenderableType:
     staleness = f"{_number(record, 'staleness_mean', 2)} (max {_number(record, 'staleness_max', 0)})"
     cells = [
         ("pass rate", _number(record, "pass_rate", 3)),

@@ -79,7 +79,7 @@ def last_version(run: Path) -> int:
     """The newest evaluated version of a run. Raises RecordError without one."""
     evaluated = run_files.evaluations(run)
     if not evaluated:
-        raise RecordError(f"{run / 'eval.jsonl'}: no evaluation is finished; `sieve run --resume` goes on")
+        raise RecordError(f"{run / 'eval.jsonl'}: no evaluation is finished; continue with `sieve run CONFIG --resume`")
     return int(evaluated[-1]["version"])
 
 
@@ -97,9 +97,9 @@ def estimates(seeds: Sequence[Sequence[Counted]]) -> dict[str, Estimate]:
     c = np.array([[result.correct for result in given] for given in table])
     found = {f"pass@{k}": bootstrap(pass_at_k(n, c, k)) for k in KS if k <= n.min()}
     found["distinct_correct"] = bootstrap([[len(counted.answers) for counted in given] for given in seeds])
-    for name, measure in DIVERSITY.items():
+    for name, index in DIVERSITY.items():
         values = [
-            per_prompt(given, lambda r, measure=measure: measure(r.answers) if r.correct > 1 else np.nan)  # type: ignore[misc]
+            per_prompt(given, lambda r, index=index: index(r.answers) if r.correct > 1 else np.nan)  # type: ignore[misc]
             for given in table
         ]
         known = np.isfinite(values).any(0)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from deploy.reports.summary import Report
+from learner.step_record import StepRecord
 
 GREY, BLUE, VERMILION, GREEN, INK = "#6e6e6e", "#0072B2", "#D55E00", "#009E73", "#222222"
 SMOOTH = 9
@@ -38,23 +39,36 @@ def draw(report: Report, path: Path) -> None:
         grid = figure.add_gridspec(2, 4)
         _coverage(figure.add_subplot(grid[:, :2]), report)
         panels = [figure.add_subplot(grid[row, column]) for row in (0, 1) for column in (2, 3)]
-        x = np.array([record["step"] for record in report.steps], dtype=float)
+        x = np.array([record.step for record in report.steps], dtype=float)
         _curves(panels[0], x, report.steps, "Pass rate of training samples", [("pass_rate", "", BLUE, "-")], low=0)
         _curves(
-            panels[1], x, report.steps, "Staleness (versions)",
-            [("staleness_mean", "mean", BLUE, "-"), ("staleness_max", "max", GREY, ":")], low=0,
-        )  # fmt: skip
+            panels[1],
+            x,
+            report.steps,
+            "Staleness (versions)",
+            [("staleness_mean", "mean", BLUE, "-"), ("staleness_max", "max", GREY, ":")],
+            low=0,
+        )
         _curves(
-            panels[2], x, report.steps, "Effective sample size (share)",
+            panels[2],
+            x,
+            report.steps,
+            "Effective sample size (share)",
             [("ess_rho_alpha", "ρ^α", BLUE, "-"), ("ess_rho", "ρ", VERMILION, "--"), ("ess_weight", "W", GREEN, "-.")],
-            low=0, high=1.03,
-        )  # fmt: skip
+            low=0,
+            high=1.03,
+        )
         _curves(panels[3], x, report.steps, "Mean pseudo-reward E[r]", [("mean_r", "", BLUE, "-")], low=0)
         panels[3].axhline(1.0, color=VERMILION, linewidth=1, linestyle="--")
         panels[3].annotate(
-            "r = 1 at the target", (0.98, 1.0), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8,
+            "r = 1 at the target",
+            (0.98, 1.0),
+            xycoords=("axes fraction", "data"),
+            ha="right",
+            va="bottom",
+            fontsize=8,
             color=VERMILION,
-        )  # fmt: skip
+        )
         panels[3].set_ylim(0, max(1.15, panels[3].get_ylim()[1]))
         for panel in panels[2:]:
             panel.set_xlabel("optimiser step")
@@ -98,7 +112,7 @@ def _coverage(axes: Any, report: Report) -> None:
 def _curves(
     axes: Any,
     x: np.ndarray[Any, Any],
-    steps: list[dict[str, Any]],
+    steps: list[StepRecord],
     title: str,
     series: list[tuple[str, str, str, str]],
     *,
@@ -112,7 +126,7 @@ def _curves(
     axes.set_title(title)
     drawn = False
     for name, label, colour, dash in series:
-        y = np.array([record.get(name, np.nan) for record in steps], dtype=float)
+        y = np.array([getattr(record, name) for record in steps], dtype=float)
         known = np.isfinite(y)
         if not known.any():
             continue

@@ -17,6 +17,7 @@ from deploy.rundir import run_files
 from deploy.rundir.run_files import RecordError, Samples
 from deploy.rundir.schema import check_schema
 from learner.evaluation.stats import bootstrap, pass_at_k
+from learner.step_record import StepRecord
 
 SUMMARY_KS = (1, 16, 64, 128)
 """The k for which summary.json has pass@k."""
@@ -50,7 +51,7 @@ class Report:
     """Version 0; None before its evaluation."""
     tuned: Evaluation | None
     """The newest evaluated version; None before one after version 0."""
-    steps: list[dict[str, Any]]
+    steps: list[StepRecord]
     """The records of metrics.jsonl."""
 
 
@@ -71,14 +72,14 @@ def summarize(run: Path, audit: dict[str, Any] | None = None) -> Report:
     tuned = evaluation(run, evaluated[-1]) if evaluated and evaluated[-1]["version"] > 0 else None
     seconds = run_files.wall_seconds(run)
     if seconds is None and steps:
-        seconds = steps[-1]["time"] - steps[0]["time"]
+        seconds = steps[-1].time - steps[0].time
     counted = (audit if audit is not None else run_files.audit(run)) or {}
     summary = {
         "base": _summary_of(base),
         "tuned": _summary_of(tuned),
         "wall_seconds": None if seconds is None else round(seconds, 1),
-        "groups_trained": counted.get("committed", sum(int(record.get("groups", 0)) for record in steps)),
-        "completions": counted.get("completions", sum(int(record["completions"]) for record in steps)),
+        "groups_trained": counted.get("committed", sum(record.groups or 0 for record in steps)),
+        "completions": counted.get("completions", sum(record.completions for record in steps)),
         # Only the broker knows these two: without its audit they are unknown, not zero.
         "duplicates": counted.get("duplicates"),
         "lost": counted.get("lost"),
@@ -136,12 +137,12 @@ def _summary_of(evaluated: Evaluation | None) -> dict[str, float | None] | None:
     return {name: round(evaluated.metrics[name], 5) if name in evaluated.metrics else None for name in names}
 
 
-def _mean_over_groups(steps: list[dict[str, Any]], name: str) -> float | None:
+def _mean_over_groups(steps: list[StepRecord], name: str) -> float | None:
     """Mean of a step metric, each step weighted by its groups; None where no step has it."""
     known = [
-        (float(step[name]), float(step["groups"]))
+        (float(getattr(step, name)), float(step.groups))
         for step in steps
-        if step.get(name) is not None and step.get("groups")
+        if getattr(step, name) is not None and step.groups
     ]
     total = sum(weight for _, weight in known)
     return round(sum(value * weight for value, weight in known) / total, 5) if total else None

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from broker.runtime.redis_server import answers, read_endpoint
+from broker.runtime.endpoint import answers, read_endpoint
 from broker.settings import RunSettings
 from deploy.config.tree import Config, dump
 from deploy.rundir.schema import RunDirectoryError, check_schema, mark_schema, traces, unwritable

@@ -14,7 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from broker.errors import EX_DATA, SieveError
+from learner.step_record import StepRecord
 
 
 class RecordError(SieveError):
@@ -43,16 +46,34 @@ def lines(path: Path) -> Iterator[dict[str, Any]]:
             yield value
 
 
-def steps(run: Path) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl, one per optimiser step, by step; the newest where a step was trained again."""
-    newest: dict[int, dict[str, Any]] = {}
-    for record in lines(run / "metrics.jsonl"):
-        step = int(record["step"])
+def steps(run: Path) -> list[StepRecord]:
+    """The records of metrics.jsonl, one per optimiser step, by step; the newest where a step was trained again.
+
+    Raises RecordError for a line that is no StepRecord.
+    """
+    path = run / "metrics.jsonl"
+    newest: dict[int, StepRecord] = {}
+    for value in lines(path):
+        record = step_record(path, value)
         # After a crash the learner continues from its checkpoint: the steps after it are trained again.
-        for later in [known for known in newest if known > step]:
+        for later in [known for known in newest if known > record.step]:
             del newest[later]
-        newest[step] = record
+        newest[record.step] = record
     return [newest[step] for step in sorted(newest)]
+
+
+def step_record(path: Path, value: Any) -> StepRecord:
+    """`value`, a line of the metrics.jsonl at `path`, as a record. Raises RecordError, naming the wrong field."""
+    try:
+        return StepRecord.model_validate(value)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        where = f"step {value.get('step')}" if isinstance(value, dict) else "a line"
+        field = ".".join(str(part) for part in problem["loc"])
+        raise RecordError(
+            f"{path}: {where} is no record of an optimiser step: {field}: {problem['msg']}; remove the line, or use "
+            f"the release that wrote it"
+        ) from None
 
 
 def evaluations(run: Path) -> list[dict[str, Any]]:

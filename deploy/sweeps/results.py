@@ -94,7 +94,7 @@ def collect(directory: Path) -> dict[str, Any]:
                 "seconds": round(run_files.wall_seconds(path) or 0.0, 1),
                 "version": version,
                 "prompts": [[c.prompt, c.n, list(c.answers)] for c in eval_stats.read(path, version)],
-                "curves": {name: [_round(step.get(name)) for step in trained] for name in CURVES} if trained else {},
+                "curves": {name: [_round(getattr(step, name)) for step in trained] for name in CURVES if trained},
             }
         )
     return {

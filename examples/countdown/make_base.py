@@ -1,8 +1,9 @@
-"""Make the prompt files and the base model: `python examples/countdown/make_base.py` (one core, under five minutes).
+"""The generator of the demo's prompt files and base model: `python examples/countdown/make_base.py`.
 
-Writes train.jsonl, validation.jsonl, eval.jsonl and base/ beside this file; every draw comes from SEED. The base
-learns by plain supervised training on answers of which a stated share is wrong on purpose (see `lesson`): what a
-verifier can filter out later. None of its training problems is in any of the three prompt files.
+Takes less than five minutes on one core. Writes train.jsonl, validation.jsonl, eval.jsonl and base/ beside this file;
+all random numbers come from SEED. The base model is trained with supervision on answers of which a given share is wrong
+on purpose (see `lesson`), so that a verifier has something to filter out. None of its training problems is in any of
+the three prompt files.
 """
 
 from __future__ import annotations
@@ -26,25 +27,26 @@ from task import MAX_NEW_TOKENS, NUMBERS, SIZES, Problem, make_tokenizer, multis
 
 SEED = 20240607
 MIN_ANSWERS = 6
-"""Different right answers a problem of the prompt files has at least: coverage needs something to cover."""
+"""The least number of right answers of a problem in the prompt files, so that coverage can be measured."""
 SPLITS = {"eval": 256, "validation": 256, "train": 4096}
-"""Lines per prompt file. Settings are chosen on validation; eval is for the figures that are reported."""
+"""Lines per prompt file. Settings are chosen on validation; eval is for reported results."""
 
 MISUSE, MISS = 0.40, 0.05
-"""Shares of the base's training answers that use other numbers than given, and that hit another target."""
+"""Shares of the base model's training answers that use other numbers than given, and that miss the target."""
 
 STEPS, BATCH, WARM_UP = 1500, 128, 50
 MATRIX_RATE, OTHER_RATE = 4e-3, 3e-3
-"""Peak learning rates of the layers' matrices (Muon: half as many steps as AdamW for the same loss) and of the rest."""
+"""Peak learning rates: of the layers' matrices (Muon, which needs half the steps of AdamW for the same loss), and of
+all other parameters."""
 
 Answers = dict[tuple[int, ...], dict[int, list[str]]]
 """Numbers -> target -> every right answer."""
 
 
 def split(answers: Answers, rng: random.Random) -> tuple[dict[str, list[Problem]], list[Problem]]:
-    """The prompt files' problems, disjoint, and the other solvable problems, on which the base is trained."""
+    """The problems of the prompt files, disjoint, and the other solvable problems, for training the base model."""
     problems = [Problem(numbers, target) for numbers in answers if len(numbers) in SIZES for target in answers[numbers]]
-    rng.shuffle(problems)  # before splitting: in the order of enumeration the first ones have the smallest numbers
+    rng.shuffle(problems)  # in the order of enumeration the first ones have the smallest numbers
     rich = [problem for problem in problems if len(answers[problem.numbers][problem.target]) >= MIN_ANSWERS]
     files, at = {}, 0
     for name, count in SPLITS.items():
@@ -55,10 +57,10 @@ def split(answers: Answers, rng: random.Random) -> tuple[dict[str, list[Problem]
 
 
 def lesson(problem: Problem, answers: Answers, rng: random.Random) -> str:
-    """One training answer, uniform over what its kind allows.
+    """One training answer, drawn uniformly among those of its kind.
 
-    misuse: the target is hit, but with one given number dropped or changed. miss: the numbers are right, but the value
-    is one to three off. Where neither exists for this problem, and in the remaining share: a right answer.
+    Misuse: the target is hit, but with one given number dropped or changed. Miss: the numbers are right, but the value
+    is off by one to three. Otherwise, and if no such answer exists for this problem: a right answer.
     """
     draw = rng.random()
     if draw < MISUSE:
@@ -84,8 +86,8 @@ def lesson(problem: Problem, answers: Answers, rng: random.Random) -> str:
 def batches(
     problems: list[Problem], answers: Answers, tokenizer: PreTrainedTokenizerFast, rng: random.Random
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless (input ids, labels), both (BATCH, T) int64, padded on the right; labels are the answers and their end."""
-    # A problem is drawn in proportion to its right answers, so that each of those is a lesson equally often.
+    """Endless (input ids, labels), both (BATCH, T) int64, padded on the right; labels cover the answers only."""
+    # A problem is drawn in proportion to its number of right answers, so that each of these is equally frequent.
     cumulative = list(accumulate(len(answers[problem.numbers][problem.target]) for problem in problems))
     ids = tokenizer.get_vocab()
     pad, eos = tokenizer.pad_token_id, tokenizer.eos_token_id
@@ -104,7 +106,7 @@ def batches(
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """Half a million parameters. Untied: some engines keep a packed copy of a tied head across weight updates."""
+    """A random Llama with half a million parameters and untied embeddings."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -125,14 +127,14 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 
 def rate(step: int) -> float:
-    """Linear warm-up, then a cosine to a hundredth; as a factor of the peak rate."""
+    """The learning rate as a factor of the peak: linear warm-up, then a cosine down to one hundredth."""
     if step < WARM_UP:
         return (step + 1) / WARM_UP
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - WARM_UP) / max(1, STEPS - WARM_UP)))
 
 
 def optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
-    """Muon for the layers' matrices, AdamW for embeddings, head and norms."""
+    """The optimizers: Muon for the layers' matrices, AdamW for embeddings, head and norms."""
     matrices: list[torch.nn.Parameter] = []
     others: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
@@ -144,7 +146,7 @@ def optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
 
 
 def train(problems: list[Problem], answers: Answers, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """Supervised training from random weights."""
+    """The base model, trained with supervision from random weights."""
     torch.manual_seed(SEED)
     model = make_model(tokenizer)
     stepped = optimizers(model)
@@ -173,7 +175,7 @@ def main() -> None:
     out: Path = parser.parse_args().out
     torch.set_num_threads(1)  # the order of summation, and so the weights, must not depend on the number of cores
 
-    sizes = range(min(SIZES) - 1, max(SIZES) + 1)  # one fewer as well: a dropped number is one of the mistakes
+    sizes = range(min(SIZES) - 1, max(SIZES) + 1)  # one fewer as well, since dropping a number is one of the mistakes
     answers: Answers = {numbers: solutions(numbers) for size in sizes for numbers in multisets(size)}
     files, problems = split(answers, random.Random(SEED))
     out.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,9 @@
-"""The Countdown task: which problems exist, every right answer to each, how both are written, and their tokenizer.
+"""The Countdown task: its problems, every right answer to each, their text form, and the tokenizer.
 
 A problem is 3 or 4 numbers in 1 … 13 (repeats allowed) and a target in 1 … 60. A right answer is an expression with
 `+ - * / ( )` that uses each number exactly once and equals the target in rational arithmetic. Two expressions that
-differ only in the order or nesting of a sum or a product are one answer: each answer has one canonical spelling.
-
-Nothing here samples a model, judges a sampled answer (verifier/ does) or decides what a training set contains.
+differ only in the order or nesting of a sum or a product are one answer, with one canonical text. Sampled answers are
+judged by the verifier `arithmetic`; the training set of the base model is chosen in make_base.py.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ NUMBERS = range(1, 14)
 SIZES = (3, 4)
 TARGETS = range(1, 61)
 MAX_NEW_TOKENS = 14
-"""The longest right answer is 11 tokens (`( 1 + 2 ) * ( 3 + 4 )`) and the end token; two are left for wrong ones."""
+"""The longest right answer has 11 tokens (`( 1 + 2 ) * ( 3 + 4 )`) and the end token; wrong ones may have two more."""
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 
 
 class Problem(NamedTuple):
-    """`numbers` ascending; two problems are the same iff numbers (as a multiset) and target agree."""
+    """A problem, with `numbers` ascending, so that problems with the same multiset and target are equal."""
 
     numbers: tuple[int, ...]
     target: int
@@ -43,8 +42,8 @@ class Problem(NamedTuple):
 
 
 class Expression(NamedTuple):
-    """A sum (`+`), a product (`*`) or one number (empty kind), flattened: `up` are its terms or factors, `down` those
-    subtracted or divided by, each spelled and sorted. The value is top / bottom, not reduced."""
+    """A sum (`+`), a product (`*`) or one number (empty kind), flattened. `up` are the texts of its terms or factors,
+    `down` those of the subtracted or dividing ones, sorted. The value is top / bottom, not reduced."""
 
     top: int
     bottom: int
@@ -61,7 +60,7 @@ class Expression(NamedTuple):
 
 
 def solutions(numbers: tuple[int, ...]) -> dict[int, list[str]]:
-    """Every right answer that `numbers` (2 to 4 of them) admit: target in TARGETS -> canonical spellings, sorted."""
+    """Every right answer with `numbers` (2 to 4 of them): target in TARGETS -> canonical texts, sorted."""
     found: dict[int, set[str]] = {}
     for expression in _joined(tuple(sorted(numbers)), only_targets=True):
         found.setdefault(expression.top // expression.bottom, set()).add(expression.text)
@@ -84,7 +83,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         pad_token=PAD,
         eos_token=EOS,
         unk_token=UNKNOWN,
-        padding_side="left",  # prompts of both lengths end at one column, so a batch samples in step
+        padding_side="left",  # prompts of both lengths end in the same column of a batch
         model_max_length=64,
         clean_up_tokenization_spaces=False,
     )
@@ -99,7 +98,7 @@ def _expressions(numbers: tuple[int, ...]) -> tuple[Expression, ...]:
 
 
 def _joined(numbers: tuple[int, ...], *, only_targets: bool = False) -> Iterator[Expression]:
-    """Every way to join expressions over two complementary parts of `numbers` with one operation; repeats possible."""
+    """Every combination, by one operation, of expressions over two complementary parts of `numbers`; may repeat."""
     wanted = set(TARGETS)
     for left_part, right_part in _splits(numbers):
         for a in _expressions(left_part):
@@ -115,7 +114,7 @@ def _joined(numbers: tuple[int, ...], *, only_targets: bool = False) -> Iterator
                     top, bottom = _value(kind, x, y, inverted)
                     if bottom == 0:
                         continue
-                    # Spelling costs more than arithmetic: leave out early what is not asked for.
+                    # Building texts costs more than arithmetic: skip early what is not wanted.
                     if only_targets and (top % bottom or top // bottom not in wanted):
                         continue
                     x_up, x_down = _parts(x, kind)
@@ -142,7 +141,7 @@ def _value(kind: str, x: Expression, y: Expression, inverted: bool) -> tuple[int
 
 
 def _parts(expression: Expression, kind: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The expression as terms of a sum or factors of a product: merged if it is one itself."""
+    """The expression as terms of a sum or factors of a product; merged if it is of the same kind."""
     if expression.kind == kind:
         return expression.up, expression.down
     needs_parentheses = kind == "*" and expression.kind == "+"

@@ -1,7 +1,7 @@
-"""One evaluation as a Parquet file: one row per held-out prompt, with its counts, its diversity and every sample.
+"""An evaluation as a Parquet file: one row per prompt, with its counts, its diversity and every sample.
 
-Holds the table's shape, writing and reading. A sample's tokens are kept, so that any model can score the outputs later;
-its log-probability is the sampler's own. Computes nothing that evaluation.py does not define.
+A sample's tokens are kept, so that any model can score the outputs later; its log-probability is the sampler's own. All
+numbers are those of learner/evaluation/stats.py. The file carries the schema number of its columns.
 """
 
 from __future__ import annotations
@@ -19,9 +19,13 @@ from broker.errors import EX_DATA, SieveError
 from learner.difficulty import level
 from learner.evaluation.stats import gini_simpson, shannon
 
+SCHEMA = 1
+"""Raised by one when a column changes its name, type or meaning."""
+_SCHEMA_KEY = b"sieve.schema"
+
 
 class ResultsUnreadable(SieveError):
-    """A Parquet file of results is missing or damaged."""
+    """A Parquet file of results is missing, damaged or of another schema."""
 
     exit_code = EX_DATA
 
@@ -63,7 +67,8 @@ def write_parquet(path: Path, rows: Sequence[Outputs]) -> None:
         "log_probs": pa.array([row.log_probs for row in rows], pa.list_(pa.float32())),
     }
     temporary = path.with_name(f".{path.name}.partial")
-    parquet.write_table(pa.table(columns), temporary, compression="zstd")
+    table = pa.table(columns).replace_schema_metadata({_SCHEMA_KEY: str(SCHEMA).encode()})
+    parquet.write_table(table, temporary, compression="zstd")
     with open(temporary, "rb") as file:
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -77,6 +82,11 @@ def read_parquet(path: Path) -> Iterator[Outputs]:
     names = ["prompt", "outcomes", "answers", "tokens", "log_probs"]
     try:
         with ParquetFile(path) as file:
+            schema = (file.schema_arrow.metadata or {}).get(_SCHEMA_KEY, b"none").decode("ascii", "replace")
+            if schema != str(SCHEMA):
+                raise ResultsUnreadable(
+                    f"{path}: is of schema {schema}, this release reads schema {SCHEMA}; evaluate again"
+                )
             for batch in file.iter_batches(batch_size=16, columns=names):
                 for row in batch.to_pylist():
                     tokens = [np.array(ids, np.int32) for ids in row["tokens"]]

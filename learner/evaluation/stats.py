@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -84,16 +85,27 @@ def bootstrap(values: ArrayLike, *, resamples: int = 2000, confidence: float = 0
             f"values have shape {np.shape(values)}; (problems,) or (seeds, problems) with at least one of each"
         )
     seeds, problems = array.shape
-    random = np.random.default_rng(seed)
+    rows, columns = _multiplicities(seeds, problems, resamples, seed)
     means = np.empty(resamples)
-    for index in range(resamples):
-        rows = random.integers(seeds, size=seeds)
-        # Multiplicities instead of a gathered copy: one matrix-vector product per resample.
-        columns = np.bincount(random.integers(problems, size=problems), minlength=problems)
-        means[index] = (array[rows].mean(0) * columns).sum() / problems
+    for start in range(0, resamples, 256):  # the float copy of the counts stays small for any number of problems
+        part = slice(start, start + 256)
+        means[part] = ((columns[part].astype(np.float64) @ array.T) * rows[part]).sum(1) / (seeds * problems)
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return Estimate(float(array.mean()), float(low), float(high))
+
+
+@lru_cache(maxsize=4)
+def _multiplicities(seeds: int, problems: int, resamples: int, seed: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """How often each resample has each seed (R, S) and each problem (R, P): the same for every figure of a report."""
+    random = np.random.default_rng(seed)
+    narrow = np.min_scalar_type(max(seeds, problems))
+    rows = np.empty((resamples, seeds), narrow)
+    columns = np.empty((resamples, problems), narrow)
+    for index in range(resamples):
+        rows[index] = np.bincount(random.integers(seeds, size=seeds), minlength=seeds)
+        columns[index] = np.bincount(random.integers(problems, size=problems), minlength=problems)
+    return rows, columns
 
 
 def bootstrap_difference(after: ArrayLike, before: ArrayLike, **options: Any) -> Estimate:

@@ -1,8 +1,8 @@
-"""The policy as Hugging Face files: for actors (a version in the weights directory) and for people (an export).
+"""Writing the policy as Hugging Face files: versions in the store for actors, and exports for users.
 
-Collective: every rank takes part in gathering, rank 0 writes. What is written loads unchanged in transformers and vLLM,
-because tensors carry their Hugging Face names and the configuration is the base model's own. Of a policy with adapters
-a version is the adapters alone, in PEFT's format; an export is whole weights, adapters merged.
+Collective: every rank takes part in gathering the shards, rank 0 writes. The files load unchanged in transformers and
+vLLM, because tensors have their Hugging Face names and the configuration is that of the base model. For a policy with
+adapters, a version is the adapters alone in PEFT's format; an export is the whole model with the adapters merged.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from learner.model.model import Scorer, full_state, load
 
 INDEX = "model.safetensors.index.json"
 NO_SPACE = f"os error {errno.ENOSPC}"
-"""How safetensors words a full disk: it has an error of its own for all that goes wrong."""
+"""How safetensors reports a full disk, inside its own error class."""
 COMPANIONS = (
     "generation_config.json",
     "tokenizer.json",
@@ -47,17 +47,17 @@ COMPANIONS = (
     "chat_template.jinja",
     "chat_template.json",
 )
-"""Files that go with the weights as they are, where the base model has them."""
+"""Files of the base model, where it has them, that are copied unchanged beside the weights."""
 
 
 class AdapterUnusable(SieveError):
-    """A directory that holds no adapter for this model."""
+    """A directory without an adapter for this model."""
 
     exit_code = EX_DATA
 
 
 def publish_weights(
-    weights: VersionStore,
+    store: VersionStore,
     version: int,
     policy: Scorer,
     source: Path,
@@ -68,24 +68,29 @@ def publish_weights(
     delta: bool = False,
     meanwhile: Callable[[dict[str, Tensor]], object] | None = None,
 ) -> None:
-    """Write `policy` as `version`; visible to readers once its manifest is complete. Collective.
+    """Write `policy` to `store` as `version`. Collective.
 
-    With `delta`, also what changed since the version before, if that is little. `meanwhile` gets the whole tensors on
-    rank 0 while they are being written.
+    The broker's version pointer is moved by the caller afterwards, so that it never names a version that is not there.
 
-    The broker's version pointer is not moved here: that comes after, so that it never names files that are not there.
+    Args:
+        source: the base model's directory.
+        dtype: precision of the files.
+        first: whether this is rank 0, which writes.
+        step: the optimiser step, for the manifest.
+        delta: as in VersionStore.publish.
+        meanwhile: called on rank 0 with the whole tensors while they are being written.
     """
     state = published_state(policy, dtype, keep=first)
     if not first:
         return
 
     def write() -> None:
-        directory, lora = weights.begin(version), lora_of(policy)
+        directory, lora = store.begin(version), lora_of(policy)
         if lora is None:
             write_model(directory, state, source, dtype)
         else:
             write_adapters(directory, state, lora, source)
-        weights.publish(version, {"step": step, "dtype": str(dtype).removeprefix("torch.")}, delta=delta)
+        store.publish(version, {"step": step, "dtype": str(dtype).removeprefix("torch.")}, delta=delta)
 
     if meanwhile is None:
         write()
@@ -97,10 +102,10 @@ def publish_weights(
 
 
 def published_state(policy: Scorer, dtype: torch.dtype, *, keep: bool) -> dict[str, Tensor]:
-    """The tensors that make a version, under the names they have in its files, on the CPU in `dtype`. Collective.
+    """The tensors of a version under the names in its files, on the CPU in `dtype`. Collective.
 
-    Whole weights under Hugging Face names; of a policy with adapters these alone, under PEFT's. Ranks that do not
-    `keep` return {}.
+    Whole weights under Hugging Face names; for a policy with adapters these alone, under PEFT's names. {} on ranks
+    without `keep`.
     """
     if lora_of(policy) is None:
         return full_state(policy, dtype, keep=keep)
@@ -108,7 +113,7 @@ def published_state(policy: Scorer, dtype: torch.dtype, *, keep: bool) -> dict[s
 
 
 def export(path: Path, policy: Scorer, source: Path, dtype: torch.dtype, *, first: bool) -> None:
-    """Write `policy` as a Hugging Face model directory, replacing what is at `path` at the very end. Collective."""
+    """Write `policy` as a Hugging Face model directory, which replaces `path` once it is complete. Collective."""
     state, lora = full_state(policy, dtype, keep=first), lora_of(policy)
     if first:
         whole = state if lora is None else merged(state, lora.scale)
@@ -117,18 +122,18 @@ def export(path: Path, policy: Scorer, source: Path, dtype: torch.dtype, *, firs
 
 
 def export_adapters(path: Path, policy: Scorer, source: Path, dtype: torch.dtype, *, first: bool) -> None:
-    """Write the adapters of `policy` alone, as PEFT does, replacing what is at `path`. Collective."""
+    """Write the adapters of `policy` in PEFT's format; the directory replaces `path` once complete. Collective."""
     state, lora = published_state(policy, dtype, keep=first), lora_of(policy)
-    assert lora is not None, "only a policy with adapters has such an export"
+    assert lora is not None, "only a policy with adapters can be exported so"
     if first:
         with _replacing(path) as directory:
             write_adapters(directory, state, lora, source)
 
 
 def convert(checkpoint: Path, path: Path, source: Path, dtype: torch.dtype, lora: LoraSettings | None = None) -> None:
-    """A training checkpoint as a Hugging Face model directory at `path`; `source` is the run's base model.
+    """Convert a training checkpoint to a Hugging Face model directory at `path`; `source` is the run's base model.
 
-    `lora`: what the run trained; merged here. Raises CheckpointCorrupt, ModelUnusable, TargetsUnmatched.
+    `lora`: the run's model.lora; the adapters are merged. Raises CheckpointCorrupt, ModelUnusable, TargetsUnmatched.
     """
     model = load(source, torch.float32 if lora is None else dtype)
     policy = Scorer(model if lora is None else attach(model, lora, seed=0))
@@ -137,7 +142,7 @@ def convert(checkpoint: Path, path: Path, source: Path, dtype: torch.dtype, lora
 
 
 def convert_adapters(adapters: Path, path: Path, source: Path, dtype: torch.dtype) -> None:
-    """The base model `source` with an adapter in PEFT's format merged into it, as a model directory at `path`.
+    """Merge an adapter in PEFT's format into the base model `source` and write the model directory `path`.
 
     Raises AdapterUnusable, ModelUnusable.
     """
@@ -147,8 +152,8 @@ def convert_adapters(adapters: Path, path: Path, source: Path, dtype: torch.dtyp
         whole = merged(state | from_peft(load_file(adapters / TENSORS)), scale)
     except (OSError, ValueError, SafetensorError) as error:
         raise AdapterUnusable(
-            f"{adapters}: no adapter for the model {source} ({str(error)[:300]}); give the base it was trained on, "
-            "and plain LoRA in PEFT's format"
+            f"{adapters}: not an adapter for the model {source} ({str(error)[:300]}); give the base that it was "
+            "trained on, and plain LoRA in PEFT's format"
         ) from error
     with _replacing(path) as directory:
         write_model(directory, whole, source, dtype)
@@ -156,7 +161,7 @@ def convert_adapters(adapters: Path, path: Path, source: Path, dtype: torch.dtyp
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """An empty directory to write into, which takes the place of what is at `path` once that has gone well."""
+    """An empty directory to write into, which replaces `path` when the block ends without an error."""
     partial, former = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.former")
     for left in (partial, former):
         shutil.rmtree(left, ignore_errors=True)
@@ -169,7 +174,7 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 
 def write_adapters(directory: Path, state: dict[str, Tensor], lora: LoraSettings, source: Path) -> None:
-    """Adapters under PEFT's names, with the configuration that PEFT and vLLM read beside them."""
+    """Write adapters under PEFT's names, with the configuration that PEFT and vLLM read."""
     _save(state, directory / TENSORS)
     config = AdapterConfig(
         r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets), base_model_name_or_path=str(source)
@@ -178,7 +183,7 @@ def write_adapters(directory: Path, state: dict[str, Tensor], lora: LoraSettings
 
 
 def write_model(directory: Path, state: dict[str, Tensor], source: Path, dtype: torch.dtype) -> None:
-    """Tensors in safetensors files of at most 5 GB, with the configuration and tokenizer of the model in `source`."""
+    """Write tensors in safetensors files of at most 5 GB, with the configuration and tokenizer of `source`."""
     shards = split_torch_state_dict_into_shards(state)
     for name, tensors in shards.filename_to_tensors.items():
         _save({tensor: state[tensor] for tensor in tensors}, directory / name)
@@ -186,7 +191,7 @@ def write_model(directory: Path, state: dict[str, Tensor], source: Path, dtype: 
         index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
         (directory / INDEX).write_text(json.dumps(index, indent=1, sort_keys=True))
     config: dict[str, Any] = json.loads((source / "config.json").read_text())
-    config.pop("torch_dtype", None)  # the name older releases wrote; newer ones read either, and `dtype` first
+    config.pop("torch_dtype", None)  # the key of older transformers releases; newer ones read both, `dtype` first
     config["dtype"] = str(dtype).removeprefix("torch.")
     (directory / "config.json").write_text(json.dumps(config, indent=2))
     for name in COMPANIONS:

@@ -1,9 +1,10 @@
-"""Which tensors a sampler has wrong, found out from log-probs alone. Called once, when training stops for it.
+"""Search for the tensors that a sampler holds wrong, from log-probs alone. Used once, when a mismatch stops training.
 
-The learner scores the sequences in question with the published weights, one group of tensors at a time taken from
-weights the sampler held before (the version before, the base model). A sampler that failed to take over a group gives
-exactly the log-probs of that mixture. Groups are of one kind (embedding, attention, mlp, norm, lm_head), of one layer,
-or of one kind in one layer. Overwrites the policy it is given; nothing is published or saved from it afterwards.
+The learner scores the sequences in question with the published weights, except for one group of tensors at a time that
+is taken from weights the sampler held before (the previous version, the base model). A sampler that did not load a
+group has exactly the log-probs of that mixture. A group is one kind of tensors (embedding, attention, mlp, norm,
+lm_head), one layer, or one kind in one layer. The policy is overwritten; nothing is published or saved from it
+afterwards.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ _KINDS = (
     ("mlp", re.compile(r"mlp|feed_forward|experts|\.fc")),
 )
 TIED_HEAD = "lm_head (tied to the embedding)"
-"""Not a tensor of its own, but an engine may keep one: a packed copy that a reload of the embedding does not renew."""
+"""Not a tensor of the model, but an engine may keep a packed copy that loading the embedding does not renew."""
 
 
 @dataclass(frozen=True)
 class Suspect:
-    """`group` taken from `source` gives log-probs this far (mean |Δ| per token, nats) from the sampler's."""
+    """A group of tensors taken from `source`, and the mean |Δ| per token, in nats, that is left to the sampler."""
 
     group: str
     source: str
@@ -46,12 +47,12 @@ class Suspect:
 
 
 def kind_of(name: str) -> str:
-    """embedding, attention, mlp, norm, lm_head, or other."""
+    """The kind of a tensor by its name: embedding, attention, mlp, norm, lm_head, or other."""
     return next((kind for kind, pattern in _KINDS if pattern.search(name)), "other")
 
 
 def groups_of(names: list[str]) -> dict[str, list[str]]:
-    """The groups that are tried, by what a person calls them; the same tensors never under two names."""
+    """The groups to try, description → names of tensors; each set of tensors has one description."""
     groups: dict[str, list[str]] = {}
     for name in names:
         layer, kind = _LAYER.search(name), kind_of(name)
@@ -60,7 +61,7 @@ def groups_of(names: list[str]) -> dict[str, list[str]]:
             groups.setdefault(f"layer {layer[1]}", []).append(name)
         groups.setdefault(f"{kind} (all layers)" if layer else kind, []).append(name)
     groups["all tensors"] = list(names)
-    # Few tensors first: where two groups explain the same, the smaller one is what is known to be wrong.
+    # Few tensors first: of two groups that explain the difference, the smaller one is more specific.
     ordered = sorted(groups.items(), key=lambda item: len(item[1]))
     seen: dict[tuple[str, ...], str] = {}
     for group, members in ordered:
@@ -69,7 +70,7 @@ def groups_of(names: list[str]) -> dict[str, list[str]]:
 
 
 class Files:
-    """The tensors of a directory by the learner's names, each read when it is asked for: a model's, or an adapter's."""
+    """The tensors of a model or adapter directory by the learner's names, each read on access."""
 
     def __init__(self, directory: Path) -> None:
         self._places: dict[str, tuple[Path, str]] = {}
@@ -90,13 +91,13 @@ class Files:
 
 
 def parameters_of(policy: Scorer) -> dict[str, nn.Parameter]:
-    """The sharded parameters under their names in files."""
+    """The policy's sharded parameters by their names in files."""
     reshard(policy)
     return dict(policy.causal_lm.named_parameters())
 
 
 def reshard(policy: Scorer) -> None:
-    """Free gathered parameters: what is written to the shards must be what the next pass gathers."""
+    """Free gathered parameters, so that the next forward pass gathers what was written to the shards."""
     for module in policy.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
@@ -104,7 +105,7 @@ def reshard(policy: Scorer) -> None:
 
 @torch.no_grad()
 def assign(parameter: Tensor, value: Tensor) -> None:
-    """Whole `value` (the same on every rank) into a sharded parameter; no communication."""
+    """Copy the whole `value`, the same on every rank, into a sharded parameter. No communication."""
     if isinstance(parameter, DTensor):
         value = value.to(parameter.device, parameter.dtype)
         value = distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
@@ -112,7 +113,7 @@ def assign(parameter: Tensor, value: Tensor) -> None:
 
 
 def unlike(policy: Scorer, files: Files, dtype: torch.dtype) -> list[str]:
-    """Names of tensors that are not in `files` as the learner holds them. Collective."""
+    """Names of tensors whose value in `files` differs from the policy's, compared in `dtype`. Collective."""
     found = []
     for name, parameter in parameters_of(policy).items():
         value = parameter.detach()
@@ -125,10 +126,10 @@ def unlike(policy: Scorer, files: Files, dtype: torch.dtype) -> list[str]:
 def suspects(
     policy: Scorer, version: Files, sources: Mapping[str, Files], gap: Callable[[], float], dtype: torch.dtype
 ) -> Iterator[Suspect]:
-    """Every group of every source that differs from `version`, with its gap. Collective.
+    """Every group of every source that differs from `version`, with the gap that it leaves. Collective.
 
-    `gap()`: mean |Δ| per token between the sampler's log-probs and the policy's as it is then. `policy` must hold
-    `version` and holds it again between two suspects.
+    `gap()`: mean |Δ| per token between the sampler's log-probs and those of the policy in its current state. `policy`
+    must hold `version`, and holds it again after each suspect.
     """
     parameters = {name: parameter for name, parameter in parameters_of(policy).items() if name in version}
     tied = bool(getattr(policy.causal_lm.config, "tie_word_embeddings", False))
@@ -152,7 +153,7 @@ def suspects(
 
 @contextmanager
 def _head_of(policy: Scorer, weight: Tensor) -> Iterator[None]:
-    """The output head computed with `weight` (vocabulary, hidden) instead of the tied one."""
+    """Compute the output head with `weight` (vocabulary, hidden) instead of the tied matrix."""
 
     def replaced(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return nn.functional.linear(inputs[0], weight.to(inputs[0].device, inputs[0].dtype))
@@ -165,7 +166,8 @@ def _head_of(policy: Scorer, weight: Tensor) -> Iterator[None]:
 
 
 def best(found: list[Suspect], bound: float) -> Suspect | None:
-    """The smallest gap; of those equal to it up to rounding, the one with the fewest tensors. None beyond `bound`."""
+    """The suspect with the smallest gap; of those equal up to rounding, the one with the fewest tensors. None when all
+    gaps exceed `bound`."""
     within = [suspect for suspect in found if suspect.gap <= bound]
     if not within:
         return None

@@ -1,4 +1,4 @@
-"""One actor as a process: `python actor_process.py CONFIG-JSON URL`. Also the configuration the tests use."""
+"""An actor process, `python actor_process.py CONFIG-JSON URL`, and the configuration that the tests use."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def tree(directory: Path, model: Path, **actor: object) -> Tree:
 
 
 def serve(config: str, url: str) -> None:
-    """Be an actor until it ends, then end this process with its exit code."""
+    """Run an actor until it ends, then end this process with its exit code."""
     sys.exit(ActorService(Tree.model_validate_json(config), url=url).run())
 
 

@@ -1,4 +1,4 @@
-"""Settings of the actor: refusals, and what importing the service does not drag in."""
+"""The settings of the actor, and the modules that importing the service must not import."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_settings_that_cannot_work_are_refused(change):
         ActorSettings.model_validate(change)
 
 
-def test_a_cuda_device_that_is_not_there_is_named_with_the_remedy():
+def test_a_missing_cuda_device_is_named_with_the_remedy():
     from actor.engines.torch.model import device_of
 
     assert device_of("cpu").type == "cpu"

@@ -1,4 +1,4 @@
-"""Tiny random Llamas, tickets and references that the actor's tests share."""
+"""Tiny random Llamas, tickets and reference log-probs for the tests of the actor."""
 
 from __future__ import annotations
 
@@ -21,19 +21,27 @@ EOS = 2
 def llama(
     seed: int, *, vocabulary: int = 24, tied: bool = False, heads: int = 4, kv_heads: int = 2
 ) -> LlamaForCausalLM:
-    """A random Llama whose next-token distributions are far from uniform (so a wrong cache shows)."""
+    """A random Llama whose next-token distributions are far from uniform, so that a wrong cache is detected."""
     torch.manual_seed(seed)
     config = LlamaConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=heads, num_key_value_heads=kv_heads,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
         intermediate_size=48,
-        vocab_size=vocabulary, max_position_embeddings=64, tie_word_embeddings=tied, initializer_range=0.25,
-        pad_token_id=0, bos_token_id=1, eos_token_id=EOS,
-    )  # fmt: skip
+        vocab_size=vocabulary,
+        max_position_embeddings=64,
+        tie_word_embeddings=tied,
+        initializer_range=0.25,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=EOS,
+    )
     return LlamaForCausalLM(config).eval()
 
 
 def published(model: LlamaForCausalLM, directory: Path) -> Path:
-    """The model's weights as a published version's directory holds them."""
+    """Write the model's weights to a directory as a published version has them."""
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     if model.config.tie_word_embeddings:
@@ -67,9 +75,15 @@ def ticket(
     seed = 1000 + index if seed is None else seed
     group_id = f"e{version}:{index}" if lane == "eval" else f"0:{index}"
     return Ticket(
-        group_id=group_id, lane=lane, prompt=index, n=n, seed=seed, version=version, attempt=1,
+        group_id=group_id,
+        lane=lane,
+        prompt=index,
+        n=n,
+        seed=seed,
+        version=version,
+        attempt=1,
         missing=tuple(range(n) if missing is None else missing),
-    )  # fmt: skip
+    )
 
 
 def ragged(count: int, seed: int = 0, vocabulary: int = 24) -> list[Prompt]:
@@ -87,7 +101,7 @@ def drain(sampler: TorchEngine, seconds: float = 0.0) -> list[Completion]:
 
 @torch.inference_mode()
 def reference(model: LlamaForCausalLM, question: Prompt, ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """log π of each answer token by one plain forward pass over prompt and answer, without cache or batch."""
+    """log π of each answer token, from one plain forward pass over prompt and answer without cache or batch."""
     before = np.frombuffer(question.tokens, "<i4").tolist()
     logits = model(input_ids=torch.tensor([before + ids.tolist()])).logits[0, len(before) - 1 : -1]
     scores = torch.log_softmax(logits.float(), -1).gather(1, torch.tensor(ids.tolist()).unsqueeze(1)).squeeze(1)

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from broker.queue.heartbeat import Heartbeat
-from broker.runtime.redis_server import read_endpoint
+from broker.runtime.endpoint import read_endpoint
 from broker.settings import BrokerSettings, RunSettings
 from tests.broker.builders import EveryRole
 

@@ -65,6 +65,7 @@ def every(config: Config) -> list[Row]:
     return [row for source in (config.data.train, config.data.eval) for row in rows(source, config.data)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["math", "code", "lean"])
 def test_sieve_config_accepts_it(name: str, settings: dict[str, list[str]]) -> None:
     sets = [part for setting in settings[name] for part in ("--set", setting)]

@@ -16,8 +16,9 @@ pytest.importorskip("vllm.v1", reason="make test-vllm installs it")
 import torch
 
 from actor.engine import PromptTooLong, WeightsUnusable, WrongVersion
-from actor.engines.openai.engine import OpenAIEngine, ServerFixed, ServerShared
+from actor.engines.openai.engine import OpenAIEngine
 from actor.engines.openai.http import ServerRefused, ServerUnavailable
+from actor.engines.openai.server import ServerFixed, ServerShared
 from actor.engines.openai.settings import OpenAISettings
 from actor.engines.tokenizer import open_tokenizer
 from actor.weights.checks import VersionFiles

@@ -17,7 +17,8 @@ import torch
 from broker.queue.wire import float32
 from broker.weights.canary import difference
 from learner.model.model import Scorer, load
-from learner.weights.canary import BOUNDS, halves, score_sequences
+from learner.weights.canary import BOUNDS
+from learner.weights.sequences import halves, score_sequences
 
 PROMPTS = [np.arange(3, 3 + length, dtype=np.int32) for length in (2, 5, 9, 13)]
 

@@ -206,7 +206,7 @@ def test_prompts_that_do_not_fit_are_refused(sampler, versions):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"arguments": {"max_model_length": 64}}, ArgumentRefused, "no engine argument.* did you mean max_model_len"),
+        ({"arguments": {"max_model_length": 64}}, ArgumentRefused, "not an engine arg.* did you mean max_model_len"),
         ({"eos": (VOCABULARY,)}, ModelUnusable, "end token 64 is outside the model's vocabulary of 64"),
         ({"device": "cuda:0"}, ModelUnusable, "the installed vLLM runs on cpu"),
     ],

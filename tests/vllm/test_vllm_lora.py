@@ -95,7 +95,7 @@ def test_adapters_change_in_flight_and_the_spans_tell_which(open_vllm, tmp_path)
     nan = {key: tensor * float("nan") if key == name else tensor for key, tensor in wrong.items()}
     shape = {key: torch.zeros(4, 65) if key == name else tensor for key, tensor in wrong.items()}
     for number, (tensors, message) in enumerate(
-        [(half, "not one half of an adapter"), (nan, "not finite"), (shape, r"is \(4, 65\), its matrix at model.path is")]
+        [(half, "not one half of an adapter"), (nan, "not finite"), (shape, r"is \(4, 65\), its matrix at model.path")]
     ):
         with pytest.raises(WeightsUnusable, match=message):
             sampler.check(publish(tensors, tmp_path / f"wrong{number}"))

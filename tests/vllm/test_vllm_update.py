@@ -246,7 +246,7 @@ def test_an_engine_whose_process_dies_says_so_and_closes_in_bounded_time(open_vl
     sampler.submit(ticket(0, n=200), prompt([5, 6]))
     sampler.poll(0.1)
     os.kill(core.pid, signal.SIGKILL)
-    with pytest.raises(EngineError, match="vLLM gave up a request"):
+    with pytest.raises(EngineError, match="vLLM aborted a request"):
         drain(sampler)
     start = time.monotonic()
     sampler.close()

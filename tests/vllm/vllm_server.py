@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
+
+from tests.ports import hold_port
 
 START_SECONDS = 900.0
 """Alone on two cores it takes 40."""
@@ -21,9 +22,7 @@ class VllmServer:
     def __init__(
         self, model: Path, log: Path, *, key: str = "", dev: bool = True, arguments: tuple[str, ...] = ()
     ) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = hold_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._log, self._key, self._dev = log, key, dev
         self._command = [
@@ -39,6 +38,7 @@ class VllmServer:
         """Returns when it answers."""
         environment = {
             **os.environ, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else every server takes the first core, whatever runs beside it
             "VLLM_SERVER_DEV_MODE": "1" if self._dev else "0", "VLLM_API_KEY": self._key,
         }  # fmt: skip
         with open(self._log, "ab") as log:

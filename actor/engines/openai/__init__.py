@@ -1,4 +1,4 @@
-"""`actor.engine: openai`: a vLLM server somewhere else as the engine, over HTTP.
+"""The engine `actor.engine: openai`: a vLLM server that runs elsewhere, over HTTP.
 
 May import aiohttp; settings are read without it.
 Never imports another engine.

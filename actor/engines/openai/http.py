@@ -1,7 +1,7 @@
-"""JSON over HTTP with one server: deadlines, bounded bodies, a key that is never shown. Knows no tokens and no weights.
+"""JSON over HTTP with one server, with deadlines, bounded bodies, and a key that appears in no message.
 
-What goes wrong is one of two things. `Trouble`: nobody answered, or the server had a fault of its own; the same request
-may succeed later. `ServerRefused`: the server understood and said no; asking again will not help.
+A request fails in one of two ways. `Trouble`: there was no answer, or the server failed; the same request may succeed
+later. `ServerRefused`: the server understood the request and refused it; repeating it will not help.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ from broker.errors import EX_UNAVAILABLE, EX_USAGE
 
 CONNECT_SECONDS = 10.0
 DETAIL = 300
-"""Characters of a server's own words that get into a message."""
+"""The most characters of a server's own text in a message."""
 REFUSAL_BYTES = 1 << 16
+"""The most bytes read of an error's body."""
 LATER = frozenset({408, 425, 429})
-"""Statuses below 500 that say nothing about the request itself."""
+"""Statuses below 500 that do not concern the request itself: it may succeed later."""
 
 T = TypeVar("T")
 
 
 class ServerRefused(EngineError):
-    """The server answered that it will not do this: a wrong key, model, path or flag."""
+    """The server refused the request: a wrong key, model, path or flag."""
 
     exit_code: ClassVar[int] = EX_USAGE
 
@@ -46,7 +47,7 @@ class ServerUnavailable(EngineError):
 
 
 class Trouble(Exception):
-    """No answer, or one that says nothing about the request: it may be asked again. `status` 0: no answer at all."""
+    """No answer, or a failure of the server: the request may be repeated. `status` 0: no answer at all."""
 
     def __init__(self, message: str, status: int = 0) -> None:
         super().__init__(message)
@@ -54,37 +55,37 @@ class Trouble(Exception):
 
 
 def key_of(variable: str | None) -> str | None:
-    """The API key in the environment. Raises ServerRefused if it is not there or cannot be sent."""
+    """The API key in the environment variable `variable`. Raises ServerRefused if it is not set or cannot be sent."""
     if variable is None:
         return None
     key = os.environ.get(variable, "")
     if not key or not key.isascii() or not key.isprintable() or " " in key:
-        state = "not set" if not key else "no key (blanks or characters beyond ASCII)"
+        state = "not set" if not key else "not a valid key (it has blanks or characters beyond ASCII)"
         raise ServerRefused(f"actor.openai.key_env = {variable}, but that variable is {state}; set it for every actor")
     return key
 
 
 class Http:
-    """One server's connections, on an event loop in a thread of its own."""
+    """The connections to one server, on an event loop in its own thread."""
 
     def __init__(self, url: str, key: str | None, connections: int) -> None:
         self.url = url
         self._key = key
         self.heard = time.monotonic()
-        """When the server last did what it was asked (monotonic seconds)."""
+        """When the server last answered a request with success (monotonic seconds)."""
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._serve, name="openai", daemon=True)
         self._thread.start()
         self._session: aiohttp.ClientSession = self.wait(self._open(connections), CONNECT_SECONDS, "the HTTP client")
 
     def wait(self, work: Coroutine[Any, Any, T], seconds: float, what: str) -> T:
-        """`work`'s result, run on the loop. Raises EngineError, naming `what` was waited for, after `seconds`."""
+        """The result of `work`, run on the loop. Raises EngineError naming `what` after `seconds`."""
         future = asyncio.run_coroutine_threadsafe(work, self.loop)
         try:
             return future.result(seconds)
         except TooLate:
             future.cancel()
-            raise EngineError(f"waited {seconds:g} s for {what} at {self.url}; start the actor again") from None
+            raise EngineError(f"waited {seconds:g} s for {what} at {self.url}; restart the actor") from None
 
     async def ask(
         self, method: str, path: str, body: dict[str, Any] | None = None, *, seconds: float, most: int = REFUSAL_BYTES
@@ -101,8 +102,8 @@ class Http:
                 data = await _body(response, most if good else REFUSAL_BYTES)
         except aiohttp.ClientSSLError as error:
             raise ServerRefused(
-                f"{where}: no trusted connection ({self._safe(str(error))}); give the machine the server's certificate "
-                f"authority (SSL_CERT_FILE)"
+                f"{where}: no trusted connection ({self._safe(str(error))}); install the server's certificate "
+                "authority on this machine (SSL_CERT_FILE)"
             ) from None
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise Trouble(f"{where}: {type(error).__name__} {self._safe(str(error))}".rstrip()) from None
@@ -111,7 +112,7 @@ class Http:
         if not good:
             raise ServerRefused(f"{where}: status {status} {self._safe(data.decode(errors='replace'))}", status)
         if len(data) > most:
-            raise ServerRefused(f"{where}: answers with more than {most} bytes; is it a vLLM server of version 0.32?")
+            raise ServerRefused(f"{where}: answers with more than {most} bytes; check that it is a vLLM 0.32 server")
         self.heard = time.monotonic()
         return data
 
@@ -145,14 +146,14 @@ class Http:
         await self._session.close()
 
     def _safe(self, text: str) -> str:
-        """A server's or library's words, short and without the key (a server may echo what it was sent)."""
+        """The text of a server or library, shortened and without the key (a server may echo what it was sent)."""
         if self._key is not None:
             text = text.replace(self._key, "***")
         return " ".join(text.split())[:DETAIL]
 
 
 async def _body(response: aiohttp.ClientResponse, most: int) -> bytes:
-    """At most `most` + 1 bytes: one too many shows that there were more."""
+    """The body, cut off after `most` + 1 bytes: the one byte too many shows that there were more."""
     data = bytearray()
     async for chunk in response.content.iter_chunked(1 << 16):
         data += chunk

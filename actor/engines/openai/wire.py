@@ -1,10 +1,10 @@
-"""What goes to a vLLM server and what comes back, checked. Pure: no connection, no clock, no weights.
+"""The requests to a vLLM server and the validation of its answers. Pure: no connection, no clock, no weights.
 
-Completions are sampled through `/inference/v1/generate`, vLLM's endpoint for token ids in and token ids out. Of its
-endpoints it alone also says which weights sampled which token; `/v1/completions` does not.
+Completions are sampled through `/inference/v1/generate`, vLLM's endpoint for token ids in and out, and the only one
+that also reports which weights sampled which token.
 
-An answer is believed only as a whole: as many log-probs as tokens and of these very tokens, ids of the model's
-vocabulary, an end that fits its reason, spans that partition it. Anything else would be trained on as if it were true.
+An answer is accepted only as a whole: as many log-probs as tokens and for these very tokens, ids of the model's
+vocabulary, an end that fits its reason, and spans that partition it. Anything else would end up in the training data.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from broker.errors import EX_DATA
 
 GENERATE = "/inference/v1/generate"
 NOT_FINITE = -9999.0
-"""What vLLM writes for a log-prob that is −∞ or not a number."""
+"""vLLM's value for a log-prob that is −∞ or not a number."""
 ROUNDING = 1e-3
-"""A log-prob may be this much above 0."""
+"""The largest value above 0 of a log-prob that counts as a rounding error."""
 ENVELOPE_BYTES, TOKEN_BYTES = 1 << 16, 512
-"""Largest answer: what surrounds the tokens, and each token with its log-prob (vLLM 0.32 takes about 140)."""
+"""The largest answer: bytes around the tokens, and per token with its log-prob (vLLM 0.32 needs about 140)."""
 
 
 class AnswerUnusable(EngineError):
-    """The server's answer cannot be what it should be; nothing of it is used."""
+    """The server's answer is invalid; nothing of it is used."""
 
     exit_code: ClassVar[int] = EX_DATA
 
@@ -95,19 +95,19 @@ class ServedModel(_Read):
 
 
 class Served(_Read):
-    """Answer of /v1/models."""
+    """The answer of /v1/models."""
 
     data: list[ServedModel] = Field(min_length=1)
 
 
 class Stamp(_Read):
-    """Answer of /weight_info."""
+    """The answer of /weight_info."""
 
     weight_version: str = Field(max_length=200)
 
 
 class Paused(_Read):
-    """Answer of /is_paused."""
+    """The answer of /is_paused."""
 
     is_paused: bool
 
@@ -118,9 +118,9 @@ class Sampled:
 
     tokens: list[int]
     logprobs: NDArray[np.float32]
-    """(T,), of the sampled tokens at temperature 1."""
+    """log π of the sampled tokens at temperature 1, (T,)."""
     finish: str
-    """`stop`, `length`; or another word when the server gave it up."""
+    """`stop` or `length`; another word if the server aborted it."""
     spans: list[tuple[str, int, int]] | None
     """(stamp, start, end) partitioning [0, T); None from a server that does not report weight versions."""
 
@@ -129,51 +129,67 @@ R = TypeVar("R", bound=BaseModel)
 
 
 def read(kind: type[R], body: bytes, what: str) -> R:
-    """`body` as JSON of the shape `kind`. Raises AnswerUnusable with what it should have been and where it is not."""
+    """`body` parsed as JSON of the type `kind`. Raises AnswerUnusable naming the field that does not fit."""
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         where = ".".join(str(part)[:40] for part in first["loc"][:6]) or "the whole"
         raise AnswerUnusable(
-            f"{what} answered something else than vLLM 0.32 does: {where}: {first['msg'][:160]}; does "
-            f"actor.openai.urls name a vLLM server?"
+            f"{what} does not answer like vLLM 0.32: {where}: {first['msg'][:160]}; check that actor.openai.urls names "
+            "a vLLM server"
         ) from None
 
 
 def request(
     model: str, prompt: Sequence[int], ends: Collection[int], limit: int, seed: int, idx: int
 ) -> dict[str, Any]:
-    """The policy's own distribution, ended by the run's end tokens and by nothing else."""
+    """The body of a request that samples from the policy's own distribution, to an end token or `limit` tokens."""
     return {
         "model": model,
         "token_ids": list(prompt),
         "sampling_params": {
-            "n": 1, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "watermarking": False,
-            "max_tokens": limit, "stop_token_ids": sorted(ends),
-            "ignore_eos": True,  # the server's own idea of ends; the run's are above
-            "logprobs": 0, "detokenize": False, "seed": request_seed(seed, idx),
+            "n": 1,
+            "temperature": 1.0,
+            "top_p": 1.0,
+            "top_k": 0,
+            "min_p": 0.0,
+            "watermarking": False,
+            "max_tokens": limit,
+            "stop_token_ids": sorted(ends),
+            "ignore_eos": True,  # the server's own end tokens; the run's are above
+            "logprobs": 0,
+            "detokenize": False,
+            "seed": request_seed(seed, idx),
         },
-    }  # fmt: skip
+    }
 
 
 def scoring(model: str, tokens: Sequence[int]) -> dict[str, Any]:
-    """Log-probs of a given sequence. The last token's is asked of the one sampled after the rest, so that the whole may
-    fill all of the model's positions. The server shows as many as are asked, the sampled token's first: a second one
-    makes room for it."""
+    """The body of a request for the log-probs of a given sequence.
+
+    The last token's is requested at the position of the one token sampled after the others, so that the sequence may
+    fill all positions of the model. The server returns as many log-probs as are requested, the sampled token's first;
+    therefore two are requested."""
     last = tokens[-1]
     return {
         "model": model,
         "token_ids": list(tokens[:-1]),
         "sampling_params": {
-            "n": 1, "temperature": 1.0, "max_tokens": 1, "ignore_eos": True, "prompt_logprobs": 0, "logprobs": 2,
-            "logprob_token_ids": [last, int(last == 0)], "detokenize": False,
+            "n": 1,
+            "temperature": 1.0,
+            "max_tokens": 1,
+            "ignore_eos": True,
+            "prompt_logprobs": 0,
+            "logprobs": 2,
+            "logprob_token_ids": [last, int(last == 0)],
+            "detokenize": False,
         },
-    }  # fmt: skip
+    }
 
 
 def most_bytes(tokens: int) -> int:
-    """The largest body that an answer about `tokens` tokens may have."""
+    """The size of the largest body that an answer about `tokens` tokens may have."""
     return ENVELOPE_BYTES + TOKEN_BYTES * tokens
 
 
@@ -184,14 +200,14 @@ def sampled(body: bytes, *, vocabulary: int, ends: Collection[int], limit: int) 
     if choice.finish_reason not in ("stop", "length"):
         return Sampled(tokens, np.empty(0, np.float32), choice.finish_reason or "none", None)
     if not 1 <= len(tokens) <= limit:
-        raise AnswerUnusable(f"a completion has {len(tokens)} tokens, asked were 1 … {limit}; {_REMEDY}")
+        raise AnswerUnusable(f"a completion has {len(tokens)} tokens, requested were 1 … {limit}; {_REMEDY}")
     if len(scores) != len(tokens):
         raise AnswerUnusable(f"a completion has {len(tokens)} tokens and {len(scores)} log-probs; {_REMEDY}")
     for at, (token, score) in enumerate(zip(tokens, scores, strict=True)):
         if not 0 <= token < vocabulary:
             raise AnswerUnusable(
-                f"token {at} is {token}, the model at model.path has ids 0 … {vocabulary - 1}; let the server serve "
-                f"that model"
+                f"token {at} is {token}, the model at model.path has ids 0 … {vocabulary - 1}; start the server with "
+                "that model"
             )
         if score.token_id != token:
             raise AnswerUnusable(f"token {at} is {token}, its log-prob is of token {score.token_id}; {_REMEDY}")
@@ -208,9 +224,11 @@ def sampled(body: bytes, *, vocabulary: int, ends: Collection[int], limit: int) 
     if spans is None:
         return Sampled(tokens, logprobs, choice.finish_reason, None)
     edges = [0, *(span.end for span in spans)]
-    if not spans or edges[-1] != len(tokens) or any(
-        span.start != edges[at] or span.end <= span.start for at, span in enumerate(spans)
-    ):  # fmt: skip
+    if (
+        not spans
+        or edges[-1] != len(tokens)
+        or any(span.start != edges[at] or span.end <= span.start for at, span in enumerate(spans))
+    ):
         raise AnswerUnusable(
             f"weight_versions {[(span.start, span.end) for span in spans][:6]} do not partition {len(tokens)} tokens; "
             f"{_REMEDY}"
@@ -221,19 +239,21 @@ def sampled(body: bytes, *, vocabulary: int, ends: Collection[int], limit: int) 
 
 
 def scored(body: bytes, tokens: Sequence[int], first: int) -> tuple[NDArray[np.float32], list[str] | None]:
-    """Log-probs of `tokens[first:]` in an answer to `scoring`, and the stamps of the weights; raises AnswerUnusable."""
+    """The log-probs of `tokens[first:]` in an answer to `scoring`, and the stamps of the weights that gave them.
+
+    Raises AnswerUnusable."""
     answer = read(_ScoredAnswer, body, GENERATE)
     rows, choice = answer.prompt_logprobs, answer.choices[0]
     content = choice.logprobs.content
     if len(rows) != len(tokens) - 1 or len(content) != 1:
         raise AnswerUnusable(
-            f"{len(tokens) - 1} prompt tokens were to be scored, log-probs of {len(rows)} and of {len(content)} "
-            f"sampled ones came; {_REMEDY}"
+            f"log-probs of {len(tokens) - 1} prompt tokens and 1 sampled one were requested, {len(rows)} and "
+            f"{len(content)} came; {_REMEDY}"
         )
     last = {entry.token_id: entry.logprob for entry in (content[0], *content[0].top_logprobs)}
     found = [(rows[at] or {}).get(str(tokens[at])) for at in range(first, len(tokens) - 1)]
     if None in found or tokens[-1] not in last:
-        raise AnswerUnusable(f"the log-prob of a token that was to be scored is missing; {_REMEDY}")
+        raise AnswerUnusable(f"the log-prob of a requested token is missing; {_REMEDY}")
     values = [entry.logprob for entry in found if entry is not None]
     stamps = None if choice.weight_versions is None else [span.version for span in choice.weight_versions]
     return _logprobs([*values, last[tokens[-1]]]), stamps
@@ -244,8 +264,8 @@ def _logprobs(values: list[float]) -> NDArray[np.float32]:
     wrong = ~np.isfinite(scores) | (scores <= NOT_FINITE)
     if wrong.any():
         raise AnswerUnusable(
-            f"log-prob {int(wrong.argmax())} is {values[int(wrong.argmax())]} (vLLM writes {NOT_FINITE} for −∞ and for "
-            f"what is no number); serve in float32, or train with a lower learning rate"
+            f"log-prob {int(wrong.argmax())} is {values[int(wrong.argmax())]} (vLLM writes {NOT_FINITE} for −∞ and "
+            "NaN); serve in float32, or train with a lower learning rate"
         )
     if (scores > ROUNDING).any():
         raise AnswerUnusable(
@@ -255,4 +275,6 @@ def _logprobs(values: list[float]) -> NDArray[np.float32]:
     return scores
 
 
-_REMEDY = "use a vLLM server of the version that sieve-rl[vllm] names, without proxies or plugins that change answers"
+_REMEDY = (
+    "use a vLLM server of the version that sieve-rl[vllm] requires, without proxies or plugins that change answers"
+)

@@ -1,4 +1,4 @@
-"""`actor.engine: torch`: a transformers model with continuous batching, on anything that torch runs on.
+"""The engine `actor.engine: torch`: a transformers model with continuous batching, on any device of torch.
 
 May import torch and transformers.
 Never imports another engine.

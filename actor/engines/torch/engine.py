@@ -1,12 +1,13 @@
-"""The small default engine: a transformers model, sampled with continuous batching.
+"""The torch engine, the small default: a transformers model, sampled with continuous batching.
 
-Rows are running completions, always slots 0 … n−1 of one KV cache. A prompt is prefilled once and its keys and values
-are copied to every completion of its group. A row that ends leaves at once; the last rows move into the holes and
-waiting completions take the free slots while the others go on. New weights are loaded between two tokens: the keys and
-values of all that runs are recomputed, so each token's log-prob is exactly that of the version its span names.
+Rows are running completions; they always occupy slots 0 … n−1 of one KV cache. A prompt is prefilled once and its keys
+and values are copied to every completion of its group. A row is removed as soon as it ends: the last rows move into the
+holes, and waiting completions take the free slots while the others continue. New weights are loaded between two tokens,
+and the keys and values of all running completions are recomputed, so each token's log-prob is exactly that of the
+version in its span.
 
-Fast because little Python runs per step: sampling, end detection and bookkeeping are a handful of tensor operations on
-all rows. Never does I/O except reading weights; never samples at a temperature other than 1.
+Little Python runs per step: sampling, end detection and bookkeeping are a few tensor operations on all rows. The engine
+does no I/O except reading weights, and always samples at temperature 1.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from actor.engine import Ids, ModelUnusable, PromptTooLong, WeightsUnusable, WrongVersion, admitted, forbids
+from actor.engine import Ids, ModelUnusable, admitted, check_scorable, check_unpinned, completion, forbids
 from actor.engines.tokenizer import Decode
 from actor.engines.torch.model import Policy, Prefill
 from actor.engines.torch.sampling import draw, uniforms
-from broker.queue.wire import Completion, Prompt, Ticket, float32, int32
+from broker.queue.wire import Completion, Prompt, Ticket
 
 
 @dataclass(eq=False)
 class _Group:
-    """A ticket being sampled: its prompt, what has not started, and where its prompt's keys and values are."""
+    """A ticket being sampled: its prompt, the completions not started, and where its prompt's keys and values are."""
 
     ticket: Ticket
     prompt: list[int]
@@ -41,20 +42,20 @@ class _Group:
 
 @dataclass(eq=False)
 class _Row:
-    """A running completion; its tokens and log-probs are in the engine's tensors at its slot."""
+    """A running completion; its tokens and log-probs are in the engine's tensors, in the row of its slot."""
 
     group: _Group
     idx: int
     starts: list[tuple[int, int]] = field(default_factory=list)
-    """(version, first token): what the spans are made of."""
+    """(version, first token sampled with it) of each span."""
 
 
 class TorchEngine:
-    """See the module's docstring; the methods' contract is `actor.engine.Engine`.
+    """The torch engine; its methods implement `actor.engine.Engine`.
 
     `eos`: ids that end an answer (kept in it, with their log-prob). `max_new_tokens`: finish `length` at this many.
-    `admit_share`: free share of the batch at which waiting completions are let in; a prefill pass has a fixed cost, so
-    one pass for several is faster than one per freed slot.
+    `admit_share`: free share of the batch at which waiting completions are started; a prefill pass has a fixed cost, so
+    one pass for several prompts is faster than one per freed slot.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class TorchEngine:
         if outside:
             raise ModelUnusable(
                 f"end token {outside[0]} is outside the model's vocabulary of {policy.vocabulary}; the tokenizer at "
-                f"model.path belongs to another model"
+                "model.path belongs to another model: use this model's"
             )
         self._policy, self._decode, self._name = policy, decode, name
         self._limit, self._max_batch = max_new_tokens, max_batch
@@ -96,7 +97,7 @@ class TorchEngine:
         self._version: int | None = None
         self._sampled = 0
 
-    # ------------------------------------------------------------------ what the service sees
+    # ------------------------------------------------------------------ Engine
 
     @property
     def version(self) -> int | None:
@@ -122,20 +123,18 @@ class TorchEngine:
         return waiting + sum(forbids(row.group.ticket, version) for row in self._rows)
 
     def check(self, directory: Path) -> None:
-        """Nothing that `load` does not see before it takes any of it: the model is in this process."""
+        """Nothing to do: the model is in this process, and `load` checks all tensors before it changes any."""
 
     def load(self, version: int, directory: Path) -> dict[str, float]:
         return self._switch(version, lambda: self._policy.load(directory))
 
     def take(self, version: int, tensors: dict[str, torch.Tensor]) -> dict[str, float]:
-        """As `load`, with the tensors at hand."""
+        """Like `load`, with tensors in memory instead of files."""
         return self._switch(version, lambda: self._policy.take(tensors, f"version {version} as it was received"))
 
     @torch.inference_mode()
     def _switch(self, version: int, bring: Callable[[], None]) -> dict[str, float]:
-        pinned = self.pinned(version)
-        if pinned:
-            raise WrongVersion(f"{pinned} completions in flight may not be sampled with version {version}; poll first")
+        check_unpinned(self, version)
         begin = time.perf_counter()
         bring()
         loaded = time.perf_counter()
@@ -147,14 +146,7 @@ class TorchEngine:
 
     @torch.inference_mode()
     def score(self, sequences: Sequence[tuple[Ids, Ids]]) -> list[NDArray[np.float32]]:
-        if self._version is None:
-            raise WrongVersion("no weights are loaded, so nothing can be scored; load a version first")
-        for number, (prompt, answer) in enumerate(sequences):
-            if not (len(prompt) and len(answer) and len(prompt) + len(answer) <= self._policy.positions):
-                raise PromptTooLong(
-                    f"sequence {number} has {len(prompt)} prompt and {len(answer)} answer tokens; each needs at least "
-                    f"one, both together at most the model's {self._policy.positions} positions"
-                )
+        check_scorable(sequences, loaded=self._version, positions=self._policy.positions, whose="the model")
         return self._policy.score(sequences)
 
     def submit(self, ticket: Ticket, prompt: Prompt) -> None:
@@ -194,10 +186,10 @@ class TorchEngine:
     # ------------------------------------------------------------------ passes
 
     def _copy_prompts(self, rows: list[_Row], first: int) -> torch.Tensor:
-        """Prompt keys and values into slots `first` …, in the rows' order; returns next-token logits (k, V)."""
+        """Copy prompt keys and values into slots `first` …, in the rows' order; returns next-token logits (k, V)."""
         logits, start = [], 0
         places = [cast(tuple[Prefill, int], row.group.prefill) for row in rows]
-        while start < len(rows):  # neighbours mostly come from one pass
+        while start < len(rows):  # neighbouring rows mostly come from one prefill pass
             prefill, end = places[start][0], start
             while end < len(rows) and places[end][0] is prefill:
                 end += 1
@@ -207,7 +199,7 @@ class TorchEngine:
             logits.append(prefill.logits[source])
             start = end
         for row in rows:
-            if not row.group.waiting:  # nobody will copy it again: keep each prompt once, in its rows' slots
+            if not row.group.waiting:  # all copies are made: free the original
                 row.group.prefill = None
         return torch.cat(logits)
 
@@ -216,7 +208,7 @@ class TorchEngine:
             group.prefill = place
 
     def _start(self, free: int) -> None:
-        """Let up to `free` waiting completions in: prefill new prompts, fill slots, draw each first token."""
+        """Start up to `free` waiting completions: prefill new prompts, fill slots, draw each first token."""
         rows: list[_Row] = []
         fresh: list[_Group] = []
         assert self._version is not None
@@ -244,14 +236,14 @@ class TorchEngine:
         self._draw(logits, first, last)
 
     def _step(self) -> None:
-        """One more token for every row."""
+        """Sample one more token for every row."""
         count = len(self._rows)
         self._width += 1
         logits = self._policy.forward(self._slots, self._last[:count].unsqueeze(1), self._position[:count], self._width)
         self._draw(logits[:, -1], 0, count)
 
     def _draw(self, logits: torch.Tensor, first: int, last: int) -> None:
-        """Sample rows first … last−1 from `logits`, note token and log-prob, and let go of the rows that end."""
+        """Sample rows first … last−1 from `logits`, store tokens and log-probs, and remove the rows that end."""
         rows, made = self._index[first:last], self._made[first:last]
         tokens, logprobs = draw(logits, self._uniforms[rows, made])
         self._tokens[rows, made] = tokens
@@ -275,7 +267,7 @@ class TorchEngine:
         self._compact(slots)
 
     def _compact(self, gone: list[int]) -> None:
-        """Free the slots `gone`; rows from the end move into the holes."""
+        """Free the slots `gone`; the last rows move into the holes."""
         count = len(self._rows) - len(gone)
         leaving = set(gone)
         holes = [slot for slot in gone if slot < count]
@@ -291,14 +283,14 @@ class TorchEngine:
         self._width = int(self._position[:count].max()) if count else 0
 
     def _recompute(self, version: int) -> None:
-        """Keys and values of all that runs, again, with the weights just loaded; later tokens belong to `version`."""
+        """Recompute the keys and values of all rows with the weights just loaded; later tokens belong to `version`."""
         if not self._rows:
             return
         count = len(self._rows)
         groups = list({id(row.group): row.group for row in self._rows}.values())
         self._prefill(groups)
         self._copy_prompts(self._rows, 0)
-        # The answers so far, but for their last token, which the next step feeds: passes on top of the prompts.
+        # On top of the prompts: the answers so far without their last token, which the next step feeds.
         query = int(self._made[:count].max()) - 1
         together = max(1, self._policy.pass_tokens // query) if query else count
         for first in range(0, count if query else 0, together):
@@ -318,23 +310,14 @@ class TorchEngine:
         return [self._completion(*one, text) for one, text in zip(ended, texts, strict=True)]
 
     def _completion(self, row: _Row, ids: list[int], scores: np.ndarray[Any, Any], text: str) -> Completion:
-        ticket = row.group.ticket
-        if not np.isfinite(scores).all():
-            raise WeightsUnusable(
-                f"versions {[version for version, _ in row.starts]} gave a log-prob that is not finite "
-                f"for {ticket.group_id}; use model.dtype: float32, or a lower learning rate"
-            )
         ends = [start for _, start in row.starts[1:]] + [len(ids)]
-        return Completion(
-            group_id=ticket.group_id,
-            lane=ticket.lane,
-            prompt=ticket.prompt,
-            idx=row.idx,
-            n=ticket.n,
-            tokens=int32(ids),
-            logprobs=float32(scores),
-            spans=tuple((version, start, end) for (version, start), end in zip(row.starts, ends, strict=True)),
-            finish="stop" if ids[-1] in self._end_ids else "length",
+        return completion(
+            row.group.ticket,
+            row.idx,
+            ids,
+            scores,
+            [(version, start, end) for (version, start), end in zip(row.starts, ends, strict=True)],
+            stopped=ids[-1] in self._end_ids,
             text=text,
             actor=self._name,
         )

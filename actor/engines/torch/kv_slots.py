@@ -1,8 +1,8 @@
-"""The KV cache of continuous batching: one slot per running completion, filled from column 0. Knows no sampling.
+"""The KV cache of continuous batching, with one slot per running completion, filled from column 0.
 
-Rows have different lengths and need no left padding: row r's token at position p lives in column p, a token attends to
-the columns ≤ its own position, and columns beyond a row's end hold leftovers that the mask hides until they are
-overwritten. A pass covers neighbouring slots, so the model sees plain slices, not gathers.
+Rows have different lengths and need no left padding: row r's token at position p is in column p, a token attends to the
+columns ≤ its own position, and columns beyond a row's end hold old values that the mask hides until they are
+overwritten. A pass covers neighbouring slots, so that the model reads slices instead of gathered copies.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 
 class _Layer(CacheLayerMixin):  # type: ignore[misc]
-    """One attention layer's window onto the slots."""
+    """The cache of one attention layer, a view of the slots."""
 
     is_sliding = False
 
@@ -23,7 +23,7 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
         self.slots, self.index, self.is_initialized = slots, index, True
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Storage belongs to the slots."""
+        """Nothing to do; the slots own the storage."""
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -41,7 +41,7 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
 
 
 class Slots:
-    """Keys and values, per layer (slots, columns, heads, size), of a transformers model with full attention."""
+    """Keys and values of a transformers model with full attention, (slots, columns, heads, size) for each layer."""
 
     def __init__(self, layers: int, capacity: int, device: torch.device):
         self.cache = Cache(layers=[_Layer(self, index) for index in range(layers)])
@@ -59,7 +59,7 @@ class Slots:
         """Prepare a pass of `query` tokens in each of the n slots `first` …, starting at `positions` (n,).
 
         `width`: the largest position of the pass + 1. Returns position ids (n, query) and the attention mask
-        (n, 1, query, width), True where a token may look."""
+        (n, 1, query, width), True where a token may attend."""
         self._reserve(width)
         self.width, self._first, self._last = width, first, first + positions.shape[0]
         columns = positions.unsqueeze(1)
@@ -69,7 +69,7 @@ class Slots:
         return columns, (self._range[:width] <= columns.unsqueeze(2)).unsqueeze(1)
 
     def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store (n, heads, query, size) where `aim` said; returns what it may attend to, (n, heads, width, size)."""
+        """Store (n, heads, query, size) where `aim` pointed; returns all keys and values, (n, heads, width, size)."""
         if not self.keys[layer].numel():
             self.keys[layer] = self._empty(keys)
             self.values[layer] = self._empty(values)
@@ -80,7 +80,7 @@ class Slots:
         return stored[first:last, :width].transpose(1, 2), kept[first:last, :width].transpose(1, 2)
 
     def copy_from(self, other: Slots, source: torch.Tensor, first: int, width: int) -> None:
-        """Fill slots `first` … with the first `width` columns of `other`'s slots `source` (k,); repeats are welcome."""
+        """Fill slots `first` … with the first `width` columns of `other`'s slots `source` (k,), which may repeat."""
         self._reserve(width)
         last = first + source.shape[0]
         for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
@@ -90,7 +90,7 @@ class Slots:
                 mine[layer][first:last, :width] = store[source, :width]
 
     def move(self, source: torch.Tensor, target: torch.Tensor, width: int) -> None:
-        """Slots `source` (k,) become slots `target` (k,); the two sets are disjoint."""
+        """Copy slots `source` (k,) to slots `target` (k,); the two sets are disjoint."""
         for stores in (self.keys, self.values):
             for store in stores:
                 store[target, :width] = store[source, :width]
@@ -100,7 +100,7 @@ class Slots:
         return torch.zeros(self.capacity, self._columns, heads, size, dtype=like.dtype, device=like.device)
 
     def _reserve(self, width: int) -> None:
-        """Room for `width` columns; grows by doubling, so a long run copies each column a constant number of times."""
+        """Make room for `width` columns; the capacity doubles, so each column is copied a constant number of times."""
         if width <= self._columns:
             return
         self._columns = max(32, 1 << (width - 1).bit_length())

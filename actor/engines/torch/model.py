@@ -1,7 +1,4 @@
-"""The transformers model as the torch engine uses it: passes that fill slots, prompts prefilled together, opening it.
-
-Knows prompts and slots, not tickets, rows or sampling.
-"""
+"""The transformers model of the torch engine: opening it, forward passes that fill cache slots, prefill and scoring."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ from broker.settings import ModelSettings
 
 @dataclass(eq=False)
 class Prefill:
-    """Keys, values and next-token logits (prompts, vocabulary) of prompts that went through the model together."""
+    """Keys, values and next-token logits (prompts, vocabulary) of prompts prefilled in one pass."""
 
     slots: Slots
     logits: torch.Tensor
@@ -54,11 +51,11 @@ class Policy:
         self._layers = int(config.num_hidden_layers)
 
     def load(self, directory: Path) -> None:
-        """Take a version's weights, all or nothing. Raises WeightsUnusable."""
+        """Load a version's weights, all or nothing. Raises WeightsUnusable."""
         self._weights.load(directory)
 
     def take(self, tensors: dict[str, torch.Tensor], source: str) -> None:
-        """Take whole weights by name; `source` says in errors where from. Raises WeightsUnusable."""
+        """Load whole weights by name; `source` names their origin in errors. Raises WeightsUnusable."""
         self._weights.take(tensors, source)
 
     def slots(self, count: int) -> Slots:
@@ -71,7 +68,7 @@ class Policy:
         """One pass of `tokens` (n, q), the first of each row at `positions` (n,), through slots `first` … .
 
         `width`: largest position + 1. Fills the slots' columns and returns logits (n, kept, vocabulary): of the last
-        `keep` tokens, or of the columns that a tensor `keep` names."""
+        `keep` tokens, or of the columns listed in a tensor `keep`."""
         ids, mask = slots.aim(positions, tokens.shape[1], width, first)
         output = self._model(
             input_ids=tokens,
@@ -85,7 +82,7 @@ class Policy:
         return logits
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> list[tuple[Prefill, int]]:
-        """Each prompt once through the model; returns, per prompt, the pass it was in and its slot there."""
+        """Run each prompt once through the model; returns, per prompt, the pass that it was in and its slot there."""
         places: dict[int, tuple[Prefill, int]] = {}
         for together in self._passes([len(prompt) for prompt in prompts]):
             prefill = self._pass([prompts[at] for at in together])
@@ -111,7 +108,7 @@ class Policy:
         return [scores[at] for at in range(len(sequences))]
 
     def _passes(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Places in `lengths` that share a pass, by rising length: like lengths need less padding."""
+        """Indices into `lengths` of the sequences in each pass, by rising length: similar lengths need less padding."""
         order = sorted(range(len(lengths)), key=lambda at: lengths[at])
         while order:
             count = 1
@@ -121,9 +118,9 @@ class Policy:
             yield together
 
     def _pass(self, prompts: list[Sequence[int]]) -> Prefill:
-        """`prompts` by rising length."""
+        """Prefill `prompts`, which are sorted by length, in one pass."""
         count, width = len(prompts), len(prompts[-1])
-        # Only the columns where some prompt ends are worth a multiplication with the output matrix.
+        # Logits are computed only for the columns in which some prompt ends.
         columns, which = np.unique([len(prompt) - 1 for prompt in prompts], return_inverse=True)
         slots = self.slots(count)
         start = torch.zeros(count, dtype=torch.int64, device=self.device)
@@ -136,7 +133,7 @@ class Policy:
 
 
 def _padded(rows: Sequence[Any]) -> NDArray[np.int64]:
-    """Token ids of ragged rows as one array, zeros on the right."""
+    """Token ids of rows of different lengths as one array, padded with zeros on the right."""
     tokens = np.zeros((len(rows), max(map(len, rows))), dtype=np.int64)
     for place, row in enumerate(rows):
         tokens[place, : len(row)] = row
@@ -144,7 +141,7 @@ def _padded(rows: Sequence[Any]) -> NDArray[np.int64]:
 
 
 def device_of(name: str) -> torch.device:
-    """The device that actor.device names. Raises ModelUnusable for a CUDA device that is not there."""
+    """The device named by actor.device. Raises ModelUnusable for a CUDA device that does not exist."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)

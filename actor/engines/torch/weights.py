@@ -1,7 +1,7 @@
-"""Putting a published version's tensors into a transformers model, all or nothing. Checksums are the broker's.
+"""Loading a published version's tensors into a transformers model, all or nothing; the broker verifies checksums.
 
-A version is whole weights, or an adapter of the model as it was opened. Adapters are merged: W + s · B · A, from the
-untouched W each time, so that nothing adds up from version to version and decoding costs what it costs without.
+A version is whole weights, or an adapter of the model as it was opened. Adapters are merged, W + s · B · A, with the
+original W each time, so that rounding errors do not accumulate and decoding is as fast as without an adapter.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from broker.weights.peft_format import TENSORS, is_adapter, module_and_factor, r
 
 
 class Weights:
-    """The weights of one model, and which version's files they come from next."""
+    """The weights of one model, which are replaced version by version."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         self._model = model
         self._untouched: dict[str, torch.Tensor] = {}
-        """What the matrices that adapters were merged into held before, by name."""
+        """The original matrices that adapters were merged into, by name."""
 
     def load(self, directory: Path) -> None:
-        """Take the version in `directory`, all or nothing. Raises WeightsUnusable; the model is then unchanged."""
+        """Load the version in `directory`, all or nothing. Raises WeightsUnusable; the model is then unchanged."""
         if is_adapter(directory):
             self._merge(directory)
         else:
             self.take(read(directory), str(directory))
 
     def take(self, tensors: dict[str, torch.Tensor], source: str) -> None:
-        """Take whole weights, all or nothing; `source` says in errors where from. Raises WeightsUnusable."""
+        """Load whole weights, all or nothing; `source` names their origin in errors. Raises WeightsUnusable."""
         put(self._model, tensors, source)
         self._untouched.clear()
 
@@ -72,7 +72,7 @@ NOT_FINITE = (
 
 
 def read_adapter(directory: Path) -> tuple[float, dict[str, dict[str, torch.Tensor]]]:
-    """(s, by module: `lora_A` (r, in) and `lora_B` (out, r)). Raises WeightsUnusable."""
+    """The scale s, and by module the factors `lora_A` (r, in) and `lora_B` (out, r). Raises WeightsUnusable."""
     factors: dict[str, dict[str, torch.Tensor]] = {}
     try:
         scale = read_config(directory).scale
@@ -108,8 +108,8 @@ def read(directory: Path) -> dict[str, torch.Tensor]:
 def put(model: torch.nn.Module, tensors: dict[str, torch.Tensor], source: str) -> None:
     """Copy `tensors` into the model's parameters in place, cast to the parameters' dtype.
 
-    Everything is checked before the first byte is copied: names, shapes, finite values. A tied parameter may be absent.
-    Raises WeightsUnusable naming the tensor; the model is then unchanged."""
+    Names, shapes and finite values are checked before anything is copied. A tied parameter may be absent. Raises
+    WeightsUnusable naming the tensor; the model is then unchanged."""
     parameters = model.state_dict(keep_vars=True)
     unknown = sorted(set(tensors) - set(parameters))
     if unknown:
@@ -118,7 +118,7 @@ def put(model: torch.nn.Module, tensors: dict[str, torch.Tensor], source: str) -
     for name, parameter in parameters.items():
         if name not in tensors:
             if parameter.data_ptr() in filled:
-                continue  # tied: its partner carries the values
+                continue  # tied to a parameter that is present
             raise WeightsUnusable(f"{source}: {name} is missing; publish every parameter of the model")
         tensor = tensors[name]
         if tensor.shape != parameter.shape:

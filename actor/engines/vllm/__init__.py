@@ -1,5 +1,5 @@
-"""`actor.engine: vllm`: vLLM in this process or its own, with weights that change while it generates.
+"""The engine `actor.engine: vllm`: vLLM, with weights that change while it generates.
 
-May import vllm; settings and arguments are read without it.
+May import vllm, except in settings and arguments, which are read without it.
 Never imports another engine.
 """

@@ -1,14 +1,15 @@
-"""The vLLM engine: AsyncLLM with continuous batching, on an event loop in a thread of its own.
+"""The vLLM engine: AsyncLLM with continuous batching, on an event loop in its own thread.
 
     service's thread:  submit ─▶ one request per completion ─▶ loop's thread: AsyncLLM ◀─▶ vLLM's processes: the model
-                       poll  ◀─ queue of what ended ◀──────────────┘
+                       poll  ◀─ queue of finished requests ◀───────┘
 
-A completion is one request of its own, so that it leaves when it ends; those of a ticket share the prompt's keys and
-values through vLLM's prefix cache. New weights come in while generation is paused, requests keep their place: pause →
-load → stamp → resume. Which weights sampled which token is what vLLM itself reports.
+Each completion is its own request, so that it is returned when it ends; those of a ticket share the prompt's keys and
+values through vLLM's prefix cache. New weights are loaded while generation is paused and requests are kept: pause →
+load → stamp → resume. vLLM itself reports which weights sampled which token.
 
-Every call into the loop has a deadline and a name. A load that fails before the model is touched leaves the old
-weights; one that fails later ends the engine: half-updated weights are never sampled from.
+Every call into the loop has a deadline, and its error names what was waited for. A load that fails before the model is
+changed keeps the old weights; one that fails later ends the engine, so that half-updated weights are never sampled
+from.
 """
 
 from __future__ import annotations
@@ -35,36 +36,35 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.inputs.engine import tokens_input
 from vllm.lora.request import LoRARequest
 from vllm.outputs import CompletionOutput
-from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
-from vllm.v1.metrics.loggers import StatLoggerBase
 
 from actor.engine import (
     EngineError,
     Ids,
     ModelUnusable,
-    PromptTooLong,
-    WeightsUnusable,
-    WrongVersion,
     admitted,
+    check_scorable,
+    check_unpinned,
+    completion,
     forbids,
-    request_seed,
 )
 from actor.engines.tokenizer import Decode
+from actor.engines.vllm import requests
 from actor.engines.vllm import worker as vllm_worker
+from actor.engines.vllm.progress import Progress
 from actor.weights.checks import VersionFiles
-from broker.queue.wire import Completion, Prompt, Ticket, float32, int32
+from broker.queue.wire import Completion, Prompt, Ticket
 
 START_SECONDS = 3600.0
-"""Opening the largest models from a slow disk, and capturing their graphs."""
+"""Deadline for opening the model: the largest ones from a slow disk, with the capture of their graphs."""
 PAUSE_SECONDS = 300.0
-"""One step of everything that runs, the longest prefill included."""
+"""Deadline for one step of everything that runs, including the longest prefill."""
 LOAD_SECONDS = 1800.0
 CONTROL_SECONDS = 60.0
 SCORE_SECONDS = 600.0
 STALL_SECONDS = 900.0
-"""Requests in flight and not one token for so long: the engine hangs."""
+"""Time without a token, with requests in flight, after which the engine is taken to hang."""
 CLOSE_SECONDS = 10.0
 
 T = TypeVar("T")
@@ -75,15 +75,16 @@ class _Request:
     ticket: Ticket
     idx: int
     version: int
-    """Loaded when it was submitted: no token of it is older."""
+    """The version loaded when the request was submitted; no token is older."""
 
 
 class VllmEngine:
-    """See the module's docstring; the methods' contract is `actor.engine.Engine`.
+    """The vLLM engine; its methods implement `actor.engine.Engine`.
 
-    `arguments`: every argument of vLLM's engine. `eos`: ids that end an answer (kept in it, with their log-prob).
-    `clear_cache`: on a load, keys and values of all that runs are computed again; else they stay those of the weights
-    that made them, and log-probs are the mixture's. Raises ModelUnusable when vLLM cannot open the model.
+    `arguments`: all arguments of vLLM's engine. `eos`: ids that end an answer (kept in it, with their log-prob).
+    `clear_cache`: whether keys and values of running completions are recomputed after a load; without it they stay
+    those of earlier weights, and log-probs are those of the mixture. Raises ModelUnusable if vLLM cannot open the
+    model.
     """
 
     def __init__(
@@ -106,7 +107,7 @@ class VllmEngine:
         self._adapter: LoRARequest | None = None
         self._scored = 0
         self._moved = (0, time.monotonic())
-        self._progress = _Progress()
+        self._progress = Progress()
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._serve, name="vllm", daemon=True)
@@ -117,12 +118,12 @@ class VllmEngine:
             raise
         except Exception as error:
             raise ModelUnusable(
-                f"vLLM cannot serve model.path = {arguments.get('model')}: {error}; its own lines above say more"
+                f"vLLM cannot serve model.path = {arguments.get('model')}: {error}; see its log lines above"
             ) from error
         self.positions: int = self._llm.model_config.max_model_len
         """The longest prompt and answer together, tokens."""
 
-    # ------------------------------------------------------------------ what the service sees
+    # ------------------------------------------------------------------ Engine
 
     @property
     def version(self) -> int | None:
@@ -155,9 +156,7 @@ class VllmEngine:
         self._files.check(directory)
 
     def load(self, version: int, directory: Path) -> dict[str, float]:
-        pinned = self.pinned(version)
-        if pinned:
-            raise WrongVersion(f"{pinned} completions in flight may not be sampled with version {version}; poll first")
+        check_unpinned(self, version)
         return self.switch(version, lambda: self._bring(version, directory))
 
     def switch(
@@ -166,10 +165,10 @@ class VllmEngine:
         bring: Callable[[], Coroutine[Any, Any, None]],
         broken: Callable[[Exception], Exception] | None = None,
     ) -> dict[str, float]:
-        """Pause, `bring` the weights of `version` in and stamp it, resume; seconds of "load" and "pause".
+        """Pause, `bring` in the weights of `version` and stamp it, resume; returns the seconds of "load" and "pause".
 
-        When that fails, this engine ends; with `broken` it stays paused, without a version, until files are loaded,
-        and what `broken` makes of the error is raised."""
+        If `bring` fails, this engine ends. With `broken` it stays paused instead, without a version, until files are
+        loaded, and the exception that `broken` makes of the error is raised."""
         paused = time.monotonic()
         self.run(
             self._llm.pause_generation(mode="keep", clear_cache=self._clear), PAUSE_SECONDS, "vLLM to pause for weights"
@@ -184,7 +183,7 @@ class VllmEngine:
             self.close()
             raise EngineError(
                 f"version {version} failed in the middle of loading ({error}); the model may be half updated, so this "
-                f"engine ends and nothing more is sampled: start the actor again"
+                "engine ends and nothing more is sampled; restart the actor"
             ) from error
         loaded = time.monotonic()
         self._version = version
@@ -195,13 +194,13 @@ class VllmEngine:
         tokens = admitted(
             ticket, prompt, loaded=self._version, new=self._limit, positions=self.positions, whose="the engine"
         )
-        assert self._version is not None  # else it would not have been admitted
+        assert self._version is not None  # checked by admitted
         started = []
         for idx in ticket.missing:
             self._count += 1
             key = f"{ticket.group_id}/{idx}/{self._count}"
             self._requests[key] = _Request(ticket, idx, self._version)
-            started.append((key, self._params(ticket.seed, idx)))
+            started.append((key, requests.sampling(self._eos, self._limit, ticket.seed, idx)))
         self._loop.call_soon_threadsafe(self._start, tokens, started)
 
     def cancel(self, group_ids: Collection[str]) -> int:
@@ -225,23 +224,14 @@ class VllmEngine:
                 continue  # cancelled
             if isinstance(outcome, Exception) or outcome.finish_reason not in ("stop", "length"):
                 reason = outcome if isinstance(outcome, Exception) else f"finish reason {outcome.finish_reason}"
-                raise EngineError(
-                    f"vLLM gave up a request ({reason}); its own lines above say why: start the actor again"
-                )
+                raise EngineError(f"vLLM aborted a request ({reason}); its log lines above say why; restart the actor")
             ended.append((request, outcome))
         self._watch()
         texts = self._decode([list(output.token_ids) for _, output in ended]) if ended else []
         return [self._completion(*one, text) for one, text in zip(ended, texts, strict=True)]
 
     def score(self, sequences: Sequence[tuple[Ids, Ids]]) -> list[NDArray[np.float32]]:
-        if self._version is None:
-            raise WrongVersion("no weights are loaded, so nothing can be scored; load a version first")
-        for number, (prompt, answer) in enumerate(sequences):
-            if not (len(prompt) and len(answer) and len(prompt) + len(answer) <= self.positions):
-                raise PromptTooLong(
-                    f"sequence {number} has {len(prompt)} prompt and {len(answer)} answer tokens; each needs at least "
-                    f"one, both together at most the engine's {self.positions} positions"
-                )
+        check_scorable(sequences, loaded=self._version, positions=self.positions, whose="the engine")
         what = f"vLLM to score {len(sequences)} sequences"
         return [self.run(self._score(*one), SCORE_SECONDS, what) for one in sequences]
 
@@ -249,21 +239,21 @@ class VllmEngine:
         if not self._thread.is_alive():
             return
         self._requests.clear()
-        if self._llm.output_handler is not None:  # it would log the end that follows as its processes' death
+        if self._llm.output_handler is not None:  # it would report the end that follows as a crash
             self._loop.call_soon_threadsafe(self._llm.output_handler.cancel)
-        # Ends the engine's processes, by force after the deadline.
+        # Ends vLLM's processes, by force after the deadline.
         closing = threading.Thread(target=self._llm.shutdown, args=(CLOSE_SECONDS / 2,), daemon=True)
         closing.start()
         closing.join(CLOSE_SECONDS)
-        del self._llm  # now, while the modules that its destructor needs are there
+        del self._llm  # now, while the modules that its destructor needs still exist
         self._loop.call_soon_threadsafe(self._end)
         self._thread.join(CLOSE_SECONDS)
 
-    # ------------------------------------------------------------------ the loop's thread
+    # ------------------------------------------------------------------ event loop
 
     def _serve(self) -> None:
-        # Ctrl-C goes to the whole process group; vLLM's processes, which inherit the mask, must outlive the drain.
-        resource_tracker.ensure_running()  # else its start would lift the mask again
+        # Ctrl-C goes to the whole process group, and vLLM's processes must outlive the drain: they inherit this mask.
+        resource_tracker.ensure_running()  # starting it later would unblock the signal again
         pthread_sigmask(SIG_BLOCK, {SIGINT})
         asyncio.set_event_loop(self._loop)
         self._loop.run_forever()
@@ -272,22 +262,21 @@ class VllmEngine:
     def _end(self) -> None:
         for task in asyncio.all_tasks(self._loop):
             task.cancel()
-        self._loop.call_soon(self._loop.call_soon, self._loop.stop)  # the cancelled have their turn first
+        self._loop.call_soon(self._loop.call_soon, self._loop.stop)  # after the cancelled tasks have run
 
     def run(self, work: Coroutine[Any, Any, T], seconds: float, what: str) -> T:
-        """`work` on the loop. Raises EngineError, naming what was waited for: after `seconds`, or when vLLM is dead."""
+        """The result of `work`, run on the loop. Raises EngineError naming `what` after `seconds` or if vLLM died."""
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result(seconds)
         except TooLate:
             future.cancel()
             raise EngineError(
-                f"waited {seconds:g} s for {what}; look at its lines above and at the machine, then start the actor "
-                f"again"
+                f"waited {seconds:g} s for {what}; check its log lines above and the machine, then restart the actor"
             ) from None
         except EngineDeadError as error:
             raise EngineError(
-                f"waited for {what}, but its processes have died; its lines above say why: start the actor again"
+                f"waited for {what}, but its processes have died; its log lines above say why; restart the actor"
             ) from error
 
     async def _open(self, arguments: dict[str, Any]) -> AsyncLLM:
@@ -303,13 +292,13 @@ class VllmEngine:
     async def _sample(self, key: str, tokens: list[int], params: SamplingParams) -> None:
         try:
             async for output in self._llm.generate(tokens_input(tokens), params, key, lora_request=self._adapter):
-                self._ended.put((key, output.outputs[0]))  # FINAL_ONLY: there is one
+                self._ended.put((key, output.outputs[0]))  # FINAL_ONLY: the only output
         except Exception as error:
             self._ended.put((key, error))
 
     async def _bring(self, version: int, directory: Path) -> None:
         if self._files.adapters:
-            # The requests' own reference must not say load_inplace: it would be read again with every step.
+            # The requests' own reference must not set load_inplace: the adapter would be read again at every step.
             name, path = "policy", str(directory)
             await self._llm.add_lora(LoRARequest(name, 1, path, load_inplace=True))
             self._adapter = LoRARequest(name, 1, path)
@@ -320,95 +309,38 @@ class VllmEngine:
             await self._llm.finish_weight_update(str(version))
 
     async def _score(self, prompt: Ids, answer: Ids) -> NDArray[np.float32]:
-        # The last token is asked of the one that is sampled after the rest: the whole may fill all positions.
         ids = np.concatenate([prompt, answer]).tolist()
-        params = SamplingParams(
-            temperature=1.0, max_tokens=1, detokenize=False, prompt_logprobs=0, logprob_token_ids=ids[-1:],
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )  # fmt: skip
         self._count += 1
-        scores: list[float] = []
+        found: list[float] = []
         async for output in self._llm.generate(
-            tokens_input(ids[:-1]), params, f"score/{self._count}", lora_request=self._adapter
+            tokens_input(ids[:-1]), requests.scoring(ids[-1]), f"score/{self._count}", lora_request=self._adapter
         ):
-            before = output.prompt_logprobs or []
-            scores = [before[at][ids[at]].logprob for at in range(len(prompt), len(ids) - 1)]
-            scores.append(output.outputs[0].logprobs[0][ids[-1]].logprob)
+            found = requests.scores(output, ids, len(prompt))
         self._scored += 1
-        return np.array(scores, dtype=np.float32)
+        return np.array(found, dtype=np.float32)
 
-    # ------------------------------------------------------------------ requests and what they give
-
-    def _params(self, seed: int, idx: int) -> SamplingParams:
-        """The policy's own distribution, ended by the run's end tokens and by nothing else."""
-        return SamplingParams(
-            temperature=1.0, top_p=1.0, top_k=0, min_p=0.0, max_tokens=self._limit, stop_token_ids=sorted(self._eos),
-            ignore_eos=True,  # the tokenizer's and generation_config's own; the run's are above
-            logprobs=0, flat_logprobs=True, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY,
-            seed=request_seed(seed, idx), skip_clone=True,
-        )  # fmt: skip
+    # ------------------------------------------------------------------ requests
 
     def _watch(self) -> None:
-        """Raises EngineError when requests are in flight and no token comes."""
+        """Raise EngineError if requests are in flight but no token has come for STALL_SECONDS."""
         now, tokens = time.monotonic(), self._progress.tokens
         if tokens != self._moved[0] or not self._requests:
             self._moved = tokens, now
         elif now - self._moved[1] > STALL_SECONDS:
             raise EngineError(
                 f"vLLM has sampled nothing for {STALL_SECONDS:g} s with {len(self._requests)} completions in flight; "
-                f"look at its lines above and at the machine, then start the actor again"
+                "check its log lines above and the machine, then restart the actor"
             )
 
     def _completion(self, request: _Request, output: CompletionOutput, text: str) -> Completion:
-        ticket, ids = request.ticket, list(output.token_ids)
-        scores = np.asarray(output.logprobs.logprobs, dtype=np.float32)
-        spans = tuple((int(span.version), span.start, span.end) for span in output.weight_versions)
-        if not np.isfinite(scores).all():
-            raise WeightsUnusable(
-                f"versions {[version for version, _, _ in spans]} gave a log-prob that is not finite "
-                f"for {ticket.group_id}; use model.dtype: float32, or a lower learning rate"
-            )
-        return Completion(
-            group_id=ticket.group_id,
-            lane=ticket.lane,
-            prompt=ticket.prompt,
-            idx=request.idx,
-            n=ticket.n,
-            tokens=int32(ids),
-            logprobs=float32(scores),
-            spans=spans,
-            finish="stop" if ids[-1] in self._eos else "length",
+        ids = list(output.token_ids)
+        return completion(
+            request.ticket,
+            request.idx,
+            ids,
+            np.asarray(output.logprobs.logprobs, dtype=np.float32),
+            [(int(span.version), span.start, span.end) for span in output.weight_versions],
+            stopped=ids[-1] in self._eos,
             text=text,
             actor=self._name,
         )
-
-
-class _Progress:
-    """Tokens sampled and requests running, as vLLM counts them."""
-
-    def __init__(self) -> None:
-        self.tokens = 0
-        self._running: dict[int, int] = {}
-
-    @property
-    def running(self) -> int:
-        return sum(self._running.values())
-
-    def of(self, config: Any, engine: int = 0) -> StatLoggerBase:
-        """What vLLM calls to make one engine core's logger."""
-        progress = self
-
-        class Logger(StatLoggerBase):  # type: ignore[misc]
-            def __init__(self) -> None:
-                """Counts from zero."""
-
-            def record(self, scheduler_stats, iteration_stats, mm_cache_stats=None, engine_idx=0) -> None:  # type: ignore[no-untyped-def]  # vLLM's own types, unstable by its own word
-                if scheduler_stats is not None:
-                    progress._running[engine] = scheduler_stats.num_running_reqs
-                if iteration_stats is not None:
-                    progress.tokens += iteration_stats.num_generation_tokens
-
-            def log_engine_initialized(self) -> None:
-                """The service logs its own start."""
-
-        return Logger()

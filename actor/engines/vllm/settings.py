@@ -1,4 +1,4 @@
-"""The configuration section `actor.vllm`. Reads nothing, starts nothing, and imports no vLLM."""
+"""The configuration section `actor.vllm`; vLLM is not imported."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from broker.settings import Section
 
 
 class VllmSettings(Section):
-    """How actors with `engine: vllm` run it."""
+    """Settings of the vLLM engine."""
 
     arguments: dict[str, Any] = Field(default_factory=dict)
-    """Arguments of vLLM's engine by its own names, passed through: `tensor_parallel_size: 2`, `max_model_len: 4096`."""
+    """Arguments of vLLM's engine by vLLM's names, passed through: `tensor_parallel_size: 2`, `max_model_len: 4096`."""
     clear_cache: bool = True
-    """With new weights, compute keys and values of running completions again. False is faster: what was cached stays
-    that of the weights which made it, later log-probs belong to no single version, and they are still what was
-    recorded: the behaviour's."""
+    """Whether keys and values of running completions are recomputed after new weights are loaded. False is faster, but
+    then keys and values of earlier weights stay in use, and later log-probs belong to no single version; they are still
+    those that were sampled from."""
 
     @field_validator("arguments")
     @classmethod

@@ -1,8 +1,8 @@
-"""What runs inside vLLM's own worker processes: bringing a version's files into the model. Imported there by name.
+"""The part that runs inside vLLM's worker processes, which import it by name: loading a version's files.
 
-A registered weight-transfer engine, driven by vLLM's start, update and finish calls while generation is paused. Files
-were verified and checked before; what fails in here leaves a model that is half one version, half another, and ends the
-engine.
+It is a registered weight-transfer engine, driven by vLLM's start, update and finish calls while generation is paused.
+The files were verified and checked before; a failure here leaves a model that is half one version and half another,
+and ends the engine.
 """
 
 from __future__ import annotations
@@ -35,41 +35,41 @@ from actor.weights.checks import files
 BACKEND = "sieve-files"
 EXTENSION = "actor.engines.vllm.worker.Extension"
 ACTOR = "SIEVE_ACTOR_PROCESS"
-"""Environment: `<host>/<pid>` of the process that must be alive for those it started on its machine to be."""
+"""Environment variable with `<host>/<pid>` of the actor; vLLM's processes on its machine end when it ends."""
 
 
 class Extension:
-    """Nothing to add to a worker's methods; naming this class makes every worker import this module."""
+    """Adds no methods to a worker; that vLLM is given its name makes every worker import this module."""
 
 
 @dataclass
 class NoInit(WeightTransferInitInfo):  # type: ignore[misc]
-    """Files need no rendezvous."""
+    """No parameters: files need no rendezvous."""
 
 
 @dataclass
 class Directory(WeightTransferUpdateInfo):  # type: ignore[misc]
-    """A verified version, in a directory that every worker sees."""
+    """A verified version, in a directory that every worker can read."""
 
     directory: str
 
 
 class FileTransfer(WeightTransferEngine[NoInit, Directory]):  # type: ignore[misc]
-    """Reads a version's safetensors; vLLM cuts, fuses and packs them for its kernels, layer by layer."""
+    """Reads a version's safetensors; vLLM shards, fuses and packs them for its kernels, layer by layer."""
 
     init_info_cls = NoInit
     update_info_cls = Directory
 
     def init_transfer_engine(self, init_info: NoInit) -> None:
-        """Nothing to meet."""
+        """Nothing to do."""
 
     def start_weight_update(self) -> None:
-        # With model.load_weights alone a CPU's packed matrices stay old, silently or after an error midway.
+        # model.load_weights alone would leave the packed matrices of a CPU unchanged, with or without an error.
         initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         self.receive_weights(self.parse_update_info(update_info))
-        if not current_platform.is_cpu():  # which has nothing to synchronise
+        if not current_platform.is_cpu():  # a CPU has nothing to synchronise
             torch.accelerator.synchronize()
 
     def receive_weights(self, update_info: Directory) -> None:
@@ -80,14 +80,14 @@ class FileTransfer(WeightTransferEngine[NoInit, Directory]):  # type: ignore[mis
         repack(self.model)
 
     def shutdown(self) -> None:
-        """Nothing is held."""
+        """Nothing to do."""
 
 
 def repack(model: torch.nn.Module) -> None:
     """Pack a tied output matrix again.
 
-    On a CPU vLLM multiplies with a packed copy of the output matrix, which a reload renews only where the matrix has
-    tensors of its own: a tied one would go on with the weights before."""
+    On a CPU vLLM multiplies with a packed copy of the output matrix, which a reload renews only if the matrix has its
+    own tensors: a tied one would keep the previous weights."""
     if not current_platform.is_cpu():
         return
     for layer in model.modules():
@@ -103,7 +103,7 @@ def _tensors(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _follow(actor: int) -> None:
-    """End this process, and the engine core it belongs to, when the actor is gone without having closed them."""
+    """End this process and the engine core that it belongs to when the actor ends without closing them."""
     watched = os.pidfd_open(actor)
     core = os.getppid()
 
@@ -116,8 +116,8 @@ def _follow(actor: int) -> None:
     threading.Thread(target=wait, name="follow-actor", daemon=True).start()
 
 
-# It warns with every version of layers that have no tensors in any (rotary embeddings); a version that lacks some was
-# refused before it came here.
+# This logger warns at every version about layers that never have tensors (rotary embeddings); a version that lacks
+# tensors has been refused before.
 logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
 WeightTransferEngineFactory.register_engine(BACKEND, FileTransfer)
 _host, _, _pid = os.environ.get(ACTOR, "").rpartition("/")

@@ -1,10 +1,10 @@
-"""What runs inside vLLM's own workers when weights are broadcast: each worker is one rank. Imported there by name.
+"""The part that runs inside vLLM's workers when weights are broadcast; each worker is one rank and imports it by name.
 
-Over gloo a version is received whole and checked, in host memory, before the model is touched. Over NCCL it goes
-straight into the model, layer by layer, as vLLM's own engine does it: a broadcast that ends early leaves a mixture, and
-the actor samples nothing until it has loaded files. Files come in as without broadcasts.
+Over gloo a version is received whole and checked, in host memory, before the model is changed. Over NCCL it goes
+straight into the model, layer by layer, through vLLM's own engine: a broadcast that ends early leaves a mixture, and
+the actor samples nothing until it has loaded files. Files are loaded as without broadcasts.
 
-What fails for one worker fails for all of its engine (`_together`), and every one is then as it was before.
+A step that fails in one worker fails in all workers of its engine (`_together`), and each undoes it.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from broker.weights.broadcast import Layout, TransferBroken
 
 ABORT_SECONDS = 10.0
 SAID_BYTES = 512
-"""Of an error's text, to the other workers."""
+"""Size of an error's text as it is sent to the other workers."""
 
 
 class Extension(vllm_worker.Extension):
-    """A worker's methods besides vLLM's own."""
+    """Methods that are added to vLLM's workers."""
 
     weight_transfer_engine: Any
     _weight_update_active: bool
 
     def received_digest(self) -> str:
-        """Of what this worker received last."""
+        """The digest of what this worker received last."""
         return str(self.weight_transfer_engine.digest)
 
     def leave_group(self) -> None:
-        """Close this worker's end of the group, and the update that was under way in it."""
+        """Leave the group and cancel the update that was under way in it."""
         self.weight_transfer_engine.shutdown()
-        # Where one worker's broadcast broke off, others may have all of theirs: none of them loads it.
+        # After a broadcast that broke off for one worker, others may have received all of it: none may load it.
         self._weight_update_active = False
 
 
@@ -71,7 +71,7 @@ class Update(WeightTransferUpdateInfo):  # type: ignore[misc]
 
 
 class GlooTransfer(FileTransfer):
-    """Receives beside the model, then loads."""
+    """Receives into host memory, then loads."""
 
     init_info_cls = Meeting
     update_info_cls = Update
@@ -87,7 +87,7 @@ class GlooTransfer(FileTransfer):
         _together(self, lambda: self._member.join(init_info.group, *seat), self.shutdown)
 
     def start_weight_update(self) -> None:
-        """Not before everything is here: it takes the model's tensors apart."""
+        """Nothing to do before everything is here: starting a reload takes the model's tensors apart."""
 
     def receive_weights(self, update_info: Update) -> None:
         if update_info.layout:
@@ -114,7 +114,7 @@ class GlooTransfer(FileTransfer):
 
 
 class NcclTransfer(FileTransfer):
-    """vLLM's own packed broadcast, with limits in time: NCCL has none, and a peer that dies would hold this worker."""
+    """vLLM's own packed broadcast with deadlines: NCCL has none, and a peer that died would block this worker."""
 
     init_info_cls = Meeting
     update_info_cls = Update
@@ -131,14 +131,16 @@ class NcclTransfer(FileTransfer):
 
         self.shutdown()
         info = NCCLWeightTransferInitInfo(
-            rank_offset=init_info.first, world_size=init_info.world, packed=True,
+            rank_offset=init_info.first,
+            world_size=init_info.world,
+            packed=True,
             nccl_unique_id_b64=init_info.nccl_unique_id_b64,
-        )  # fmt: skip
+        )
         meet = lambda: self._nccl.init_transfer_engine(info)  # noqa: E731
         _together(self, lambda: self._within(init_info.seconds, "the others to meet", meet), self.shutdown)
 
     def start_weight_update(self) -> None:
-        """As over gloo: when there is something to load."""
+        """Nothing to do, as over gloo."""
 
     def receive_weights(self, update_info: Update) -> None:
         from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferUpdateInfo
@@ -149,22 +151,23 @@ class NcclTransfer(FileTransfer):
             return
         layout = Layout.model_validate_json(update_info.layout)
         info = NCCLWeightTransferUpdateInfo(
-            names=[one.name for one in layout.tensors], dtype_names=[one.dtype for one in layout.tensors],
+            names=[one.name for one in layout.tensors],
+            dtype_names=[one.dtype for one in layout.tensors],
             shapes=[list(one.shape) for one in layout.tensors],
-        )  # fmt: skip
+        )
         take = lambda: self._nccl.receive_weights(info)  # noqa: E731
         _together(self, lambda: self._within(update_info.seconds, "the broadcast", take), self._give_up)
-        self.digest = layout.digest  # NCCL itself sees to what is in between
+        self.digest = layout.digest  # not computed: NCCL's transport is taken to be reliable
 
     def shutdown(self) -> None:
         self._nccl.shutdown()
 
     def _give_up(self) -> None:
         self.shutdown()
-        self.finish_weight_update()  # puts the model's tensors back in place, whatever is in them by now
+        self.finish_weight_update()  # puts the model's tensors back in place, whatever values they have
 
     def _within(self, seconds: float, what: str, work: Callable[[], None]) -> None:
-        """`work` on a thread; late, it is aborted on this side. Raises TransferBroken."""
+        """Run `work` on a thread and abort it after `seconds`. Raises TransferBroken."""
         failed: list[BaseException] = []
 
         def run() -> None:
@@ -179,7 +182,7 @@ class NcclTransfer(FileTransfer):
         thread.start()
         thread.join(seconds)
         if thread.is_alive():
-            # After an abort the calls return, and what they gave is worthless: hence an error in any case.
+            # After an abort the calls return, but with undefined data: an error in any case.
             self.shutdown()
             thread.join(ABORT_SECONDS)
             raise TransferBroken(f"waited {seconds:g} s for {what}")
@@ -188,10 +191,10 @@ class NcclTransfer(FileTransfer):
 
 
 def _together(engine: Any, work: Callable[[], None], undo: Callable[[], None]) -> None:
-    """`work` in each worker; where one fails, `undo` in all. Raises TransferBroken in the last worker of an engine.
+    """Run `work` in each worker and, if one fails, `undo` in all. Raises TransferBroken in the engine's last worker.
 
-    In the last alone, because vLLM reads its workers' answers in their order and stops at the first error: it would
-    take the answers after that for those to its next call."""
+    Only the last raises, because vLLM reads its workers' answers in order and stops at the first error: it would take
+    the remaining answers for those to its next call."""
     said = ""
     try:
         work()
@@ -213,7 +216,7 @@ def _together(engine: Any, work: Callable[[], None], undo: Callable[[], None]) -
 
 
 def _rank(engine: Any, meeting: Meeting) -> int:
-    """This worker's rank among all: as vLLM counts its own for NCCL."""
+    """This worker's rank among all, numbered as vLLM does for NCCL."""
     parallel = engine.parallel_config
     return int(meeting.first + parallel.data_parallel_index * parallel.world_size + parallel.rank)
 

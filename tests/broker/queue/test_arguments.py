@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from broker.queue.arguments import Signature, parse
 from broker.queue.scripts import signature
-from broker.runtime.redis_server import connect_once
+from broker.runtime.endpoint import connect_once
 from tests.broker.builders import connect
 
 LUA = resources.files("broker.queue") / "lua"

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.queue.portions import BYTES, ITEMS, chunks, portions
-from broker.runtime.redis_server import connect_once
+from broker.runtime.endpoint import connect_once
 from tests.broker.builders import complete, connect, open_run, verdict
 
 

@@ -18,19 +18,9 @@ import pytest
 import redis
 
 from broker.errors import BrokerUnavailable, UsageError
-from broker.runtime.redis_server import (
-    Binary,
-    Server,
-    answers,
-    connect_once,
-    embedded_binary,
-    endpoint_path,
-    find_binary,
-    read_endpoint,
-    read_version,
-    resolve_url,
-    serve,
-)
+from broker.runtime.endpoint import answers, connect_once, endpoint_path, read_endpoint, resolve_url
+from broker.runtime.redis_program import Binary, embedded_binary, find_binary, read_version
+from broker.runtime.redis_server import Server, serve
 from broker.settings import BrokerSettings, RunSettings
 
 SETTINGS = BrokerSettings(connect_seconds=10)

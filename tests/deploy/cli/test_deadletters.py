@@ -31,7 +31,7 @@ def sieve(tree: dict[str, Any], write: Callable[[Any], Path], redis_url: str) ->
 
     def run(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "deploy.cli", "deadletter", command, str(path), *arguments],
+            [sys.executable, "-m", "sieve", "deadletter", command, str(path), *arguments],
             capture_output=True, text=True, cwd=ROOT, timeout=60, check=False,
             env={**os.environ, "SIEVE_BROKER__URL": redis_url},
         )  # fmt: skip

@@ -12,6 +12,7 @@ from deploy.observe.snapshot import Snapshot
 from deploy.observe.stall import Stall
 from deploy.observe.tail import Tail
 from deploy.observe.view import View, render, summary_line
+from learner.step_record import StepRecord
 from tests.deploy.observe.snapshots import ALL, NOW, depths, heartbeat
 
 UNSERVED = Stall("no_verifier", "verify:lean", "9 completions wait", "start `sieve verifier CONFIG --name lean`")
@@ -25,8 +26,10 @@ def test_the_worst_canary_of_the_live_actors_is_shown() -> None:
 
 
 def test_the_view_shows_progress_queues_services_and_stalls(tmp_path: Path) -> None:
-    record = {"step": 5, "time": 1.0, "seconds": 2.0, "pass_rate": 0.25, "staleness_mean": 1.5, "staleness_max": 3,
-              "ess_rho_alpha": 0.9, "mean_r": None}  # fmt: skip
+    record = {
+        "step": 5, "version": 4, "time": 1.0, "seconds": 2.0, "pass_rate": 0.25, "staleness_mean": 1.5,
+        "staleness_max": 3, "ess_rho_alpha": 0.9, "mean_r": None,
+    }  # fmt: skip
     rows = [{**record, "step": step, "seconds": seconds} for step, seconds in ((3, 60.0), (4, 1.0), (5, 2.0))]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"half')
     tail = Tail(tmp_path)
@@ -80,8 +83,9 @@ def test_a_view_without_a_terminal_prints_the_line_and_the_stalls() -> None:
 def test_the_tail_reads_each_line_once_and_starts_again_after_a_rewrite(tmp_path: Path) -> None:
     path, tail = tmp_path / "metrics.jsonl", Tail(tmp_path)
     assert tail.read() is None
-    path.write_text('{"step": 1}\n{"step": 2}\n')
-    assert tail.read() == {"step": 2} and len(tail.recent) == 2
-    assert tail.read() == {"step": 2} and len(tail.recent) == 2
-    path.write_text('{"step": 1}\n')
-    assert tail.read() == {"step": 1}
+    first, second = (StepRecord(step=step, version=0, time=1.0) for step in (1, 2))
+    path.write_text(first.line() + second.line())
+    assert tail.read() == second and len(tail.recent) == 2
+    assert tail.read() == second and len(tail.recent) == 2
+    path.write_text(first.line())
+    assert tail.read() == first

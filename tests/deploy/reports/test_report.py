@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def test_the_picture_is_drawn_with_and_without_data(tmp_path: Path) -> None:
     assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and picture.stat().st_size > 20_000
     bare = tmp_path / "bare"
     mark_schema(bare)
-    put(bare / "metrics.jsonl", [{"step": 1, "time": 1.0, "completions": 0, "seconds": 1.0}])
+    put(bare / "metrics.jsonl", [{"step": 1, "version": 0, "time": 1.0, "completions": 0, "seconds": 1.0}])
     _, picture = write(summarize(bare), bare)
     assert picture.stat().st_size > 5_000
 
@@ -146,9 +147,9 @@ def test_an_unknown_verdict_counts_neither_as_right_nor_as_wrong(tmp_path: Path)
 def test_a_step_trained_again_after_a_crash_replaces_what_was_written_before(tmp_path: Path) -> None:
     rows = [step(1), step(2), step(3, pass_rate=0.9), step(2, pass_rate=0.2), step(3, pass_rate=0.3)]
     put(tmp_path / "metrics.jsonl", rows)
-    assert [row["pass_rate"] for row in run_files.steps(tmp_path)] == [0.1, 0.2, 0.3]
+    assert [row.pass_rate for row in run_files.steps(tmp_path)] == [0.1, 0.2, 0.3]
     put(tmp_path / "metrics.jsonl", rows[:4])
-    assert [row["step"] for row in run_files.steps(tmp_path)] == [1, 2]
+    assert [row.step for row in run_files.steps(tmp_path)] == [1, 2]
 
 
 def test_a_last_line_cut_off_by_a_crash_is_no_error_but_another_one_is(tmp_path: Path) -> None:
@@ -169,3 +170,17 @@ def test_the_running_mean_keeps_length_and_constants() -> None:
 
     assert np.allclose(running_mean(np.full(20, 3.0)), 3.0)
     assert running_mean(np.arange(3.0)).tolist() == [0.5, 1.0, 1.5]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"step": 1, "time": 1.0}, "step 1 is no record of an optimiser step: version: Field required"),
+        ({**step(7), "pass_ratio": 0.5}, "step 7 is no record of an optimiser step: pass_ratio: Extra inputs"),
+        ({**step(7), "groups": "many"}, "step 7 is no record of an optimiser step: groups"),
+    ],
+)
+def test_a_line_that_is_no_record_of_a_step_is_named(tmp_path: Path, row: dict[str, Any], said: str) -> None:
+    put(tmp_path / "metrics.jsonl", [row])
+    with pytest.raises(RecordError, match=re.escape(said)):
+        run_files.steps(tmp_path)

@@ -34,7 +34,6 @@ def small(tmp_path: Path) -> Path:
     return put(tmp_path / "results.json", results(["alpha=0,.9", "rloo"], seeds=2, prompts=12, n=16, steps=9))
 
 
-@pytest.mark.slow
 def test_metrics_are_those_of_the_raw_counts(small: Path) -> None:
     found = load(small)
     told = summary(Scene.of(found))
@@ -106,7 +105,6 @@ def test_a_study_shows_staleness_and_the_fresh_point_belongs_to_every_correction
     assert "staleness.png" in names and "frontier.png" not in names
 
 
-@pytest.mark.slow
 def test_the_table_of_migrations_says_what_moves_by_chance(small: Path) -> None:
     scene = Scene.of(load(small))
     head, rows = migration_table(scene)

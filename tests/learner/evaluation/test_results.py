@@ -48,6 +48,20 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
         list(read_parquet(path))
 
 
+@pytest.mark.parametrize("schema", [None, b"0", b"9"])
+def test_a_table_of_another_schema_is_refused(tmp_path: Path, schema: bytes | None) -> None:
+    from pyarrow.parquet import read_table, write_table
+
+    path = tmp_path / "v.parquet"
+    write_parquet(path, [outputs(3, 1)])
+    metadata = {} if schema is None else {b"sieve.schema": schema}
+    write_table(read_table(path).replace_schema_metadata(metadata), path)
+    with pytest.raises(
+        ResultsUnreadable, match=r"is of schema (none|0|9), this release reads schema 1; evaluate again"
+    ):
+        list(read_parquet(path))
+
+
 @pytest.mark.parametrize("budget", [8, 1 << 16])
 def test_outputs_are_scored_as_the_model_itself_scores_them(tmp_path: Path, budget: int) -> None:
     path = save_model(tmp_path / "base")

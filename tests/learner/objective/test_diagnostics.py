@@ -10,6 +10,7 @@ import torch
 
 from learner.objective.diagnostics import alpha_divergence, divergences, effective_share, pass_rates
 from learner.objective.settings import OBJECTIVES
+from learner.step_record import StepRecord
 from tests.learner.objective.objective_cases import case, draw, objective, own, random_sequences
 
 
@@ -69,6 +70,18 @@ def test_what_admission_goes_by_is_the_sample_size_of_the_ratios_that_weigh(name
     exponent = 0.25 if name == "alpha_dpg" else 1.0
     weights = (exponent * sequences.log_rho.double()).exp()
     assert float(found) == pytest.approx(float(weights.sum() ** 2 / (weights**2).sum() / len(weights)), rel=1e-4)
+
+
+def test_every_diagnostic_is_a_field_of_the_step_record() -> None:
+    found = objective()(random_sequences([8] * 8)).diagnostics
+    assert {name for name in found if "/" not in name} < StepRecord.model_fields.keys()
+
+
+def test_another_objective_is_measured_with_the_weight_of_the_default_one() -> None:
+    sequences = random_sequences([8] * 8)
+    ours, theirs = (objective(name=name)(sequences).diagnostics for name in ("alpha_dpg", "grpo"))
+    for name in ("alpha", "ess_weight", "clipped_share", "clipped_mass", "mean_r", "alpha_divergence"):
+        assert torch.equal(ours[name], theirs[name])
 
 
 def test_staleness_buckets_split_the_batch_and_its_gradient() -> None:

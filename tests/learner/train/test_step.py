@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,13 @@ from learner.metrics import Journal, step_record, whole_step
 from learner.model.checkpoint import CheckpointCorrupt, Checkpoints, Progress
 from learner.model.model import full_state, load, shard
 from learner.objective.registry import build
+from learner.objective.sequences import quantities
 from learner.ranks import Ranks
 from learner.settings import LearnerSettings, OptimizerSettings
 from learner.step_record import StepRecord
 from learner.train.partition import PartitionFunction
 from learner.train.step import Report, Trainer
-from tests.learner.learner_rig import make_groups
+from tests.learner.learner_rig import make_groups, save_model
 
 
 @pytest.fixture(scope="module")
@@ -33,14 +35,30 @@ def ranks() -> Iterator[Ranks]:
     world.close()
 
 
-@pytest.fixture
-def trainer(model_path: Path, ranks: Ranks) -> Trainer:
+def make_trainer(model_path: Path, ranks: Ranks) -> Trainer:
     settings = LearnerSettings(micro_batch_tokens=64, optimizer=OptimizerSettings(lr=0.02, warmup_steps=2))
     policy = shard(load(model_path, torch.float32), ranks.mesh, compute=torch.float32, trainable=True)
     base = shard(load(model_path, torch.float32), ranks.mesh, compute=torch.float32, trainable=False)
     return Trainer(
         settings, ranks, policy, base, build(settings.objective, length_norm=6.0), PartitionFunction(settings.partition)
     )
+
+
+@pytest.fixture
+def trainer(model_path: Path, ranks: Ranks) -> Trainer:
+    return make_trainer(model_path, ranks)
+
+
+@pytest.fixture(scope="module")
+def trained(ranks: Ranks, tmp_path_factory: pytest.TempPathFactory) -> tuple[Trainer, Path]:
+    """A trainer and the directory of its checkpoints of steps 1 and 2; tests damage copies of it."""
+    path = tmp_path_factory.mktemp("trained")
+    trainer = make_trainer(save_model(path / "base"), ranks)
+    store = Checkpoints(path / "checkpoints", ranks)
+    for step in (1, 2):
+        take(trainer, step)
+        store.save(Progress(step, step, step, "f", trainer.partition.pack()), trainer.policy, trainer.optimizer)
+    return trainer, path / "checkpoints"
 
 
 def samples_of(groups: list[Group]) -> Samples:
@@ -138,6 +156,16 @@ def test_the_mismatch_is_measured_on_the_freshest_samples(trainer: Trainer, rank
     assert (record.mismatch_staleness, stale.mismatch_staleness) == (0, 1)
     assert record.entropy == pytest.approx(-np.concatenate(samples.base).mean(), rel=1e-4)
     assert record.tokens == samples.tokens and record.groups == 4
+    of_the_service = {"canary_mean", "canary_max", "z_narrow_share", "admitted_staleness"}
+    assert {name for name, value in record if value is None} == of_the_service
+    assert StepRecord.model_validate_json(record.line()) == record
+
+
+def test_a_quantity_that_nobody_provides_stops_the_step(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A field of Sequences that neither the samples nor the step have must not be left out silently."""
+    monkeypatch.setattr("learner.train.step.quantities", lambda: {**quantities(), "answer": {}})
+    with pytest.raises(AttributeError, match="'answer'"):
+        take(trainer, 1)
 
 
 def flip(path: Path) -> None:
@@ -169,12 +197,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_checkpoint_is_refused_with_the_remedy(
-    trainer: Trainer, ranks: Ranks, tmp_path: Path, damage: str
+    trained: tuple[Trainer, Path], ranks: Ranks, tmp_path: Path, damage: str
 ) -> None:
-    store = Checkpoints(tmp_path / "checkpoints", ranks)
-    for step in (1, 2):
-        take(trainer, step)
-        store.save(Progress(step, step, step, "f", trainer.partition.pack()), trainer.policy, trainer.optimizer)
+    trainer, checkpoints = trained
+    store = Checkpoints(shutil.copytree(checkpoints, tmp_path / "checkpoints"), ranks)
     spoil, message = DAMAGE[damage]
     spoil(store.directory(2))
     with pytest.raises(CheckpointCorrupt) as caught:

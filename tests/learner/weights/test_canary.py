@@ -31,8 +31,10 @@ from broker.weights.directory import DirectoryStore
 from learner.model.model import Scorer, load, shard
 from learner.ranks import Ranks
 from learner.settings import LearnerConfig
-from learner.weights.canary import BOUNDS, CanaryWatch, WeightsDisagree, halves
+from learner.weights.canary import BOUNDS, CanaryWatch
+from learner.weights.diagnosis import WeightsDisagree
 from learner.weights.publish import publish_weights
+from learner.weights.sequences import halves
 from learner.weights.tensor_groups import Files, Suspect, best, groups_of, kind_of
 from tests.broker.builders import EveryRole
 from tests.learner.learner_rig import VOCABULARY, save_model
@@ -205,6 +207,7 @@ def test_an_engine_that_is_away_is_asked_again_and_one_that_lost_its_weights_sho
     assert registry.get_sample_value("sieve_actor_canary_seconds_count") == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stale", "group"),
     [
@@ -305,6 +308,25 @@ def test_published_files_that_are_not_the_learners_are_blamed_before_any_sampler
     assert run.trouble()
     text = run.verdict(current=True)
     assert "published files are not what the learner holds: look at mlp, model.layers.0.mlp.up_proj.weight" in text
+
+
+def test_published_files_that_are_damaged_are_named_instead_of_a_tensor_group(bench: Callable[..., Bench]) -> None:
+    run = bench()
+
+    class Broken(BrokenPolicy):
+        stale = re.compile("lm_head")
+
+    engine, (actor, _) = run.engine(Broken), run.actor()
+    run.learn(0)
+    run.publish()
+    run.take_over(engine, actor)
+    assert run.trouble()
+    path = run.weights.fetch(1).directory / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    text = run.verdict()
+    assert "files cannot be read" in text and "v00000001/model.safetensors: expected sha256" in text
 
 
 def test_the_report_of_an_actor_that_has_gone_stops_nothing(bench: Callable[..., Bench]) -> None:

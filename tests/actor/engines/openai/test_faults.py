@@ -1,4 +1,4 @@
-"""What the openai engine makes of servers that misbehave: a small real HTTP server answers what a test tells it."""
+"""The openai engine and misbehaving servers: a small real HTTP server answers as a test prescribes."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from actor.engine import EngineError, NoAnswer, request_seed
-from actor.engines.openai import engine as openai_engine
+from actor.engines.openai import server as openai_server
 from actor.engines.openai import wire
-from actor.engines.openai.engine import ATTEMPTS, OpenAIEngine, ServerAway, ServerShared
+from actor.engines.openai.engine import ATTEMPTS, OpenAIEngine
 from actor.engines.openai.http import ServerRefused, ServerUnavailable
+from actor.engines.openai.server import ServerAway, ServerShared
 from actor.engines.openai.settings import OpenAISettings
 from actor.engines.openai.wire import AnswerUnusable
 from actor.engines.tokenizer import open_tokenizer
@@ -38,7 +39,7 @@ Reply = tuple[int, bytes] | None
 
 
 def answer(tokens: list[int] | None = None, **changes: Any) -> dict[str, Any]:
-    """What vLLM answers; `changes` to its one choice, None removes a field."""
+    """An answer like vLLM's, with `changes` to its one choice; None removes a field."""
     tokens = [5, 6, EOS] if tokens is None else tokens
     choice = {
         "index": 0,
@@ -55,8 +56,8 @@ SOUND = (200, json.dumps(answer()).encode())
 
 
 class Peer:
-    """A model whose weights cannot be changed while `stamp` is None; `generate` says what comes back for a completion's
-    request, `loads` what for a load, `health` what for a look at its health."""
+    """A server whose weights cannot be changed while `stamp` is None. `generate` gives the answer to a completion's
+    request, `loads` that to a load, and `health` that to a health check."""
 
     def __init__(self) -> None:
         self.stamp: str | None = None
@@ -72,7 +73,7 @@ class Peer:
             protocol_version = "HTTP/1.1"
 
             def log_message(self, *arguments: Any) -> None:
-                """Quiet."""
+                """Log nothing."""
 
             def do_GET(self) -> None:
                 models = {"data": [{"id": "policy", "max_model_len": 64}]}
@@ -137,7 +138,7 @@ def opened(url: str, **settings: Any) -> OpenAIEngine:
 @pytest.fixture
 def sampler(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenAIEngine]:
     monkeypatch.setenv("SERVER_KEY", KEY)
-    monkeypatch.setattr(openai_engine, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(openai_server, "LOOK_SECONDS", 0.05)
     engine = opened(peer.url)
     yield engine
     engine.close()
@@ -151,7 +152,7 @@ def drain(sampler: OpenAIEngine) -> list[Completion]:
     return done
 
 
-def test_a_sound_answer_becomes_a_completion_and_asks_for_the_policy_itself(peer, sampler):
+def test_a_valid_answer_becomes_a_completion_and_the_request_samples_from_the_policy_itself(peer, sampler):
     sampler.submit(ticket(0, n=2), prompt([7, 8]))
     done = drain(sampler)
     assert sorted(one.idx for one in done) == [0, 1]
@@ -179,8 +180,8 @@ SCORES = [{"token_id": token, "logprob": -0.5} for token in (5, 6, EOS)]
         (answer(logprobs={"content": [*SCORES[:2], SCORES[0]]}), "token 2 is 1, its log-prob is of token 5"),
         (answer([5, 72, EOS]), r"token 1 is 72, the model at model.path has ids 0 … 71"),
         (answer([5, -1, EOS]), r"token 1 is -1"),
-        (answer([]), r"has 0 tokens, asked were 1 … 4"),
-        (answer([5, 5, 5, 5, EOS]), r"has 5 tokens, asked were 1 … 4"),
+        (answer([]), r"has 0 tokens, requested were 1 … 4"),
+        (answer([5, 5, 5, 5, EOS]), r"has 5 tokens, requested were 1 … 4"),
         (answer([5, 6, 7]), "of 3 tokens .at most 4. ended for stop with token 7"),
         (answer([5, 6, 7], finish_reason="length"), "ended for length with token 7"),
         (answer([5, 6, 7, EOS], finish_reason="length"), "ended for length with token 1"),
@@ -193,10 +194,10 @@ SCORES = [{"token_id": token, "logprob": -0.5} for token in (5, 6, EOS)]
         (answer(weight_versions=[{"version": "default", "start": 0, "end": 3}] * 2), "do not partition 3 tokens"),
         ({"choices": [*answer()["choices"], *answer()["choices"]]}, "at most 1 item"),
         ({"choices": []}, "at least 1 item"),
-        ([], "answered something else than vLLM 0.32"),
+        ([], "does not answer like vLLM 0.32"),
     ],
-)  # fmt: skip
-def test_an_answer_that_cannot_be_is_refused_with_what_is_wrong_in_it(peer, sampler, body, message):
+)
+def test_an_invalid_answer_is_refused_and_the_message_names_the_fault(peer, sampler, body, message):
     peer.generate = lambda count, request: (200, json.dumps(body).encode())
     sampler.submit(ticket(0, n=1), prompt([7]))
     with pytest.raises(AnswerUnusable, match=message) as refused:
@@ -205,10 +206,10 @@ def test_an_answer_that_cannot_be_is_refused_with_what_is_wrong_in_it(peer, samp
 
 
 @pytest.mark.parametrize("body", [b"<html>login</html>", b"", b"\xff\xfe", b"[" * 5000, b'{"choices": [1e999]}'])
-def test_what_is_no_answer_at_all_is_refused(peer, sampler, body):
+def test_a_body_that_is_not_an_answer_is_refused(peer, sampler, body):
     peer.generate = lambda count, request: (200, body)
     sampler.submit(ticket(0, n=1), prompt([7]))
-    with pytest.raises(AnswerUnusable, match=r"does actor\.openai\.urls name a vLLM server"):
+    with pytest.raises(AnswerUnusable, match=r"check that actor\.openai\.urls names a vLLM server"):
         drain(sampler)
 
 
@@ -220,7 +221,7 @@ def test_a_body_without_end_is_cut_off(peer, sampler):
         drain(sampler)
 
 
-def test_a_refusal_is_told_in_the_servers_words_without_the_key(peer, sampler):
+def test_a_refusal_quotes_the_server_without_the_key(peer, sampler):
     peer.generate = lambda count, request: (403, f"start with --enable-scale-out, {KEY}".encode())
     sampler.submit(ticket(0, n=1), prompt([7]))
     with pytest.raises(ServerRefused, match=r"status 403 start with --enable-scale-out, \*\*\*") as refused:
@@ -228,7 +229,7 @@ def test_a_refusal_is_told_in_the_servers_words_without_the_key(peer, sampler):
     assert refused.value.exit_code == 64
 
 
-def test_the_key_does_not_follow_a_redirection(peer, sampler):
+def test_the_key_is_not_sent_to_the_target_of_a_redirect(peer, sampler):
     peer.generate = lambda count, request: (302, b"over there")
     sampler.submit(ticket(0, n=1), prompt([7]))
     with pytest.raises(ServerRefused, match="status 302"):
@@ -236,7 +237,7 @@ def test_the_key_does_not_follow_a_redirection(peer, sampler):
 
 
 @pytest.mark.parametrize("fault", [None, (500, b"oops"), (503, b""), (429, b"later")])
-def test_trouble_is_waited_out_and_each_completion_comes_once_with_its_own_noise(peer, sampler, fault):
+def test_after_a_fault_each_completion_comes_once_with_its_own_seed(peer, sampler, fault):
     peer.generate = lambda count, request: fault if count <= 5 else SOUND
     sampler.submit(ticket(0, n=4), prompt([7]))
     done = drain(sampler)
@@ -246,14 +247,14 @@ def test_trouble_is_waited_out_and_each_completion_comes_once_with_its_own_noise
     assert sampler.tokens == 12
 
 
-def test_what_the_server_gave_up_is_sampled_again(peer, sampler):
+def test_an_aborted_completion_is_sampled_again(peer, sampler):
     given_up = (200, json.dumps(answer([5], finish_reason="abort")).encode())
     peer.generate = lambda count, request: given_up if count == 1 else SOUND
     sampler.submit(ticket(0, n=1), prompt([7]))
     assert len(drain(sampler)) == 1 and len(peer.requests) == 2
 
 
-def test_weights_that_somebody_changed_meanwhile_are_not_believed(peer, sampler):
+def test_completions_of_weights_that_somebody_else_loaded_are_not_used(peer, sampler):
     mixed = answer(
         weight_versions=[{"version": "default", "start": 0, "end": 1}, {"version": "mine", "start": 1, "end": 3}]
     )
@@ -269,7 +270,7 @@ def stamped(peer: Peer) -> Reply:
 UPDATE = ["/pause", "/collective_rpc", "/update_weight_version", "/resume"]
 
 
-def test_a_server_that_was_started_again_gets_its_weights_before_anything_is_believed(peer, sampler):
+def test_a_restarted_server_gets_its_weights_before_it_is_used(peer, sampler):
     peer.stamp = "default"
     engine = opened(peer.url)
     try:
@@ -277,7 +278,7 @@ def test_a_server_that_was_started_again_gets_its_weights_before_anything_is_bel
         peer.generate = lambda count, request: stamped(peer)
         engine.submit(ticket(0, n=2), prompt([7]))
         assert [one.spans for one in drain(engine)] == [((0, 0, 3),)] * 2
-        peer.stamp = "default"  # as a new process has it
+        peer.stamp = "default"  # as in a new process
         engine.submit(ticket(1, n=3), prompt([7], 1))
         until = time.monotonic() + 30
         while engine.version is not None and time.monotonic() < until:
@@ -291,7 +292,7 @@ def test_a_server_that_was_started_again_gets_its_weights_before_anything_is_bel
         engine.close()
 
 
-def test_a_load_that_the_server_fails_brings_back_what_it_had_and_one_cut_off_is_done_again(peer, sampler):
+def test_a_failed_load_restores_the_previous_weights_and_one_cut_off_is_repeated(peer, sampler):
     peer.stamp = "default"
     engine = opened(peer.url)
     try:
@@ -299,11 +300,14 @@ def test_a_load_that_the_server_fails_brings_back_what_it_had_and_one_cut_off_is
         with pytest.raises(EngineError, match=r"could load neither version 1 .*no such directory.* nor again"):
             engine.load(1, BASE)
         peer.loads = None
-        with pytest.raises(ServerAway, match=r"version 1 was not brought in: .*/collective_rpc"):
+        with pytest.raises(ServerAway, match=r"version 1 was not loaded: .*/collective_rpc"):
             engine.load(1, BASE)
         assert engine.version is None
-        peer.loads, peer.health = (500, b"EngineDeadError"), (503, b"")  # it dies in the middle: nothing is said of v1
-        with pytest.raises(ServerAway, match=r"version 1 was not brought in: .*/health: status 503"):
+        peer.loads, peer.health = (
+            (500, b"EngineDeadError"),
+            (503, b""),
+        )  # it dies in the middle: version 1 is not to blame
+        with pytest.raises(ServerAway, match=r"version 1 was not loaded: .*/health: status 503"):
             engine.load(1, BASE)
         peer.loads, peer.health = (200, b"{}"), (200, b"")
         engine.load(1, BASE)
@@ -328,7 +332,7 @@ GIVEN = [(np.array([7]), np.array([5, 6]))]
 
 
 def scores(peer: Peer) -> Reply:
-    """Of the tokens of GIVEN: -0.25 and -0.5."""
+    """An answer with the log-probs -0.25 and -0.5 for the tokens of GIVEN."""
     choice = answer(
         [9],
         finish_reason="length",
@@ -343,7 +347,7 @@ def scores(peer: Peer) -> Reply:
 
 
 def scored(engine: OpenAIEngine) -> list[float]:
-    """Asks until there is an answer, as an actor does that has a canary."""
+    """Ask until there is an answer, as an actor with a canary does."""
     until = time.monotonic() + 30
     while time.monotonic() < until:
         try:
@@ -354,12 +358,12 @@ def scored(engine: OpenAIEngine) -> list[float]:
 
 
 @pytest.mark.parametrize("fault", [None, (500, b"oops"), (429, b"later")])
-def test_scoring_that_meets_trouble_is_asked_for_again_once_the_server_was_seen(peer, sampler, fault):
+def test_failed_scoring_is_repeated_after_the_server_was_seen_again(peer, sampler, fault):
     peer.generate = lambda count, request: fault if count <= 3 else scores(peer)
     with pytest.raises(NoAnswer, match="given tokens were not scored: POST"):
         sampler.score(GIVEN)
     assert scored(sampler) == [-0.25, -0.5]
-    assert len(peer.requests) == 4 and sampler.version == 0  # no request while nobody knew whether it is there
+    assert len(peer.requests) == 4 and sampler.version == 0  # no request until it was seen again
 
 
 def test_scoring_that_always_fails_ends_the_actor(peer, sampler):
@@ -369,7 +373,7 @@ def test_scoring_that_always_fails_ends_the_actor(peer, sampler):
     assert ended.value.exit_code == 69 and len(peer.requests) == ATTEMPTS
 
 
-def test_nothing_is_scored_with_the_weights_of_a_server_that_was_started_again(peer, sampler):
+def test_nothing_is_scored_with_the_weights_of_a_restarted_server(peer, sampler):
     peer.stamp = "default"
     engine = opened(peer.url)
     try:
@@ -387,7 +391,7 @@ def test_nothing_is_scored_with_the_weights_of_a_server_that_was_started_again(p
         engine.close()
 
 
-def test_a_server_that_is_not_there_is_waited_for_and_then_named(peer, monkeypatch):
+def test_a_missing_server_is_waited_for_and_then_named(peer, monkeypatch):
     monkeypatch.setenv("SERVER_KEY", KEY)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -415,10 +419,10 @@ def test_a_cancelled_completion_is_never_returned(peer, sampler):
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"urls": ["http://gpu-1:8000"], "key_env": "K"}, "the key would travel in clear; use https"),
-        ({"urls": ["http://me:secret@gpu-1"]}, "a url with a password would be logged"),
-        ({"urls": ["ftp://gpu-1"]}, "is no server; write http://host:port"),
-        ({"urls": ["http://gpu-1:99999"]}, "is no url"),
+        ({"urls": ["http://gpu-1:8000"], "key_env": "K"}, "the key would be sent unencrypted; use https"),
+        ({"urls": ["http://me:secret@gpu-1"]}, "a URL with a password would be logged"),
+        ({"urls": ["ftp://gpu-1"]}, "is not the URL of a server; write http://host:port"),
+        ({"urls": ["http://gpu-1:99999"]}, "is not a URL"),
         ({"urls": ["http://gpu-1:8000/v1/", "http://gpu-1:8000"]}, "names a server twice"),
     ],
 )
@@ -452,7 +456,7 @@ JSON = st.recursive(
 @pytest.mark.slow
 @settings(max_examples=60)
 @given(JSON | st.dictionaries(st.sampled_from(sorted(answer()["choices"][0])), JSON).map(lambda some: answer(**some)))
-def test_no_answer_whatever_does_more_than_be_refused(body):
+def test_any_answer_is_either_valid_or_refused(body):
     try:
         sampled = wire.sampled(json.dumps(body).encode(), vocabulary=VOCABULARY, ends=[EOS], limit=LIMIT)
     except AnswerUnusable:

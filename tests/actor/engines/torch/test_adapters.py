@@ -1,4 +1,4 @@
-"""The torch engine with adapters: merged into the untouched base each time, all or nothing."""
+"""The torch engine with adapters, which are merged into the original weights each time, all or nothing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RANK, ALPHA = 3, 6.0
 def adapter(
     directory: Path, model: LlamaForCausalLM, seed: int, *, modules: tuple[str, ...] = MODULES, **config: Any
 ) -> dict[str, torch.Tensor]:
-    """An adapter of random factors in `directory`; returns what it adds to each matrix."""
+    """Write an adapter with random factors to `directory`; returns what it adds to each matrix."""
     draw = torch.Generator().manual_seed(seed)
     tensors, added = {}, {}
     for module in modules:
@@ -51,8 +51,8 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def test_each_adapter_is_merged_into_the_untouched_base(tmp_path: Path) -> None:
-    """Many versions later the first one gives bit for bit the same log-probs: nothing has added up."""
+def test_each_adapter_is_merged_into_the_original_weights(tmp_path: Path) -> None:
+    """After many versions the first one gives bit for bit the same log-probs: no rounding errors accumulate."""
     model, prompts = llama(1), ragged(5)
     sampler, sequences = engine(model), [(np.array([3, 4, 5]), np.array([6, 7, 8, 9]))]
     bases = {name: value.clone() for name, value in model.state_dict().items()}
@@ -72,7 +72,7 @@ def test_each_adapter_is_merged_into_the_untouched_base(tmp_path: Path) -> None:
     assert changed == {f"{module}.weight" for module in MODULES}
 
 
-def test_a_matrix_that_the_next_adapter_leaves_alone_is_the_bases_again(tmp_path: Path) -> None:
+def test_a_matrix_that_the_next_adapter_does_not_change_is_restored(tmp_path: Path) -> None:
     model = llama(1)
     sampler = engine(model)
     adapter(tmp_path / "all", model, 1)
@@ -94,7 +94,7 @@ def test_whole_weights_become_the_base_of_later_adapters(tmp_path: Path) -> None
     assert all(torch.equal(value, wanted[name]) for name, value in model.state_dict().items())
 
 
-def test_running_completions_go_on_under_another_adapter(tmp_path: Path) -> None:
+def test_running_completions_continue_with_another_adapter(tmp_path: Path) -> None:
     sampler = engine(llama(1))
     adapted = [plus(llama(1), adapter(tmp_path / f"v{seed}", llama(1), seed)) for seed in range(2)]
     sampler.load(0, tmp_path / "v0")

@@ -1,4 +1,4 @@
-"""The torch engine against plain forward passes, exact enumeration and its protocol's invariants."""
+"""The torch engine, compared with plain forward passes and exact enumeration, and the invariants of the protocol."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def one_thread():
 
 @pytest.fixture
 def versions(tmp_path):
-    """Three models and their published directories; the engine gets a model of its own."""
+    """Three models and their published directories; the engine gets its own model."""
     models = [llama(seed) for seed in (1, 2, 3)]
     return models, [published(model, tmp_path / f"v{index}") for index, model in enumerate(models)]
 
@@ -59,7 +59,7 @@ def test_attention_shapes_and_tied_embeddings(tmp_path, kind):
 
 
 @pytest.mark.parametrize("pass_tokens", [16, 8192])
-def test_weights_change_under_running_completions_and_the_spans_tell_the_truth(versions, pass_tokens):
+def test_weights_change_under_running_completions_and_the_spans_are_exact(versions, pass_tokens):
     models, directories = versions
     sampler = engine(llama(0), max_batch=8, pass_tokens=pass_tokens)
     sampler.load(0, directories[0])
@@ -123,7 +123,7 @@ def test_scoring_needs_weights_and_sequences_that_fit(versions):
             sampler.score([(one, one), (prompt_ids, answer)])
 
 
-def test_a_load_tells_what_took_its_time(versions):
+def test_a_load_returns_its_seconds_by_part(versions):
     _, directories = versions
     sampler = engine(llama(0))
     sampler.load(0, directories[0])
@@ -247,7 +247,7 @@ def test_the_end_token_is_kept_with_its_log_prob_and_the_rest_ends_by_length(ver
     assert sampler.tokens == sum(len(one.ids) for one in done)
 
 
-def test_a_completion_leaves_while_the_others_of_its_group_go_on(versions):
+def test_a_completion_is_returned_while_the_others_of_its_group_continue(versions):
     _, directories = versions
     sampler = engine(llama(0), max_batch=64, max_new_tokens=30)
     sampler.load(0, directories[0])
@@ -294,7 +294,7 @@ def test_train_tickets_are_never_sampled_with_older_weights_than_they_were_issue
     sampler.load(2, directories[2])
 
 
-def test_cancelled_tickets_leave_and_the_others_are_untouched(versions):
+def test_cancelled_tickets_are_dropped_and_the_others_are_unaffected(versions):
     models, directories = versions
     sampler = engine(llama(0), max_batch=10)
     sampler.load(0, directories[0])

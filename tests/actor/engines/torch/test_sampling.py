@@ -1,4 +1,4 @@
-"""Uniforms that belong to a completion, and tokens drawn from exactly the model's distribution."""
+"""The random numbers of a completion, and tokens drawn from exactly the model's distribution."""
 
 from __future__ import annotations
 

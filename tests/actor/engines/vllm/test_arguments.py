@@ -80,7 +80,7 @@ def test_arguments_that_sieve_sets_are_refused_with_the_reason(name):
 
 
 def test_an_unknown_name_is_refused_with_the_nearest_that_exists():
-    with pytest.raises(ValueError, match=r"tensor_paralel_size is no engine.* did you mean tensor_parallel_size\?"):
+    with pytest.raises(ValueError, match=r"tensor_paralel_size is not an engine.* did you mean tensor_parallel_size\?"):
         refuse_unknown({"tensor_paralel_size": 2}, KNOWN)
     with pytest.raises(ValueError, match=r"xyzzy is not an engine argument .* see `vllm serve --help=all`"):
         refuse_unknown({"xyzzy": 2}, KNOWN)

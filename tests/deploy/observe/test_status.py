@@ -1,0 +1,80 @@
+"""`sieve status` on a run in a real Redis: what it prints of a stall, and its exit codes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from broker.queue.heartbeat import Heartbeat, Role
+from deploy.config.load import load
+from deploy.observe.exporter import Exporter
+from deploy.observe.status import status
+from tests.broker.builders import EveryRole, connect, offer_all, prompts, spec
+
+Write = Callable[[Any], Path]
+
+
+@pytest.fixture
+def broker(redis_url: str) -> EveryRole:
+    """A run with prompts of two verifiers, and one completion of each waiting for its verdict."""
+    broker = connect(redis_url, "small")
+    run = spec(train_prompts=2, eval_prompts=0, group_size=1, groups_per_step=2)
+    broker.open_run(
+        run, [*prompts(1, "arithmetic"), *(p.model_copy(update={"index": 1}) for p in prompts(1, "lean"))], []
+    )
+    beat(broker, "learner")
+    broker.publish(broker.begin("learner"), 0, 0)
+    beat(broker, "actor")
+    offer_all(broker, "actor", broker.take("actor", 2).tickets)
+    return broker
+
+
+def beat(broker: EveryRole, role: Role, queues: tuple[str, ...] = ()) -> None:
+    broker.heartbeat(Heartbeat(id=role, role=role, phase="working", since=time.time(), queues=queues))
+
+
+def test_a_queue_beside_a_living_verifier_of_another_is_named_with_the_command_that_serves_it(
+    broker: EveryRole, tree: dict[str, Any], write: Write, redis_url: str
+) -> None:
+    config = load(write({**tree, "broker": {"url": redis_url}}), environment={}, check="none")
+
+    def ask() -> tuple[int, str]:
+        console = Console(width=200, record=True)
+        return status(config, console, watch=False), console.export_text()
+
+    code, text = ask()
+    assert code == 75 and text.count("stalled: verify:") == 2
+    beat(broker, "verifier", ("arithmetic",))
+    code, text = ask()
+    assert code == 75 and text.count("stalled:") == 1
+    assert (
+        "stalled: verify:lean: no live verifier serves this queue, 1 completions wait; "
+        "start `sieve verifier CONFIG --name lean`" in text
+    )
+    beat(broker, "verifier", ("arithmetic", "lean"))
+    code, text = ask()
+    assert code == 0 and "stalled" not in text
+
+
+def test_the_exporter_counts_the_stall_and_shows_it_once_it_has_lasted(
+    broker: EveryRole, tree: dict[str, Any], write: Write, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deploy.observe.stall.LASTING_SECONDS", 1.5)
+    beat(broker, "verifier", ("arithmetic",))
+    config = load(write({**tree, "broker": {"url": redis_url}}), environment={}, check="none")
+    exporter = Exporter(config, redis_url, "launcher")
+    try:
+        deadline = time.monotonic() + 30
+        while not exporter.stalls and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert [(stall.kind, stall.queue) for stall in exporter.stalls] == [("no_verifier", "verify:lean")]
+        assert exporter.registry.get_sample_value("sieve_stalls", {"kind": "no_verifier"}) == 1
+        assert exporter.registry.get_sample_value("sieve_queue_verify", {"verifier": "lean"}) == 1
+        assert (config.run.path / "prometheus" / "targets.json").exists()
+    finally:
+        exporter.close()
