@@ -282,6 +282,7 @@ def _ascending(relation: list[Any]) -> list[Any]:
 
 def main() -> None:
     memory = int(sys.argv[1])
+    sys.setrecursionlimit(10_000)  # a level of an expression takes two frames
     resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))

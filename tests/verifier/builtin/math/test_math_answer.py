@@ -93,6 +93,22 @@ def test_a_record_that_makes_no_sense_is_an_error(verifier: MathAnswer, record: 
     assert (said.outcome, said.reason) == ("error", "malformed_record"), said
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "-" * 390 + "5",
+        r"\sqrt" * 70 + "5",
+        "x^-" * 120 + "x",
+        r"\frac" * 60 + "5" * 60,
+        "{" * 29 + "x" + "}" * 29,
+        "x!" * 150,
+    ],
+)
+def test_an_expression_of_many_levels_is_judged(verifier: MathAnswer, text: str) -> None:
+    said = verifier.judge({"answer": r"\sqrt{2}+x"}, box(text))
+    assert said.outcome == "fail", said
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.text(max_size=40) | st.text(r"\{}()[]^_=,.;+-*/!0123456789xfracsqt ", max_size=40))
 def test_no_text_makes_judging_raise_or_pass_by_chance(verifier: MathAnswer, text: str) -> None:
