@@ -1,15 +1,16 @@
-"""What it costs to have a version here and verified, against the plain tools on the same bytes.
+"""Cost of fetching and verifying a version, against plain tools on the same bytes.
 
     python -m benchmarks.weights [--megabytes 1024] [--rounds 5] [--directory /tmp] [--clock cpu]
 
-    in place    DirectoryStore.bring: every file read and hashed                against `hashlib.file_digest` of each
-    copy        WeightsCache.bring into an empty cache: copied and hashed         against copyfile, then file_digest
-    delta       WeightsCache.bring with the base there, 1 % of 16-bit words new   against our own full copy
+    in place    DirectoryStore.fetch: every file read and hashed                  against `hashlib.file_digest` of each
+    copy        WeightsCache.fetch into an empty cache: copied and hashed         against copyfile, then file_digest
+    delta       WeightsCache.fetch with the base there, 1 % of 16-bit words new   against our own full copy
 
-A version is four safetensors-sized files of 16-bit words. Ours also checks the manifest, the list of files and that
-the version is still there, and makes the copy visible at once; the plain side does not. Sides take turns; a ratio is
-the median of the rounds' own (times: lower is better; for `delta` times faster, and the bytes that travel). Both sides
-read from the page cache: a slow disk or network adds the same to both, and for `delta` only to what travels.
+A version is four files in the layout of safetensors with 16-bit words. Our side also checks the manifest, the list of
+files and that the version is still there, and makes the copy visible in one step; the plain side does not. The sides
+take turns, and each ratio is the median of the rounds' ratios: of times, where lower is better, except for `delta`,
+where it is how many times faster than a full copy. Both sides read from the page cache: a slow disk or network adds the
+same to both, and for `delta` only for the bytes that are read.
 """
 
 from __future__ import annotations
@@ -35,11 +36,12 @@ FILES = 4
 CHANGED = 0.01
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 CLOCK = "wall"
-"""`cpu` where other work shares the machine: then only the work itself can be compared, not files side by side."""
+"""`cpu` where other work shares the machine; it compares the work itself, not how files run side by side."""
 
 
 def write(folder: Path, megabytes: int, changed: float, seed: int = 0) -> None:
-    """Four files of bfloat16-like words in the layout of safetensors; a share of the words differs from share 0's."""
+    """Write four files of random 16-bit words in the layout of safetensors; a share `changed` of the words differs from
+    those written with 0."""
     words = megabytes * (1 << 20) // FILES // 2
     header = json.dumps({"t": {"dtype": "BF16", "shape": [words], "data_offsets": [0, 2 * words]}}).encode()
     header = header.ljust((len(header) + 7) // 8 * 8)
@@ -53,7 +55,7 @@ def write(folder: Path, megabytes: int, changed: float, seed: int = 0) -> None:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Of one call, by CLOCK."""
+    """Seconds of one call, by CLOCK."""
     begun = CLOCKS[CLOCK]()
     work()
     return CLOCKS[CLOCK]() - begun
@@ -134,7 +136,7 @@ def compare(weights: DirectoryStore, root: Path, rounds: int) -> None:
     for name, fetched in parts.items():
         moved = fetched.bytes["copied"] + fetched.bytes["delta"]
         shares = ", ".join(f"{part} {spent:.2f} s" for part, spent in fetched.seconds.items())
-        print(f"{name:<10} {shares}; {moved / whole:.3f} of the bytes to the cache")
+        print(f"{name:<10} {shares}; {moved / whole:.3f} of the bytes read into the cache")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The learner's processes as one: process groups, the device, and the few things ranks tell each other.
+"""The process groups of the learner's ranks, their device, and the exchange of small objects between them.
 
 Tensor collectives go through the default group (NCCL on CUDA, gloo on a CPU). Control messages — small Python objects
 from our own ranks — go through a gloo group of their own, so that waiting for work never occupies a GPU. RANK,
-WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT are torchrun's and the launcher's; without them this is a world of
+WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT are set by torchrun or the launcher; without them this is a world of
 one.
 """
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class DeviceUnavailable(SieveError):
-    """The configured device is not there."""
+    """The configured device does not exist on this machine."""
 
     exit_code = EX_USAGE
 
@@ -56,7 +56,7 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Rank 0: the one that leases, writes files and speaks for the run."""
+        """Whether this is rank 0, the one that leases groups, writes files and commits."""
         return self.rank == 0
 
     def close(self) -> None:
@@ -96,6 +96,6 @@ class Ranks:
         return total.tolist()
 
     def barrier(self) -> None:
-        """Return once every rank is here."""
+        """Return once every rank has called this."""
         if self.world > 1:
             dist.barrier(group=self._control)

@@ -1,7 +1,7 @@
-"""The learner: opens the run, then lease → train → publish → checkpoint and commit, until the steps are done.
+"""The learner service: open the run, then lease → train → publish → checkpoint and commit, until the steps are done.
 
-Rank 0 decides what comes next and tells the others; every rank then does the same, so that collectives always meet. All
-broker calls but the fetching of groups are rank 0's. What makes a kill at any moment harmless:
+Rank 0 decides what comes next and all ranks carry it out, so that their collectives match. Only rank 0 calls the
+broker, except that every rank fetches its groups. A kill at any moment is harmless because
 
 - groups are committed only after a checkpoint that contains their gradient is durable, and with it;
 - the version pointer moves only after a version's files are complete;
@@ -43,14 +43,14 @@ from learner.weights.publish import export, export_adapters, publish_weights
 
 Order = Literal["train", "publish", "checkpoint", "finish", "stop", "idle"]
 POLL_SECONDS = 0.02
-"""Between two looks for ready groups: a few per cent of the shortest step."""
+"""Between two requests for ready groups: a few per cent of the shortest step."""
 EVAL_GROUPS = 8
-"""Held-out groups read between two steps: a few per cent of a short step."""
+"""Groups of evaluations read between two steps: a few per cent of a short step."""
 EVAL_GROUPS_AT_THE_END = 64
 
 
 class TooManyRefusals(SieveError):
-    """Several steps in a row gave numbers that are not finite."""
+    """More steps in a row were refused than `learner.refusals_in_a_row` allows."""
 
 
 class LearnerService(Service[LearnerClient]):
@@ -73,7 +73,7 @@ class LearnerService(Service[LearnerClient]):
         self._pending: tuple[StepRecord, Sequences | None] | None = None
         self._done_since: float | None = None
         self._ess = float("nan")
-        """Of the ratios that the objective weighs with, in the newest step; a share."""
+        """Effective sample size of the ratios that the objective weighs with, in the newest step; a share."""
         self._admitted = 0
         """The staleness that admission aims at (rank 0)."""
 
@@ -107,7 +107,7 @@ class LearnerService(Service[LearnerClient]):
         return open_broadcaster(self.config.weights, coordinator, metrics, self.log, self.wait)
 
     def _resume(self) -> Epoch:
-        """Load the newest checkpoint and take the run with it: what it holds is committed, the rest is done again."""
+        """Load the newest checkpoint and take the run: its steps are committed, later ones are done again."""
         steps = self.ranks.tell(self.checkpoints.steps())
         fingerprint = self.run_data.fingerprint
         self.progress = Progress(fingerprint=fingerprint)
@@ -131,7 +131,7 @@ class LearnerService(Service[LearnerClient]):
         return epoch
 
     def _begin(self) -> Epoch:
-        """Take the run; a learner that has just died holds it until its heartbeat's lease runs out."""
+        """Take the run, waiting for the lease of a previous learner that has just died. Raises RunBusy."""
         deadline = time.monotonic() + 2 * self.config.broker.lease_seconds
         while True:
             try:
@@ -154,7 +154,7 @@ class LearnerService(Service[LearnerClient]):
     # --- the loop
 
     def step(self) -> None:
-        """One order of rank 0, carried out by all ranks."""
+        """Carry out rank 0's next order on all ranks."""
         order, group_ids = self._agree()
         if order == "train":
             self._train(group_ids)
@@ -179,7 +179,7 @@ class LearnerService(Service[LearnerClient]):
         return answers[0][0] or ("idle", [])
 
     def _next(self) -> tuple[Order, list[str]]:
-        """What comes next (rank 0)."""
+        """The next order (rank 0)."""
         if self.canary.mismatched():
             return "stop", []
         schedule, now = self.config.schedule, self.progress
@@ -201,7 +201,7 @@ class LearnerService(Service[LearnerClient]):
         return "idle", []
 
     def drain(self) -> None:
-        """Keep what was learned: a checkpoint and commit of the steps since the last one. All ranks together."""
+        """Checkpoint and commit the steps since the last checkpoint. Collective."""
         while not self._agreed_stop and not self.finished.is_set():
             self.step()  # other ranks may still be in the middle of an order
         if self.progress.step > self.committed:
@@ -296,8 +296,10 @@ class LearnerService(Service[LearnerClient]):
         self._write_line(publish=time.perf_counter() - begin)
 
     def _being_fetched(self) -> set[int]:
-        """Versions that live actors were reading when last heard. One that is deleted all the same costs its reader a
-        start from the newest."""
+        """Versions that live actors were reading at their last heartbeat.
+
+        An actor whose version is deleted all the same starts again from the newest one.
+        """
         lease = self.config.broker.lease_seconds
         heartbeats = self.retrying(self.broker.services)
         return {
@@ -312,7 +314,7 @@ class LearnerService(Service[LearnerClient]):
         return None if broadcaster is None else lambda state: broadcaster.send(self.epoch, version, state)
 
     def _write_line(self, publish: float = 0.0) -> None:
-        """The line of the step that has just ended, once its publication is timed too."""
+        """Write and export the record of the step that has just ended, once its publication is timed too."""
         if self._pending is not None:
             record, sequences = self._pending
             end = time.perf_counter()
@@ -359,7 +361,7 @@ class LearnerService(Service[LearnerClient]):
         self.retrying(lambda: self.evaluation.request(self.epoch, version, prompts, samples))
 
     def _await_evaluations(self) -> tuple[Order, list[str]]:
-        """All steps are done: wait for the evaluations still out, then finish."""
+        """The order after the last step: idle until the pending evaluations are collected, then finish."""
         first_look = self._done_since is None
         self._done_since = self._done_since or time.monotonic()
         busy = self.evaluation.poll(self.epoch, EVAL_GROUPS_AT_THE_END, now=first_look)
@@ -374,12 +376,12 @@ class LearnerService(Service[LearnerClient]):
             return "finish", []
         self.phase("evaluating")
         if not busy:
-            self.wait("held-out groups", POLL_SECONDS)
+            self.wait("evaluation groups", POLL_SECONDS)
         return "idle", []
 
     def _finish(self) -> None:
-        """The weights as a Hugging Face model in <run>/model (adapters merged; alone they are in <run>/adapter), then
-        the word that the run is over."""
+        """Export the weights as a Hugging Face model to <run>/model, with adapters merged, and the adapters alone to
+        <run>/adapter; then finish the run in the broker."""
         self.phase("exporting")
         model = self.config.model
         path, first, dtype = self.config.run.path, self.ranks.first, compute_dtype(model)

@@ -1,4 +1,4 @@
-"""What the learner does once, before its loop: tokenise the prompts, open the run, load and shard the models."""
+"""Startup of the learner: tokenise the prompts, open the run, load and shard the models."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class SettingsUnfit(SieveError):
 
 @dataclass(frozen=True)
 class Run:
-    """The run as this rank needs it."""
+    """What a rank keeps of the run's data."""
 
     fingerprint: str
     prompts: list[NDArray[np.int32]]
@@ -139,7 +139,7 @@ def given_rates(config: LearnerConfig) -> dict[int, float]:
 
 
 def build_trainer(config: LearnerConfig, ranks: Ranks) -> Trainer:
-    """What is trained and the frozen base beside it, sharded, and what trains the one against the other.
+    """The trainer with its two models, the policy and the frozen base, sharded. Collective.
 
     Without adapters: the policy in float32 and a base of its own in the computing precision. With them: one base in the
     computing precision, which the policy is with its float32 adapters and the base without. Raises ModelUnusable when

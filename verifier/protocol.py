@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import importlib
-import importlib.metadata
 import re
 import time
 import traceback
@@ -22,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from broker.errors import EX_USAGE, SieveError
+from broker.extensions import installed, load
 from broker.queue.wire import Completion, Outcome, Prompt, Verdict
 from broker.settings import VERIFIER_NAME
 
@@ -104,7 +103,7 @@ def register(name: str, factory: Factory) -> None:
 
 def known() -> list[str]:
     """The names that `make` accepts, sorted."""
-    return sorted({*_BUILT_IN, *_registered, *_installed()})
+    return sorted({*_BUILT_IN, *_registered, *installed(ENTRY_POINTS)})
 
 
 def make(name: str, options: Mapping[str, Any] | None = None, *, factory: str | None = None) -> Verifier:
@@ -188,18 +187,11 @@ def _printable(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
-def _installed() -> dict[str, list[importlib.metadata.EntryPoint]]:
-    found: dict[str, list[importlib.metadata.EntryPoint]] = {}
-    for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
-        found.setdefault(point.name, []).append(point)
-    return found
-
-
 def _find(name: str) -> Factory:
     if name in _BUILT_IN:
         return _import(name, _BUILT_IN[name])
-    points = _installed().get(name, [])
-    where = sorted({point.value for point in points} | ({"register()"} if name in _registered else set()))
+    points = installed(ENTRY_POINTS).get(name, [])
+    where = sorted([*points, *(["register()"] if name in _registered else [])])
     if len(where) > 1:
         raise VerifierError(
             f"verifier {name!r} is defined {len(where)} times ({', '.join(where)}); uninstall all but one"
@@ -207,7 +199,7 @@ def _find(name: str) -> Factory:
     if name in _registered:
         return _registered[name]
     if points:
-        return _import(name, points[0].value)
+        return _import(name, points[0])
     near = difflib.get_close_matches(name, known(), 1)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known())}"
     raise VerifierError(
@@ -216,20 +208,7 @@ def _find(name: str) -> Factory:
 
 
 def _import(name: str, where: str) -> Factory:
-    module, _, attribute = where.partition(":")
-    if not module or not attribute:
-        raise VerifierError(f"verifier {name!r}: factory {where!r} is not of the form package.module:attribute")
-    try:
-        found: Any = importlib.import_module(module)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        raise VerifierError(
-            f"verifier {name!r}: cannot import {where!r}: {error}; install it or correct the name"
-        ) from error
-    if not callable(found):
-        raise VerifierError(f"verifier {name!r}: {where!r} is {type(found).__name__}, not a class or function")
-    factory: Factory = found
+    factory: Factory = load(f"verifier {name!r}", where, VerifierError)
     return factory
 
 

@@ -20,15 +20,13 @@ import errno
 import logging
 import os
 import secrets
-import select
-import signal
 import socket
 import sys
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import ClassVar, Generic, Protocol, TypeVar
 
 import redis
@@ -46,17 +44,16 @@ from broker.errors import (
 )
 from broker.queue.connection import RunConnection
 from broker.queue.heartbeat import BEATS_PER_LEASE, Heartbeat, Role
+from broker.runtime.activity import Activity
 from broker.runtime.endpoint import resolve_url
 from broker.runtime.metrics import BaseMetrics, MetricsServer, build_version, close_log, open_log
+from broker.runtime.signals import stop_signals
 from broker.settings import BrokerSettings, MetricsSettings, RunSettings
 
 FULL_SECONDS = 600.0
 """Longest wait for room in a full Redis: commits free it, unless every service is stuck."""
 PROBE_SECONDS = 1.0
 """Deadline of one try of the heartbeat or the first connection; between tries the service reacts to a stop."""
-STREAK_SECONDS = 1.0
-"""Waits for the same reason with shorter gaps than this count as one wait: its `since` stays."""
-UNREACHABLE_PHASE = "broker unreachable"
 UNREACHABLE = (BrokerUnavailable, redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)
 
 T = TypeVar("T")
@@ -106,19 +103,11 @@ class Service(ABC, Generic[ClientT]):
         self.metrics_url = ""
         self._config = config
         self._url = url
-        self._lock = threading.Lock()
-        self._phase, self._waiting_on, self._since = "starting", "", time.time()
-        self._shown = self._phase
-        self._away_since: float | None = None
-        self._streak = ("", 0.0, 0.0)  # reason, unix start, monotonic end of the last wait
-        self._moved = self._acknowledged = time.monotonic()
         self._ready = False
         self._failure: tuple[int, str] | None = None
         self._silent = threading.Event()
         self._measured = BaseMetrics(self.registry, self.role)
-        self._measured.phase.labels(self._phase).set(1)
-        self._measured.heartbeat_age.set_function(lambda: time.monotonic() - self._acknowledged)
-        self._measured.loop_age.set_function(lambda: time.monotonic() - self._moved)
+        self._activity = Activity(self._measured)
 
     # --- for subclasses to implement
 
@@ -137,50 +126,11 @@ class Service(ABC, Generic[ClientT]):
 
     def phase(self, name: str, waiting_on: str = "") -> None:
         """Set the phase shown from now on, and `waiting_on` when the service blocks in a call of its own."""
-        with self._lock:
-            self._moved = time.monotonic()
-            if (name, waiting_on) != (self._phase, self._waiting_on):
-                self._phase, self._waiting_on, self._since = name, waiting_on, time.time()
-                self._show()
+        self._activity.set_phase(name, waiting_on)
 
-    def _show(self) -> None:
-        shown = UNREACHABLE_PHASE if self._away_since is not None else self._phase
-        if shown != self._shown:
-            self._measured.phase.labels(self._shown).set(0)
-            self._measured.phase.labels(shown).set(1)
-            self._shown = shown
-
-    def _reached(self, reached: bool) -> None:
-        """Record whether a heartbeat arrived; an outage is shown instead of the loop's own phase."""
-        with self._lock:
-            if reached:
-                self._acknowledged = time.monotonic()
-            if reached == (self._away_since is None):
-                return
-            self._away_since = None if reached else time.time()
-            self._measured.outages.inc(0 if reached else 1)
-            self._show()
-
-    @contextmanager
-    def waiting(self, reason: str) -> Iterator[None]:
+    def waiting(self, reason: str) -> AbstractContextManager[None]:
         """Context around a blocking call: shows `reason` as waited for, and counts its seconds."""
-        begin = time.monotonic()
-        with self._lock:
-            last, since, ended = self._streak
-            if last != reason or begin - ended > STREAK_SECONDS:
-                since = time.time()
-            self._moved = begin
-            self._waiting_on, self._since = reason, since
-        try:
-            yield
-        finally:
-            end = time.monotonic()
-            self._measured.waiting.labels(reason).inc(end - begin)
-            with self._lock:
-                self._moved = end
-                self._streak = (reason, since, end)
-                if self._waiting_on == reason:
-                    self._waiting_on, self._since = "", time.time()
+        return self._activity.waiting(reason)
 
     def wait(self, reason: str, seconds: float) -> bool:
         """Wait `seconds` or until the stop, whichever comes first; True if stopping."""
@@ -228,15 +178,20 @@ class Service(ABC, Generic[ClientT]):
 
     def heartbeat(self) -> Heartbeat:
         """The heartbeat to send now."""
-        with self._lock:
-            phase, waiting_on, since = self._phase, self._waiting_on, self._since
-            if self._away_since is not None:
-                phase, since = UNREACHABLE_PHASE, self._away_since
+        phase, waiting_on, since = self._activity.shown()
         return Heartbeat(
-            id=self.id, role=self.role, phase=phase, waiting_on=waiting_on[:200], since=since, pid=os.getpid(),
-            host=self.host, metrics_url=self.metrics_url, index=self.index, queues=self.queues,
+            id=self.id,
+            role=self.role,
+            phase=phase,
+            waiting_on=waiting_on[:200],
+            since=since,
+            pid=os.getpid(),
+            host=self.host,
+            metrics_url=self.metrics_url,
+            index=self.index,
+            queues=self.queues,
             values=dict(self.values),
-        )  # fmt: skip
+        )
 
     def _line(self) -> str:
         heartbeat = self.heartbeat()
@@ -244,15 +199,11 @@ class Service(ABC, Generic[ClientT]):
         return f"{self.id} {heartbeat.phase}{waiting} since {time.time() - heartbeat.since:.1f} s"
 
     def _healthy(self) -> tuple[bool, str]:
-        still = time.monotonic() - self._moved
-        return (
-            still < self.stall_seconds,
-            f"{self._line()}; loop moved {still:.1f} s ago, limit {self.stall_seconds:g} s",
-        )
+        still, limit = self._activity.still_seconds, self.stall_seconds
+        return still < limit, f"{self._line()}; loop moved {still:.1f} s ago, limit {limit:g} s"
 
     def _is_ready(self) -> tuple[bool, str]:
-        silent = time.monotonic() - self._acknowledged
-        limit = self._config.broker.lease_seconds
+        silent, limit = self._activity.silent_seconds, self._config.broker.lease_seconds
         return self._ready and silent < limit, f"{self._line()}; heartbeat {silent:.1f} s ago, limit {limit:g} s"
 
     # --- the run
@@ -265,7 +216,7 @@ class Service(ABC, Generic[ClientT]):
             print(f"sieve {self.role}: {error}", file=sys.stderr)
             return error.exit_code
         try:
-            with self._signals():
+            with stop_signals(self.request_stop, self._force_end, lambda: self.grace_seconds):
                 code = self._serve()
             self.log.info("exit %d", code)
             return code
@@ -323,7 +274,7 @@ class Service(ABC, Generic[ClientT]):
                 if not self.stopping.is_set():
                     raise
             self._measured.steps.inc()
-            self._moved = time.monotonic()
+            self._activity.moved()
 
     def _connect(self) -> ClientT:
         """A connection within broker.connect_seconds. Raises BrokerUnavailable with the last reason and a remedy."""
@@ -361,7 +312,7 @@ class Service(ABC, Generic[ClientT]):
         url = resolve_url(self._config.broker, self._config.run, self._url)
         broker = RunConnection.connect(self._impatient, self._config.run, url=url)
         broker.heartbeat(self.heartbeat())
-        self._reached(True)
+        self._activity.set_reached(True)
         thread = threading.Thread(target=self._beat, args=(broker,), name="heartbeat", daemon=True)
         thread.start()
         return thread
@@ -374,13 +325,13 @@ class Service(ABC, Generic[ClientT]):
                 pause = period
                 try:
                     broker.heartbeat(self.heartbeat())
-                    self._reached(True)
+                    self._activity.set_reached(True)
                 except (*UNREACHABLE, BrokerFull) as error:
                     full = isinstance(error, BrokerFull)
                     limit = FULL_SECONDS if full else settings.connect_seconds
-                    away = time.monotonic() - self._acknowledged
+                    away = self._activity.silent_seconds
                     if not full:
-                        self._reached(False)
+                        self._activity.set_reached(False)
                     if is_lasting(error) or away > limit + period:
                         self._give_up(
                             f"no heartbeat was acknowledged for {away:.1f} s, limit {limit:g} s: {error}; start the "
@@ -388,7 +339,7 @@ class Service(ABC, Generic[ClientT]):
                         )
                         return
                     pause = min(period, 0.25)
-            if self._phase == "stopped":  # then nothing is held whose lease must run out first
+            if self._activity.phase == "stopped":  # then nothing is held whose lease must run out first
                 broker.heartbeat(self.heartbeat())
         except Fenced as error:
             self._give_up(str(error))
@@ -406,43 +357,7 @@ class Service(ABC, Generic[ClientT]):
         self._failure = (EX_UNAVAILABLE, line)
         self.stopping.set()
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Context in which SIGTERM and SIGINT request the stop; a second one, or the end of the grace period, ends the
-        process.
-
-        Only in the main thread; elsewhere `request_stop` is the way. The handler only writes to a pipe: setting an
-        Event inside a signal handler can deadlock against the wait it interrupts.
-        """
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        reading, writing = os.pipe()
-        previous = {
-            number: signal.signal(number, lambda signum, _: os.write(writing, bytes([signum])) and None)
-            for number in (signal.SIGTERM, signal.SIGINT)
-        }
-        watcher = threading.Thread(target=self._watch_signals, args=(reading,), name="signals", daemon=True)
-        watcher.start()
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, signal.SIG_DFL if handler is None else handler)
-            os.write(writing, b"\0")
-            watcher.join()
-            os.close(reading)
-            os.close(writing)
-
-    def _watch_signals(self, reading: int) -> None:
-        first = os.read(reading, 1)
-        if first == b"\0":
-            return
-        self.request_stop(f"{signal.Signals(first[0]).name}, {self.grace_seconds:g} s to drain")
-        ready, _, _ = select.select([reading], [], [], self.grace_seconds)
-        if ready and os.read(reading, 1) == b"\0":
-            return
-        why = "second signal" if ready else f"not drained within {self.grace_seconds:g} s"
+    def _force_end(self, why: str) -> None:
         self.log.error("%s while %s; what it holds returns to other services by its lease", why, self._line())
         os._exit(EX_TEMPORARY)
 

@@ -1,6 +1,6 @@
-"""How a step's groups become micro-batches: pure arithmetic on lengths, then tensors. No model, no broker, no I/O.
+"""Packing of a step's groups into micro-batches: arithmetic on lengths, then tensors. No model, no broker, no I/O.
 
-Words used here. A *row* is one prompt followed by one or more of its completions; completions that share a row share
+Terms: a *row* is one prompt followed by one or more of its completions; completions that share a row share
 the prompt's computation: each attends to the prompt and to itself, and its positions go on from the prompt's end, so
 every log-probability is the one a row of its own would give. A *micro-batch* is a set of rows padded to the longest.
 
@@ -29,7 +29,7 @@ class Shape:
 
     @property
     def tokens(self) -> int:
-        """Tokens of the group when the prompt is shared: what balancing between ranks goes by."""
+        """Tokens of the group when the prompt is shared, by which groups are balanced between ranks."""
         return self.prompt + sum(self.completions)
 
 
@@ -44,7 +44,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
-    """Micro-batches of one rank; `whole` says that no group is split over two of them."""
+    """Micro-batches of one rank; `whole` is True when no group is split over two of them."""
 
     micro_batches: tuple[tuple[Row, ...], ...]
     whole: bool

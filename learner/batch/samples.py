@@ -19,7 +19,7 @@ Floats = NDArray[np.float32]
 
 
 def shape_of(group: Group, prompt: Ids) -> Shape:
-    """The lengths that balancing and packing go by."""
+    """The lengths by which groups are balanced and packed."""
     return Shape(len(prompt), tuple(len(member.completion.ids) for member in group.members))
 
 
@@ -55,7 +55,7 @@ class Samples:
 
     @classmethod
     def of(cls, groups: Sequence[Group], prompts: Sequence[Ids], places: Sequence[int]) -> Samples:
-        """`prompts[g]`: prompt tokens of groups[g]; `places[g]`: its place in the step's list."""
+        """Samples of `groups`; `prompts[g]`: prompt tokens of groups[g]; `places[g]`: its place in the step's list."""
         members = [
             (group, place, member) for group, place in zip(groups, places, strict=True) for member in group.members
         ]

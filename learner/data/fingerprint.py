@@ -1,6 +1,7 @@
-"""What a run is made of, as hashes of its content: the base model and the prompts, wherever they lie.
+"""Content hashes of a base model and of prompts, independent of where their files are.
 
-Two runs of equal content can be compared, and one's result can stand for the other's. Reads files; never imports torch.
+Runs with equal hashes start from the same model and prompts, so that the result of one can be used for the other. Reads
+files; never imports torch.
 """
 
 from __future__ import annotations

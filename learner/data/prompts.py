@@ -1,6 +1,6 @@
-"""Prompts, tokenised once. An error names the file, the row and the field, and what to change.
+"""Tokenised prompts, made from the rows that rows.py reads and maps. A prompt's index is its position among the rows.
 
-Where they come from and how rows are mapped: rows.py. A prompt's index is its place among the others.
+Every error names the file, the row and the field, and what to change.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Rows of prompt files: JSONL, Parquet or a `datasets` name, mapped to prompt, verifier and record as the settings say.
 
-Every error names the file, the row and the column, and what to change. Light on purpose (no torch, no transformers):
+Every error names the file, the row and the column, and what to change. Imports neither torch nor transformers, because
 `sieve config` reads the first rows with it. Tokenises nothing.
 """
 

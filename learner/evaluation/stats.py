@@ -76,7 +76,7 @@ def bootstrap(values: ArrayLike, *, resamples: int = 2000, confidence: float = 0
     """Mean of per-prompt values with a confidence interval over problems and, when there are several, seeds.
 
     `values`: (P,) for one run or (S, P) for S seeds on the same P problems. Each resample draws problems with
-    replacement and, independently, seeds: both are samples of what one wants to speak about. Efron & Tibshirani
+    replacement and, independently, seeds: both are samples of a population. Efron & Tibshirani
     1993.
     """
     array = np.atleast_2d(np.asarray(values, dtype=np.float64))

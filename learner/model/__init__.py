@@ -1,5 +1,5 @@
 """Policy and base: loaded, sharded, adapted, scored, saved and restored.
 
 May import broker, learner.ranks, learner.data and learner.batch.
-Never knows an objective.
+Never imports an objective.
 """

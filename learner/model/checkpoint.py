@@ -1,10 +1,10 @@
-"""Durable state of the learner: what is trained of the model, optimiser, step, version, Z statistics, random state.
+"""Checkpoints: the trained part of the model, optimiser, step, version, Z statistics and random state.
 
     <directory>/step-00000010/   the sharded tensors (PyTorch distributed checkpoint), state.msgpack, manifest.json
 
 Written to a hidden directory, hashed and synced, and renamed into place: a checkpoint is whole or absent. Tensors are
 stored by name and global offset, so a checkpoint of any number of ranks loads on any other. A checkpoint that does not
-match its manifest is refused, with the remedy; which one to resume from is never decided silently.
+match its manifest is refused with the remedy; another one is never chosen silently.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _FINAL = re.compile(r"step-([0-9]{8,12})")
 
 
 class CheckpointCorrupt(SieveError):
-    """A checkpoint is not what its manifest says, or belongs to another run."""
+    """A checkpoint that does not match its manifest, or that belongs to another run or release."""
 
     exit_code = EX_DATA
 
@@ -199,8 +199,9 @@ def _manifest(directory: Path, step: int) -> tuple[dict[str, Any], str]:
         return {}, f"{MANIFEST} cannot be read ({error.strerror})"
     except ValueError:
         return {}, f"{MANIFEST} is not JSON"
-    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
-        return {}, f"{MANIFEST} is not of schema {SCHEMA}"
+    schema = manifest.get("schema") if isinstance(manifest, dict) else None
+    if schema != SCHEMA:
+        return {}, f"{MANIFEST} is of schema {schema}, not of schema {SCHEMA}, which this release reads"
     expected = {"step": int, "version": int, "published_step": int, "fingerprint": str, "files": dict}
     for name, kind in expected.items():
         if not isinstance(manifest.get(name), kind):

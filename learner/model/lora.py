@@ -86,12 +86,12 @@ def attach(causal_lm: nn.Module, settings: LoraSettings, seed: int) -> nn.Module
 
 
 def lora_of(model: nn.Module) -> LoraSettings | None:
-    """What its adapters were made with; None for a model without."""
+    """The settings of the model's adapters; None for a model without."""
     return next((module.settings for module in model.modules() if isinstance(module, Adapted)), None)
 
 
 class Unadapted:
-    """The base π_b out of the policy's own module: adapters are left out while it scores."""
+    """The base π_b as the policy's own module with its adapters left out."""
 
     def __init__(self, policy: nn.Module) -> None:
         self.policy = policy

@@ -1,7 +1,7 @@
 """The policy π_θ and the frozen base π_b: loaded from Hugging Face files, sharded with FSDP2, scored by one function.
 
 Both models are scored by the same class, in the same precision, on the same code path, so that a ratio π_θ/π_b never
-measures a difference between kernels. This file knows nothing of groups, coefficients or the broker.
+measures a difference between kernels. Nothing here depends on groups, coefficients or the broker.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Scorer(nn.Module):
     def forward(
         self, tokens: Tensor, positions: Tensor | None, attend: Tensor | None, at: Tensor, targets: Tensor
     ) -> Tensor:
-        """log π(targets | what precedes them), (M,) float32; the arguments are those of `batching.Layout`."""
+        """log π(targets | what precedes them), (M,) float32; the arguments are those of `packing.Layout`."""
         hidden = self.backbone(
             input_ids=tokens, position_ids=positions, attention_mask=attend, use_cache=False
         ).last_hidden_state

@@ -1,6 +1,6 @@
-"""What a base model makes of outputs that another model sampled: their log-probability under it, and nothing else.
+"""Log-probabilities under a base model of outputs that another model sampled.
 
-One process and one device; for measuring, not for training.
+One process and one device; for evaluation, not for training.
 """
 
 from __future__ import annotations

@@ -149,7 +149,7 @@ def alpha_divergence(sequences: Sequences, alpha: float) -> Tensor:
 
 
 def _by_staleness(sequences: Sequences, alpha: float, used: Tensor, values: Tensor) -> dict[str, Tensor]:
-    """ESS and the share of Σ_t |coefficient| by staleness bucket: who moves the weights."""
+    """ESS and the share of Σ_t |coefficient| by staleness bucket: which samples move the weights."""
     pull = (values.abs() * sequences.mask).sum(1)
     total = pull.sum().clamp(min=torch.finfo(torch.float32).tiny)
     found: dict[str, Tensor] = {}

@@ -1,4 +1,4 @@
-"""Sums within groups that leave out the sample they are for. Knows nothing of objectives."""
+"""Sums and means within groups, with and without the sample they are for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training pass@k itself: the chance that one of k samples is right. Tang et al., arXiv 2503.19595; Walder &
+"""pass@k training: maximise the chance that one of k samples is right. Tang et al., arXiv 2503.19595; Walder &
 Karkhanis, arXiv 2505.15201; Chen et al., arXiv 2508.10751.
 
     ∇ pass@k = k · E_π[ (1 − miss_{k−1}·(1−v)) ∇log π ],     miss_m = P(m independent samples are all wrong)

@@ -37,7 +37,7 @@ class ReMax:
         if likely.shape[1] < 2:
             return correction_weights(sequences, context.settings) * reward[:, None]
         best, second = likely.topk(2, dim=1).indices.T
-        # Everyone looks at the most probable answer; the most probable answer looks at the second.
+        # The baseline is the most probable answer; for that answer itself it is the second most probable.
         seat = torch.arange(likely.shape[1], device=likely.device)[None, :].expand_as(likely)
         other = torch.where(seat == best[:, None], second[:, None], best[:, None])
         baseline = groups.unpad(groups.pad(reward).gather(1, other))

@@ -1,5 +1,5 @@
 """One optimiser step of the method, and the partition function Z that it needs.
 
 May import broker, learner.ranks, learner.batch, learner.model and learner.objective.
-Never asks the broker: where groups come from and where weights go is the service's business.
+Never asks the broker: learner/service.py fetches the groups and publishes the weights.
 """

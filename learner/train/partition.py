@@ -1,5 +1,4 @@
-"""The partition function Z_x = P_{y~π_b}(v = 1), the base pass rate of each prompt, from every verified sample ever
-seen.
+"""The partition function Z_x = P_{y~π_b}(v = 1), the base pass rate of each prompt, from all verified samples so far.
 
 Z depends on prompt, base model and verifier only, so it never goes stale: a sample of any behaviour policy μ that
 covers the target contributes w = v·π_b/μ with E_μ[w] = Z. Kept per prompt: count, Σw, Σw². Invariants:
@@ -9,7 +8,7 @@ covers the target contributes w = v·π_b/μ with E_μ[w] = Z. Kept per prompt: 
 - Ẑ lies in [floor, 1].
 - Statistics add: merging two runs, two ranks or two visits is a sum, in any order.
 
-Numbers only: no torch, no I/O. Storage (the broker, checkpoints) sees 25 bytes per prompt.
+Numbers only: no torch, no I/O. The broker and checkpoints store 25 bytes per prompt.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ class PartitionSettings(Section):
 
 @dataclass(frozen=True)
 class Statistics:
-    """What is known of one prompt: how many samples, Σw and Σw²."""
+    """The statistics of one prompt: number of samples, Σw and Σw²."""
 
     count: int = 0
     total: float = 0.0

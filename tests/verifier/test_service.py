@@ -12,11 +12,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from broker.queue.client import Broker
 
 from broker.errors import EX_TEMPORARY, EX_USAGE
-from broker.runtime.redis_server import Binary, Server
+from broker.runtime.redis_program import Binary
+from broker.runtime.redis_server import Server
 from broker.settings import BrokerSettings, RunSettings
+from tests.broker.builders import EveryRole
+from tests.timing import least
 from tests.verifier.verifier_rig import Rig, obedient, ready, serving, until
 from verifier.protocol import VerifierError
 from verifier.service import VerifierService
@@ -264,28 +266,37 @@ def test_an_unknown_verifier_ends_the_service_with_a_usage_error(rig: Rig) -> No
         VerifierService(rig.config({"arithmetic": {}}), url=rig.url, names=["lean"])
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_arithmetic_reaches_5000_verdicts_a_cpu_second_without_a_round_trip_each(rig: Rig) -> None:
     count = 20_000
-    broker = rig.open(
-        ["( 3 + 7 ) * 2 - 5", "( 3 + 7 ) * 2 + 5"] * (count // 2),
-        n=50,
-        verifier="arithmetic",
-        record={"numbers": [2, 3, 5, 7], "target": 15},
-    )
-    process = rig.process(rig.config({"arithmetic": {}}))
-    try:
-        until(lambda: ready(broker) == count // 50, 60, "all groups are judged")
-        broker.finish(rig.epoch)
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert process.wait(20) == 0
-    finally:
-        process.kill()
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime  # includes the start of the process
-    assert count / used > 5000, f"{count / used:.0f} verdicts a CPU second"
+    names = iter(["first", "second", "third"])
+
+    def cpu_seconds() -> float:
+        """Of a verifier process that judges `count` answers, its start included."""
+        rig.name = next(names)
+        broker = rig.open(
+            ["( 3 + 7 ) * 2 - 5", "( 3 + 7 ) * 2 + 5"] * (count // 2),
+            n=50,
+            verifier="arithmetic",
+            record={"numbers": [2, 3, 5, 7], "target": 15},
+        )
+        process = rig.process(rig.config({"arithmetic": {}}))
+        try:
+            until(lambda: ready(broker) == count // 50, 60, "all groups are judged")
+            broker.finish(rig.epoch)
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    used = least(cpu_seconds, count / 5000)
+    assert used < count / 5000, f"{count / used:.0f} verdicts a CPU second"
 
 
+@pytest.mark.alone
 def test_a_verifier_process_imports_no_heavy_package() -> None:
     code = (
         "import sys, time; import verifier.service, verifier.builtin.arithmetic\n"
@@ -293,19 +304,23 @@ def test_a_verifier_process_imports_no_heavy_package() -> None:
         "print(sorted(heavy), time.process_time())"
     )
     root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root), "OPENBLAS_NUM_THREADS": "1"},
-    )
-    heavy, seconds = done.stdout.rsplit(" ", 1)
-    assert heavy == "[]"
-    assert float(seconds) < 1.0
+
+    def cpu_seconds() -> float:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=root,
+            env={**os.environ, "PYTHONPATH": str(root), "OPENBLAS_NUM_THREADS": "1"},
+        )
+        heavy, seconds = done.stdout.rsplit(" ", 1)
+        assert heavy == "[]"
+        return float(seconds)
+
+    assert least(cpu_seconds, 1.0) < 1.0
 
 
-def judged(broker: Broker) -> int:
+def judged(broker: EveryRole) -> int:
     depths = broker.depths()
     return depths.passed + depths.failed

@@ -15,14 +15,7 @@ import torch
 from actor.engine import Engine
 from actor.engines.factory import open_engine
 from tests.actor.actor_process import tree
-from tests.vllm.served_llama import EOS, LONGEST, MAX_NEW, save, served_llama, spec
-
-ARGUMENTS = {
-    "enforce_eager": True,
-    "kv_cache_memory_bytes": 64 << 20,
-    "block_size": 32,
-    "max_model_len": LONGEST,
-}
+from tests.vllm.served_llama import ARGUMENTS, EOS, MAX_NEW, save, served_llama, spec
 
 
 @pytest.fixture(autouse=True)

@@ -21,6 +21,13 @@ EOS = 2
 VOCABULARY = 64
 LONGEST = 256
 MAX_NEW = 128
+ARGUMENTS = {
+    "enforce_eager": True,
+    "kv_cache_memory_bytes": 64 << 20,
+    "block_size": 32,
+    "max_model_len": LONGEST,
+}
+"""vLLM's engine arguments in all tests."""
 
 
 def served_llama(seed: int, *, tied: bool = False, kv_heads: int = 1) -> LlamaForCausalLM:

@@ -12,7 +12,6 @@ import torch
 
 pytest.importorskip("vllm.v1", reason="make test-vllm installs it")
 
-from conftest import ARGUMENTS
 from prometheus_client import CollectorRegistry
 
 from actor.engine import ArgumentRefused
@@ -27,7 +26,7 @@ from learner.weights.nccl_link import BroadcastUnavailable
 from tests.actor.actor_process import tree
 from tests.actor.tiny_llama import ragged, reference, ticket
 from tests.broker.builders import EveryRole
-from tests.vllm.served_llama import EOS, MAX_NEW, VOCABULARY, drain, served_llama, spec
+from tests.vllm.served_llama import ARGUMENTS, EOS, MAX_NEW, VOCABULARY, drain, served_llama, spec
 
 ACTOR = "actor-0"
 TOLERANCE = 1e-4  # float32, per token

@@ -1,4 +1,4 @@
-"""Broadcasts at the broker: who is a member, with which ranks, how tensors are packed, what a version number means."""
+"""Coordination of broadcasts: participants and their ranks, the packing of tensors, the meaning of version numbers."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_ranks_are_each_taken_once_by_living_actors_that_joined(entries):
 
 
 @given(ENTRIES, st.randoms())
-def test_the_same_members_sit_the_same_way_so_that_their_group_is_used_again(entries, random):
+def test_the_same_actors_get_the_same_ranks_so_that_their_communicator_is_reused(entries, random):
     before = participants(entries)
     random.shuffle(entries)
     assert participants(entries) == before
@@ -91,7 +91,7 @@ def test_every_invited_actor_ends_up_with_the_version_or_with_a_cause(invited, n
 
 
 @given(ENTRIES)
-def test_nobody_dead_is_waited_for(entries):
+def test_dead_actors_are_not_waited_for(entries):
     alive = {entry.actor for entry in entries if entry.alive}
     assert set(unanswered(entries)) <= alive
     members = group([ReceiverState(e.actor, e.ranks, True, JOIN, "") for e in entries])
@@ -132,7 +132,7 @@ def alone(actor: str) -> Communicator:
     )
 
 
-def test_a_transfer_from_invitation_to_acknowledgement_each_call_repeated(run):
+def test_a_broadcast_from_invitation_to_acknowledgement_with_each_call_repeated(run):
     broker, here, epoch = run
     beat(broker, "a")
     for _ in range(2):
@@ -154,7 +154,7 @@ def test_a_transfer_from_invitation_to_acknowledgement_each_call_repeated(run):
         here.acknowledge("a", 2, "t1", "digest")
     assert here.end(epoch, "t1", 1) == [ReceiverState("a", 2, True, JOIN, "digest")]
     assert here.current("a", 2) == ("t1", 1, "over")
-    # A late word on it does not touch the next one.
+    # A late acknowledgement does not touch the next broadcast.
     assert here.invite(epoch, "t2", 2, LAYOUT) == [ReceiverState("a", 2, True, "", "")]
     here.acknowledge("a", 2, "t1", "digest")
     assert here.receivers(epoch, "t2", 2) == [ReceiverState("a", 2, True, "", "")]
@@ -162,7 +162,7 @@ def test_a_transfer_from_invitation_to_acknowledgement_each_call_repeated(run):
     assert here.receivers(epoch, "t2", 2) == []
 
 
-def test_who_is_dead_or_late_is_not_waited_for_again_until_it_shows_itself(run):
+def test_a_dead_or_late_actor_is_invited_again_only_once_it_shows_itself(run):
     broker, here, epoch = run
     beat(broker, "late")
     here.current("late", 1)

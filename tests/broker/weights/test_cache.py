@@ -1,4 +1,4 @@
-"""Copies of versions on the reader's machine: verified, continued after a kill, shared, made from deltas, removed."""
+"""The cache of versions on the reader's machine: verified, continued after a kill, shared, from deltas, removed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ if hold == "hold":
 
 
 class Reader:
-    """A real process that brings one version; small chunks make it slow."""
+    """A process that fetches one version; small chunks make it slow."""
 
     def __init__(self, weights: Path, cache: Path, version: int, *, chunk: int = 1 << 20, hold: bool = False) -> None:
         command = [sys.executable, "-c", READER, weights, cache, str(version), str(chunk), "hold" if hold else ""]
@@ -379,7 +379,7 @@ def test_a_shape_that_changes_is_carried_whole(weights, cache):
     assert contents(found.directory) == contents(weights.fetch(2).directory)
 
 
-# --- who needs what
+# --- holding and removing
 
 
 def test_only_the_newest_stays_when_nobody_holds_another(weights, cache, path):

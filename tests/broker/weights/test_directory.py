@@ -1,4 +1,4 @@
-"""Published weights: whole or absent, checked before use, never outside their directory."""
+"""The directory store: a version is whole or absent, checked before use, and never outside its directory."""
 
 from __future__ import annotations
 

@@ -1,18 +1,18 @@
-"""What readers need of a VersionStore, shown by one without a file system behind `weights.cache`; and the factory."""
+"""What every VersionStore must keep, read through `weights.cache`; and the factory. Add your store to STORES."""
 
 from __future__ import annotations
 
 import io
 import tempfile
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from broker.errors import WeightsError, WeightsMissing
 from broker.settings import RunSettings, WeightsSettings
@@ -102,26 +102,86 @@ class MemoryStore:
         raise WeightsError("nothing can be read in place here; set weights.cache")
 
 
-def publish(store: VersionStore, version: int, tensor: np.ndarray) -> None:
+STORES: dict[str, Callable[[Path], VersionStore]] = {
+    "directory": lambda path: DirectoryStore(path / "weights"),
+    "memory": lambda path: MemoryStore(),
+}
+
+
+@pytest.fixture(params=STORES)
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> VersionStore:
+    return STORES[request.param](tmp_path)
+
+
+@pytest.fixture
+def cache(store: VersionStore, tmp_path: Path) -> WeightsCache:
+    return WeightsCache(store, tmp_path / "cache")
+
+
+def write(store: VersionStore, version: int, tensor: np.ndarray) -> None:
     save_file({"layer": tensor}, store.begin(version) / "model.safetensors")
-    store.publish(version, {"step": version}, delta=True)
 
 
-def test_a_store_without_a_file_system_is_read_through_the_cache_copied_and_rebuilt_from_deltas(tmp_path: Path) -> None:
-    store = MemoryStore()
-    cache = WeightsCache(store, tmp_path / "cache")
-    tensor = np.random.default_rng(0).standard_normal(50_000).astype(np.float16)
-    publish(store, 1, tensor)
-    copied = cache.fetch(1)
-    assert copied.bytes == {"copied": store.manifest(1).bytes, "kept": 0, "delta": 0}
-    tensor[::100] *= -1
-    publish(store, 2, tensor)
-    rebuilt = cache.fetch(2)
-    assert rebuilt.fallback is None and rebuilt.bytes["copied"] == 0
-    assert 0 < rebuilt.bytes["delta"] < store.manifest(2).bytes / 10
-    assert (rebuilt.directory / "model.safetensors").read_bytes() == store.stored[2]["model.safetensors"]
-    assert store.keep(1) == [1]
-    with pytest.raises(WeightsMissing, match="not in memory"):
+def publish(store: VersionStore, version: int, tensor: np.ndarray) -> None:
+    write(store, version, tensor)
+    store.publish(version, {"step": 10 * version}, delta=True)
+
+
+def loaded(fetched: Fetched) -> np.ndarray:
+    return load_file(fetched.directory / "model.safetensors")["layer"]
+
+
+TENSOR = np.random.default_rng(0).standard_normal(50_000).astype(np.float16)
+
+
+def test_nothing_is_visible_before_publish_and_everything_after(store: VersionStore, cache: WeightsCache) -> None:
+    write(store, 3, TENSOR)
+    assert store.versions() == []
+    for read in (store.open, store.manifest, cache.fetch):
+        with pytest.raises(WeightsMissing, match="version 3 is not in"):
+            read(3)
+    store.publish(3, {"step": 30})
+    assert store.versions() == [3]
+    assert store.manifest(3).meta == {"step": 30} and store.manifest(3).version == 3
+    assert np.array_equal(loaded(cache.fetch(3)), TENSOR)
+
+
+def test_an_open_version_gives_each_file_from_its_beginning_and_can_be_sought(store: VersionStore) -> None:
+    publish(store, 1, TENSOR)
+    with store.open(1) as reader:
+        (name,) = reader.manifest.files
+        with reader.file(name) as first, reader.file(name) as second:
+            data = first.read()
+            assert len(data) == reader.manifest.bytes
+            second.seek(100)
+            assert second.read() == data[100:]
+
+
+def test_a_reader_with_the_version_before_takes_only_the_delta(store: VersionStore, cache: WeightsCache) -> None:
+    publish(store, 1, TENSOR)
+    assert cache.fetch(1).bytes == {"copied": store.manifest(1).bytes, "kept": 0, "delta": 0}
+    changed = TENSOR.copy()
+    changed[::100] *= -1
+    publish(store, 2, changed)
+    fetched = cache.fetch(2)
+    assert fetched.fallback is None and fetched.bytes["copied"] == 0
+    assert 0 < fetched.bytes["delta"] < store.manifest(2).bytes / 10
+    assert np.array_equal(loaded(fetched), changed)
+
+
+def test_a_version_that_was_never_pointed_at_is_replaced(store: VersionStore, cache: WeightsCache) -> None:
+    publish(store, 1, TENSOR)
+    cache.fetch(1)
+    publish(store, 1, -TENSOR)
+    assert np.array_equal(loaded(cache.fetch(1)), -TENSOR)
+
+
+def test_old_versions_are_deleted_except_those_that_are_needed(store: VersionStore, cache: WeightsCache) -> None:
+    for version in range(5):
+        publish(store, version, TENSOR)
+    assert store.keep(2, {0}) == [1, 2]
+    assert store.versions() == [0, 3, 4]
+    with pytest.raises(WeightsMissing):
         cache.fetch(1)
 
 
@@ -131,7 +191,7 @@ def test_the_factory_opens_the_runs_own_directory_and_the_cache_where_one_is_set
     assert location == str(tmp_path / "demo" / "weights")
     store = open_store(WeightsSettings(), location)
     assert isinstance(store, DirectoryStore) and store.path == Path(location)
-    publish(store, 1, np.ones(10, np.float16))
+    publish(store, 1, TENSOR)
     assert open_fetch(WeightsSettings(), run, location)(1).directory == Path(location) / "v00000001"
     cached = WeightsSettings(cache=tmp_path / "cache")
     assert open_fetch(cached, run, location)(1).directory == tmp_path / "cache" / "demo" / "v00000001"

@@ -136,7 +136,7 @@ class Bench:
         return watch, registry
 
     def take_over(self, engine: Engine, actor: ActorWatch) -> float:
-        """The actor's hand: load the newest version, then look."""
+        """Load the newest version as an actor does, then score its canary."""
         engine.load(self.version, self.weights.fetch(self.version).directory)
         mean = actor.look(engine)
         assert mean is not None and actor.look(engine) is None, "scored once per load"
