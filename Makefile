@@ -15,6 +15,7 @@
 PYTHON ?= $(firstword $(foreach name,python3 python3.11 python3.12 python3.13,$(shell command -v $(name) >/dev/null 2>&1 \
 	&& $(name) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $(name))))
 VENV := .venv
+comma := ,
 VENV_VLLM := .venv-vllm
 BIN := $(VENV)/bin
 CONFIG ?= examples/countdown/countdown.yaml
@@ -82,7 +83,7 @@ $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/pip
 	@touch $@
 
 $(VENV)/installed-test: $(VENV)/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test$(if $(shell command -v cc),$(comma)tasks)]'
 	@touch $@
 
 $(VENV)/installed-docs: $(VENV)/installed

@@ -138,18 +138,24 @@ def verdict(verifier: Verifier, completion: Completion, prompt: Prompt) -> Verdi
     if completion.finish == "length":
         return Verdict(outcome="fail", reason="truncated", seconds=0.0, verifier=label(verifier))
     start = time.perf_counter()
-    try:
-        judgement = _bounded(verifier, verifier.judge(prompt.record, completion.text), completion.text)
-    except (Exception, SystemExit) as error:  # foreign code: a crash is `error` for this completion only
-        judgement = Judgement("error", "crashed", _describe(error))
+    judgement = judged(verifier, prompt.record, completion.text)
     return Verdict(
         outcome=judgement.outcome,
         reason=judgement.reason,
         seconds=time.perf_counter() - start,
         verifier=label(verifier),
-        detail=_printable(judgement.detail)[:_MAX_TEXT],
+        detail=judgement.detail,
         answer=judgement.answer,
     )
+
+
+def judged(verifier: Verifier, record: Mapping[str, Any], answer: str) -> Judgement:
+    """The verifier's judgement of `answer`, checked and bounded; never raises, whatever its code does."""
+    try:
+        found = _bounded(verifier, verifier.judge(record, answer), answer)
+    except (Exception, SystemExit) as error:  # foreign code: a crash is `error` for this answer only
+        found = Judgement("error", "crashed", _describe(error))
+    return Judgement(found.outcome, found.reason, _printable(found.detail)[:_MAX_TEXT], found.answer)
 
 
 def _bounded(verifier: Verifier, judgement: object, text: str) -> Judgement:

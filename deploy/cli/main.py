@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 from broker.errors import EX_DATA, EX_INTERNAL, EX_OK, EX_UNAVAILABLE, EX_USAGE, SieveError
 from deploy.cli.deadletters import deadletter
 from deploy.cli.init_command import init
+from deploy.cli.judge_command import judge
 from deploy.cli.options import ConfigPath, Sets, by_shell, console, load_config, quiet_ray
 from deploy.cli.sweep_commands import evaluate, report_sweep, sweep
 from deploy.config.errors import ConfigError
@@ -260,6 +261,7 @@ def audit(config: ConfigPath, set_: Sets = None) -> int:
 
 
 app.add_typer(deadletter, name="deadletter", rich_help_panel=LOOK)
+app.command(rich_help_panel=LOOK)(judge)
 app.command(rich_help_panel=COMPARE)(sweep)
 app.command("eval", rich_help_panel=COMPARE)(evaluate)
 

@@ -1,5 +1,5 @@
 """The verifier `math`: final answers compared by value.
 
-May import what every built-in may; math-verify and sympy only in the helper process.
-Never parses an answer in the service's own process.
+May import what every built-in may; python-flint only in the helper process.
+Never computes the value of an expression in the service's own process.
 """
