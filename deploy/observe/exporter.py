@@ -119,6 +119,7 @@ class Exporter:
         self._base = BaseMetrics(self.registry, role)
         self._base.phase.labels("watching").set(1)
         self._lasting = LastingStalls()
+        self._started = _queues_of_launcher(config) if role == "launcher" else frozenset()
         self._http = MetricsServer(
             self.registry,
             config.metrics.host,
@@ -174,7 +175,7 @@ class Exporter:
         )
 
     def _export(self, snapshot: Snapshot) -> None:
-        stalls = diagnose(snapshot)
+        stalls = diagnose(snapshot, self._started)
         self.snapshot = snapshot
         self.stalls = self._lasting.update(stalls, time.monotonic())
         self.metrics.update(snapshot, stalls)
@@ -185,6 +186,12 @@ class Exporter:
         if targets != self._targets:
             self._targets = targets
             write_json(self._config.run.path / "prometheus" / "targets.json", targets)
+
+
+def _queues_of_launcher(config: Config) -> frozenset[str]:
+    """The queues whose services `sieve run` starts by itself, as Stall.queue names them."""
+    verify = {f"verify:{name}" for name, queue in config.verifier.serve.items() if queue.replicas}
+    return frozenset({"run", "ready", *verify, *(["tickets"] if config.actor.replicas else [])})
 
 
 def scrape_targets(services: Sequence[Heartbeat]) -> list[dict[str, object]]:

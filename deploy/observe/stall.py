@@ -8,7 +8,7 @@ stalls by `kind`. Does no I/O.
 from __future__ import annotations
 
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,9 +42,10 @@ class Stall:
         return f"{self.queue}: {self.reason}; {self.remedy}"
 
 
-def diagnose(snapshot: Snapshot) -> list[Stall]:
+def diagnose(snapshot: Snapshot, started: Collection[str] = ()) -> list[Stall]:
     """Every stall in `snapshot`; empty when the run moves or is finished.
 
+    `started` names the queues (see Stall.queue) whose services the caller starts, and starts again, by itself.
     Missing services come first, and alone: as long as one is missing, that others wait is only its consequence.
     """
     if snapshot.error:
@@ -53,27 +54,32 @@ def diagnose(snapshot: Snapshot) -> list[Stall]:
         return [Stall("broker_unreachable", "broker", reason or "cannot be asked", remedy)]
     if snapshot.depths is None or snapshot.depths.finished:
         return []
-    return [*_missing(snapshot)] or [*_silent(snapshot), *_all_waiting(snapshot)]
+    return [*_missing(snapshot, started)] or [*_silent(snapshot), *_all_waiting(snapshot)]
 
 
-def _missing(snapshot: Snapshot) -> Iterator[Stall]:
+def _missing(snapshot: Snapshot, started: Collection[str]) -> Iterator[Stall]:
     """Queues that no live service works on."""
     depths = snapshot.depths
     assert depths is not None
+
+    def missing(kind: StallKind, queue: str, reason: str, command: str) -> Stall:
+        by_itself = "it is being started; if that takes long, see its log in <run>/logs"
+        return Stall(kind, queue, reason, by_itself if queue in started else f"start `{command}`")
+
     if not snapshot.alive("learner"):
         if depths.opened:
             reason = f"no live learner, {depths.ready} groups are ready and {depths.leased} leased"
-            yield Stall("no_learner", "ready", reason, "start `sieve learner CONFIG`")
+            yield missing("no_learner", "ready", reason, "sieve learner CONFIG")
         else:
-            yield Stall("run_not_opened", "run", "no learner has opened it yet", "start `sieve learner CONFIG`")
+            yield missing("run_not_opened", "run", "no learner has opened it yet", "sieve learner CONFIG")
     if depths.opened and not snapshot.alive("actor"):
         reason = f"no live actor, {depths.returned + depths.eval_waiting} tickets wait"
-        yield Stall("no_actor", "tickets", reason, "start `sieve actor CONFIG`")
+        yield missing("no_actor", "tickets", reason, "sieve actor CONFIG")
     served = {name for verifier in snapshot.alive("verifier") for name in verifier.queues}
     for name, waiting in sorted(depths.verify.items()):
         if waiting and name not in served:
             reason = f"no live verifier serves this queue, {waiting} completions wait"
-            yield Stall("no_verifier", f"verify:{name}", reason, f"start `sieve verifier CONFIG --name {name}`")
+            yield missing("no_verifier", f"verify:{name}", reason, f"sieve verifier CONFIG --name {name}")
 
 
 def _silent(snapshot: Snapshot) -> Iterator[Stall]:

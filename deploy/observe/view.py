@@ -41,6 +41,7 @@ class View:
         )
         self._printed = 0.0
         self._events: list[str] = []
+        self._printed_stalls: set[tuple[str, str]] = set()
 
     def __enter__(self) -> View:
         if self._live is not None:
@@ -69,7 +70,9 @@ class View:
             self._printed = time.monotonic()
             self._print(summary_line(snapshot, record, self._tail, self._steps))
             for stall in stalls:
-                self._print(f"stalled: {stall}")
+                if (stall.kind, stall.queue) not in self._printed_stalls:
+                    self._print(f"stalled: {stall}")
+            self._printed_stalls = {(stall.kind, stall.queue) for stall in stalls}
 
     def _print(self, text: str) -> None:
         self._console.print(text, highlight=False, soft_wrap=True)

@@ -65,6 +65,17 @@ def test_a_queue_that_the_living_verifier_does_not_serve_is_named() -> None:
     assert diagnose(Snapshot(NOW, depths(verify={"arithmetic": 4, "lean": 9}), services)) == []
 
 
+def test_what_the_caller_starts_by_itself_is_no_command_for_a_person() -> None:
+    snapshot = Snapshot(NOW, depths(verify={"lean": 9, "code": 9}), [heartbeat("actor")])
+    remedies = {stall.queue: stall.remedy for stall in diagnose(snapshot, {"ready", "verify:lean"})}
+    assert remedies["verify:code"] == "start `sieve verifier CONFIG --name code`"
+    assert (
+        remedies["ready"]
+        == remedies["verify:lean"]
+        == "it is being started; if that takes long, see its log in <run>/logs"
+    )
+
+
 def test_every_missing_service_is_a_stall_of_its_own() -> None:
     found = diagnose(Snapshot(NOW, depths(ready=1, verify={"b": 2, "a": 1}), [heartbeat("verifier", age=99.0)]))
     assert [(stall.kind, stall.queue) for stall in found] == [

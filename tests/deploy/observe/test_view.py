@@ -71,13 +71,18 @@ def test_a_library_s_own_brackets_in_an_error_are_text_not_markup(terminal: bool
     assert "[/gloo/tcp/pair.cc:537]" in caught.get() and "[red]" in caught.get()
 
 
-def test_a_view_without_a_terminal_prints_the_line_and_the_stalls() -> None:
+def test_a_view_without_a_terminal_prints_the_line_and_each_stall_once(monkeypatch: pytest.MonkeyPatch) -> None:
     console = Console(width=200, record=True)
     with View(console, "name", 20, Tail(Path("/nowhere")), live=True) as view:
         view.update(Snapshot(NOW, depths(), ALL), [UNSERVED])
         view.update(Snapshot(NOW, depths(), ALL), [UNSERVED])  # too soon after the first
+        text = console.export_text(clear=False)
+        assert text.count("step 0/20") == 1 and text.count(f"stalled: {UNSERVED}\n") == 1
+        monkeypatch.setattr("deploy.observe.view.PLAIN_SECONDS", 0.0)
+        for stalls in ([UNSERVED], [], [UNSERVED]):
+            view.update(Snapshot(NOW, depths(), ALL), stalls)
     text = console.export_text()
-    assert text.count("step 0/20") == 1 and text.count(f"stalled: {UNSERVED}\n") == 1
+    assert text.count("step 0/20") == 4 and text.count(f"stalled: {UNSERVED}\n") == 2  # again after it had ended
 
 
 def test_the_tail_reads_each_line_once_and_starts_again_after_a_rewrite(tmp_path: Path) -> None:
