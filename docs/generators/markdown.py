@@ -21,8 +21,8 @@ def fill(text: str, indent: str = "") -> str:
 
 def prose(docstring: str) -> str:
     """A docstring as Markdown: paragraphs filled, indented blocks kept as they are."""
-    blocks = re.split(r"\n\s*\n", plain(textwrap.dedent(docstring).strip()))
-    return "\n\n".join(block if block.startswith("    ") else fill(block) for block in blocks)
+    blocks = re.split(r"\n\s*\n", textwrap.dedent(docstring).strip("\n").rstrip())
+    return "\n\n".join(block if block.startswith("    ") else fill(plain(block)) for block in blocks)
 
 
 def plain(text: str) -> str:

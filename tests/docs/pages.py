@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 STUDIES = (ROOT / "docs/frontier.md", ROOT / "docs/staleness.md")
 """Pages that `sieve report` writes."""
 PAGES = [
-    ROOT / "README.md",
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")),
     *sorted(page for page in (ROOT / "docs").rglob("*.md") if not page.name.endswith(".notes.md")),
     *sorted(ROOT.glob("examples/*/README.md")),
 ]

@@ -80,6 +80,8 @@ def test_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_commands_exist_with_their_options(page: Path) -> None:
     for line in shell_lines(page):
+        if not re.match(r"(\w+=\S+ )*(\.venv/bin/)?(sieve|make) ", line) and " -m sieve " not in line:
+            continue
         words = shlex.split(line.replace("…", "x"))
         while words and ("=" in words[0] and not words[0].startswith("-")):
             words.pop(0)  # a variable for this command alone
