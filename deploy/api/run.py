@@ -83,7 +83,7 @@ class Run:
         """One row per evaluated version, by version; the columns are the fields of eval.jsonl.
 
         `version`, `step`, `time` (Unix seconds), `prompts`, `samples` (per prompt), `pass@k` for powers of two k (0–1),
-        `distinct_correct` (different right answers per prompt), and further figures of the evaluation.
+        `distinct_correct` (different right answers per prompt), and what else the evaluation counted.
         """
         return tables.evaluations(self.path)
 
