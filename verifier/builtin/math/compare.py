@@ -5,6 +5,7 @@ are handed to `Oracle`. Whatever the answer has beyond the record's value (a uni
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any, Literal
 
 from verifier.builtin.failed import Failed
@@ -102,6 +103,8 @@ def _scalar(gold: Scalar, given: Shape, ask: Oracle) -> None:
     if not isinstance(given, Scalar):
         raise Failed("wrong", "one value is asked for")
     if gold.number is not None:
+        if given.number is None and gold.unit and given.tree[:1] == ["*"] and given.tree[2] == ["s", gold.unit]:
+            given = Scalar(given.tree[1], gold.unit, _literal(given.tree[1]))  # `5 m`, read as a product
         if given.number is None:
             if given.operation and _computes(given.tree):
                 raise Failed("unevaluated", "a computation; a number is asked for")
@@ -115,6 +118,10 @@ def _scalar(gold: Scalar, given: Shape, ask: Oracle) -> None:
         if given.decimal and not gold.decimal:
             raise Failed("inexact", "decimals where the record is exact")
         raise Failed("wrong", "another value")
+
+
+def _literal(tree: Expression) -> Fraction | None:
+    return Fraction(tree[1]) if tree[0] == "q" else None
 
 
 def _computes(tree: Expression) -> bool:

@@ -141,8 +141,10 @@ class _Reader:
     def _begins(self) -> bool:
         """Whether the next token begins a factor that is multiplied without a sign."""
         token = self.peek()
-        if token is None or token.kind == "number":
-            return False  # 1 2 is not 12 and x2 is no product
+        if token is None:
+            return False
+        if token.kind == "number":  # 1 2 is not 12 and x2 is no product, but 5! 5! is one
+            return self.at > 0 and self.found[self.at - 1].text == "!"
         if token.kind in ("letter", "run"):
             return True
         if token.kind == "sign":
@@ -241,7 +243,7 @@ class _Reader:
     def _number(self, token: Token) -> Expression:
         self.at += 1
         after = self.peek()
-        if after is not None and after.text == "overline" and "." in token.text:
+        if after is not None and after.text in ("overline", "bar") and "." in token.text:
             value = literal(self.found[self.at - 1 : self.at + 4])
             if value is None:
                 raise Unreadable("a period that cannot be read")

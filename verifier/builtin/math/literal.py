@@ -82,7 +82,12 @@ def _unsigned(found: list[Token]) -> Fraction | None:
     kinds = [token.kind for token in found]
     if kinds == ["number"]:
         return decimal_value(texts[0])
-    if kinds[:2] == ["number", "command"] and texts[1] == "overline" and texts[2:3] == ["{"] and texts[-1] == "}":
+    if (
+        kinds[:2] == ["number", "command"]
+        and texts[1] in ("overline", "bar")
+        and texts[2:3] == ["{"]
+        and texts[-1] == "}"
+    ):
         if len(found) == 5 and kinds[3] == "number" and texts[3].isdigit() and "." in texts[0]:
             return _periodic(texts[0], texts[3])
         return None

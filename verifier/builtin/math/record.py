@@ -9,6 +9,7 @@ time, not a fraction; a list without brackets is a set. What cannot be read as m
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -65,6 +66,13 @@ class Accepted:
         return max(MAX_CHARS, 2 * len(self.text))
 
 
+PHRASES = {
+    "all real numbers": r"\mathbb{R}", "all reals": r"\mathbb{R}", "no solution": r"\emptyset",
+    "no solutions": r"\emptyset", "empty set": r"\emptyset", "the empty set": r"\emptyset",
+}  # fmt: skip
+"""Words that have a spelling in mathematics."""
+
+
 def accepted(record: Mapping[str, Any]) -> tuple[list[Accepted], str]:
     """The accepted answers, and the question. Raises ValueError, naming the field and what to declare."""
     answers, question, kind = record.get("answer"), record.get("question", ""), record.get("kind")
@@ -87,6 +95,7 @@ def _accepted(answer: str, kind: Kind | None) -> Accepted:
         raise ValueError(f"record.answer {answer[:100]!r}: {refused}; declare kind: text for words") from None
     if kind in ("choice", "text", "time"):
         return _declared(text, kind)
+    text = PHRASES.get(text_key(text), text)
     if kind is None:
         if (time := _time(text)) is not None:
             return Accepted(text, "time", None, time)
@@ -122,9 +131,13 @@ def _declared(text: str, kind: Kind) -> Accepted:
             raise ValueError(f"record.answer {text[:100]!r} is no time; write 7:15, 07:15:30 or 7:15 PM")
         return Accepted(text, kind, None, time)
     key = text_key(text)
+    found: tuple[Token, ...] = ()
+    if "\\" in text and not is_prose(text):
+        with contextlib.suppress(Unreadable):
+            found = tuple(tokens(text))  # mathematics that the grammar does not know: compared token by token
     if kind == "choice" and not re.fullmatch(r"[A-Za-z0-9]{1,3}", key):
         raise ValueError(f"record.answer {text[:100]!r} is no choice; write its letter, or declare kind: text")
-    return Accepted(text, kind, None, key)
+    return Accepted(text, kind, None, key, found)
 
 
 def kind_of(shape: Shape) -> Kind:
@@ -208,7 +221,7 @@ def text_key(text: str) -> str:
     """What two texts that mean the same share: no wrappers, one space, no case unless it is one letter."""
     plain = spelled(_plain(text)).replace(r"\rightarrow", r"\to")
     plain = re.sub(r"\s*,\s*", ", ", " ".join(plain.split())).rstrip(". ")
-    plain = re.sub(r"^\(([A-Za-z0-9])\)$", r"\1", plain)
+    plain = re.sub(r"^\(?([A-Za-z0-9])[.)]$", r"\1", plain)
     return plain if len(plain) == 1 else plain.casefold()
 
 

@@ -68,6 +68,8 @@ _TEXTS = "text textbf textit textrm textsf texttt textnormal mbox mathrm operato
 _TEXT = frozenset(_TEXTS.split())
 _FUNCTIONS = "sin cos tan cot sec csc asin acos atan sinh cosh tanh ln log exp sqrt abs floor ceil"
 FUNCTIONS = frozenset(_FUNCTIONS.split())
+_UNIT_LETTERS = frozenset("msghlL")
+"""Letters that are units in upright type: `5\\,\\mathrm{m}`. Others are names: `\\mathrm{e}`, `\\mathrm{A}`."""
 _PLAIN = {**{name: name for name in FUNCTIONS}, "arcsin": "asin", "arccos": "acos", "arctan": "atan", "pi": "pi",
           "infinity": "infty", "inf": "infty", "oo": "infty", "or": "or", "and": "and", "union": "cup"}  # fmt: skip
 """Runs of letters that are commands without their backslash, as computer algebra writes them."""
@@ -76,7 +78,7 @@ _LEX = re.compile(
     r"(?P<space>[ \t\n~]+)"
     r"|(?P<break>\\\\(?:\[[^\]]*\])?)"
     r"|\\(?P<command>[A-Za-z]+|.)"
-    r"|(?P<alnum>\d+[A-Za-z]+\d[0-9A-Za-z]*|[A-Za-z]+\d[0-9A-Za-z]*)"
+    r"|(?P<alnum>(?!\d+[eE]0*[1-9]\d*(?![\d.A-Za-z]))\d+[A-Za-z]+\d[0-9A-Za-z]*|[A-Za-z]+\d[0-9A-Za-z]*)"
     r"|(?P<number>(?:\d+\.\d+|\d+\.(?![\d.])|\.\d+|\d+)(?:[eE][+-]?0*[1-9]\d*(?![\d.A-Za-z]))?)"
     r"|(?P<run>[A-Za-z]+)"
     r"|(?P<sign>\*\*|[^\s])",
@@ -150,8 +152,12 @@ def _group(text: str, at: int) -> tuple[str, int]:
 
 def _from_text(command: str, content: str, space: bool) -> Iterator[Token]:
     bare = content.strip()
-    if command in ("mathrm", "operatorname") and re.fullmatch(r"[A-Za-z]", bare):
+    measured = re.fullmatch(r"([-+\d.,/ ]*\d)\s*([A-Za-z].*)", bare)
+    if command in ("mathrm", "operatorname") and re.fullmatch(r"[A-Za-z]", bare) and bare not in _UNIT_LETTERS:
         yield Token("letter", bare, space)
+    elif measured is not None:  # \text{5 cm}
+        yield from _from_text("text", measured[1], space)
+        yield Token("word", " ".join(measured[2].split()), True)
     elif bare in _PLAIN or SAME.get(bare) in FUNCTIONS:
         yield Token("command", _PLAIN.get(bare) or SAME[bare], space)
     elif re.fullmatch(r"[-+\d.,/ ]+", bare):

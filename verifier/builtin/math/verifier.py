@@ -31,7 +31,7 @@ from verifier.builtin.failed import Failed
 from verifier.builtin.math.box import MAX_CHARS, admitted, check_cost, last_boxed
 from verifier.builtin.math.compare import compare
 from verifier.builtin.math.grammar import read
-from verifier.builtin.math.record import Accepted, accepted, check_towers, text_key, time_key
+from verifier.builtin.math.record import PHRASES, Accepted, accepted, check_towers, text_key, time_key
 from verifier.builtin.math.spelling import FUNCTIONS, SAME, Unreadable, tokens
 from verifier.helper_process import WorkerDied, Workers, WorkerStalled
 from verifier.protocol import Judgement
@@ -125,17 +125,18 @@ class MathAnswer:
         """Return where the answer is right. Raises Failed, _Trouble."""
         if gold.shape is None:
             key = time_key(given) if gold.kind == "time" else text_key(given)
-            if key != gold.key:
+            if key != gold.key and not (gold.tokens and _same_tokens(gold, given)):
                 raise Failed("wrong", f"{given[:100]} is not {gold.text[:100]}")
             return
+        given = PHRASES.get(text_key(given), given)
         if len(given) > MAX_CHARS:
             raise Failed("too_long", f"{len(given)} characters, at most {MAX_CHARS}")
         check_cost(given)
         number = gold.kind == "number"
         try:
-            found = tokens(given)
-            if [(one.kind, one.text) for one in found] == [(one.kind, one.text) for one in gold.tokens]:
+            if _same_tokens(gold, given):
                 return
+            found = tokens(given)
             if not number:
                 _check_finished(gold, given, question)
             shape = read(found)
@@ -178,6 +179,14 @@ class MathAnswer:
         return said[1].get("equal") is True
 
 
+def _same_tokens(gold: Accepted, given: str) -> bool:
+    """Whether the answer is the record's but for white space and typography."""
+    try:
+        return [(one.kind, one.text) for one in tokens(given)] == [(one.kind, one.text) for one in gold.tokens]
+    except Unreadable:
+        return False
+
+
 class _Trouble(Exception):
     """Nothing is known about the answer."""
 
@@ -186,9 +195,14 @@ class _Trouble(Exception):
         self.reason = reason
 
 
+def _commands(text: str) -> set[str]:
+    r"""Names of the LaTeX commands in `text`; the letter after a row break (`\\c`) is none."""
+    return set(_COMMAND.findall(text.replace("\\\\", " ")))
+
+
 def _check_finished(gold: Accepted, given: str, question: str) -> None:
     """What means the right value and is no answer. Raises Failed."""
-    unknown = sorted(set(_COMMAND.findall(given)) - COMMANDS - set(_COMMAND.findall(gold.text)))
+    unknown = sorted(_commands(given) - COMMANDS - _commands(gold.text))
     if unknown:
         raise Failed("unevaluated", f"\\{unknown[0]} is not part of a finished answer to this question")
     if _DERIVATIVE.search(given) and not _DERIVATIVE.search(gold.text):
