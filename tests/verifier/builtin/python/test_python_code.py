@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 
 from tests.verifier.verifier_rig import Rig, ready, serving, until
 from verifier.builtin.python.problem import program_of, read_record
-from verifier.builtin.python.values import MAX_DEPTH, NotAValue, equal, read, same_text
+from verifier.builtin.python.inside.forms import MAX_DEPTH, NoForm, decode, encode
+from verifier.builtin.python.printed import same_text
+from verifier.builtin.python.values import NotAValue, equal, read, value_of
 from verifier.builtin.python.verifier import PythonCode
 from verifier.protocol import Judgement, VerifierError, make
 from verifier.sandbox.limits import SandboxUnavailable
@@ -131,8 +133,11 @@ def test_the_same_program_with_other_trailing_space_is_the_same_answer(python: P
         ("def add(a, b): return str(a + b)", "wrong_answer"),
         ("def add(a, b): return float(a + b)", "wrong_answer"),
         ("def add(a, b): return a + b == 3 or 11", "wrong_answer"),
-        ("def add(a, b): return {a + b}", "not_json"),
-        ("def add(a, b): return {1: 2}", "not_json"),
+        ("def add(a, b): return {a + b}", "wrong_answer"),
+        ("def add(a, b): return {1: 2}", "wrong_answer"),
+        ("def add(a, b): return object()", "not_json"),
+        ("def add(a, b): return {object(): 1}", "not_json"),
+        ("def add(a, b): return [a + b for _ in (1,)].__iter__()", "not_json"),
         ("def add(a, b): raise ValueError('no')", "exception"),
         ("def add(a, b) return a", "syntax_error"),
         ("def plus(a, b): return a + b", "no_entry"),
@@ -397,5 +402,5 @@ def test_the_service_runs_the_verifier_and_exports_its_level(rig: Rig) -> None:
     with serving(service):
         until(lambda: ready(broker) == 1, 60, "both are judged")
     assert service.values["passed"] == 1
-    labels = {"verifier": "python", "version": "1", "sandbox": level}
+    labels = {"verifier": "python", "version": "2", "sandbox": level}
     assert service.registry.get_sample_value("sieve_verifier_info", labels) == 1
