@@ -1,5 +1,6 @@
 """The source that runs inside the sandbox.
 
-May import the standard library only. Never holds an expected value beside a solution. The verifier sends the text of these files and never calls their functions itself: `forms`, then `loading` and `calling`
-to the process of the solution, `grading` to that of the grader. A program with stdin and stdout gets `loading` alone.
+May import the standard library only. Never holds an expected value and a solution in one process. The verifier sends
+the text of these files: `forms`, `loading` and `calling` to the process of the solution, `forms` and `grading` to the
+grader, `loading` alone to a program with stdin and stdout.
 """
