@@ -395,6 +395,7 @@ def test_a_hack_of_the_forms_does_not_pass(python: PythonCode, name: str) -> Non
     assert found.outcome == "fail" or found.reason == "starved", found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", TRUSTING)
 def test_a_hack_of_the_forms_does_not_pass_a_check_that_trusts(python: PythonCode, check: str) -> None:
     record = {"entry": "f", "tests": [{"check": TRUSTING[check]}]}
