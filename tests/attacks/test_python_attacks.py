@@ -243,6 +243,65 @@ BOMBS = {
 }  # fmt: skip
 
 
+# Values, exceptions and replies of the tagged forms, against checks that trust too much.
+FORM_HACKS = {
+    "raises StopIteration": "def f(x): raise StopIteration",
+    "raises StopAsyncIteration": "def f(x): raise StopAsyncIteration",
+    "raises a class derived from StopIteration": "class S(StopIteration): pass\ndef f(x): raise S",
+    "raises SystemExit(0)": "def f(x): raise SystemExit(0)",
+    "raises GeneratorExit": "def f(x): raise GeneratorExit",
+    "raises a test to be skipped": "import unittest\ndef f(x): raise unittest.SkipTest('pass')",
+    "raises what it calls SkipTest": "class SkipTest(Exception): pass\ndef f(x): raise SkipTest('pass')",
+    "an exception of hostile methods": "class E(Exception):\n    args = property(lambda s: 1 / 0)\n    __str__ = lambda s: 1\n"
+    "def f(x): raise E",
+    "an exception that holds itself": "def f(x):\n    e = ValueError()\n    e.args = (e,)\n    raise e",
+    "forges a raised SystemExit": "@REPLY@({'raised': ['SystemExit', 'BaseException'], 'args': [0], 'text': ''})",
+    "forges a class that is no exception": "@REPLY@({'raised': ['print'], 'args': ['passed'], 'text': ''})",
+    "forges a class with a null character": "@REPLY@({'raised': ['a\\0b'], 'args': [], 'text': ''})",
+    "forges no class at all": "@REPLY@({'raised': [], 'args': [], 'text': ''})",
+    "forges a tag": "@REPLY@({'value': {'$pickle': 'gASVHQ=='}})",
+    "forges a set with a list": "@REPLY@({'value': {'$set': [[1]]}})",
+    "forges a dict with a dict as key": "@REPLY@({'value': {'$dict': [[{'a': 1}, 1]]}})",
+    "forges deep tags": "@REPLY@({'value': __import__('functools').reduce(lambda v, _: {'$tuple': [v]}, range(90), 1)})",
+    "forges a range of endless length": "@REPLY@({'value': {'$range': [0, {'$int': '0x' + 'f' * 9999}, 1]}})",
+    "forges a huge decimal": "@REPLY@({'value': {'$decimal': '1E+999999999999999999'}})",
+    "forges a fraction with zero": "@REPLY@({'value': {'$fraction': [1, 0]}})",
+    "forges members that collide": "@REPLY@({'value': {'$set': [n * (2**61 - 1) for n in range(1, 30000)]}})",
+    "forges arguments after the call": "@REPLY@({'value': 1, 'after': {'args': 7, 'kwargs': []}})",
+    "forges another number of arguments": "@REPLY@({'value': 1, 'after': {'args': [1] * 9, 'kwargs': {'nonce': 1}}})",
+    "a value and an exception": "@REPLY@({'value': 1, 'raised': ['ValueError'], 'args': [], 'text': ''})",
+    "forges a verdict": "@REPLY@({'passed': True, 'detail': '', 'blame': '', 'name': '', 'nonce': 'x'})",
+    "NaN in a tuple": "def f(x): return (float('nan'),) * 2",
+    "a dict with lying keys": "class K(str):\n    __eq__ = lambda s, o: True\n    __hash__ = lambda s: 1\n"
+    "def f(x): return {K('a'): 1}",
+    "a set that is never empty of anything": "class S(set):\n    __contains__ = lambda s, o: True\n    __eq__ = lambda s, o: True\n"
+    "    __hash__ = None\ndef f(x): return S()",
+    "a tuple with an endless iterator": "class T(tuple):\n    def __iter__(s):\n        while True: yield 1\ndef f(x): return T()",
+}  # fmt: skip
+TRUSTING = {
+    "all of a map": f"assert all(map(candidate, [1, 2])) and [*map(candidate, [1, 2])] == [{SECRET!r}] * 2",
+    "only all of a map": f"assert all(value == {SECRET!r} for value in map(candidate, [1, 2]))",
+    "a loop over a map": f"for value in map(candidate, [1, 2]): assert value == {SECRET!r}",
+    "until a sentinel": f"assert list(iter(lambda: candidate(1), None))[0] == {SECRET!r}",
+    "unittest": "import unittest\nfrom unittest import *\nclass Case(unittest.TestCase):\n    def test(self):\n"
+    f"        self.assertEqual(candidate(1), {SECRET!r})\nresult = unittest.TestResult()\n"
+    "unittest.defaultTestLoader.loadTestsFromTestCase(Case).run(result)\nassert result.wasSuccessful() and not result.skipped",
+    "membership": f"assert {SECRET!r} in [candidate(1)]",
+}
+_REPLY = """import gc, json, os
+def f(x):
+    for o in gc.get_objects():
+        if type(o) is dict and 'args' in o and 'id' in o:
+            os.write(3, json.dumps({'id': o['id'], **@FORGED@}).encode() + b'\\n')
+            os.kill(os.getpid(), 19)
+"""
+
+
+def forged(source: str) -> str:
+    """The program of FORM_HACKS; `@REPLY@(…)` is one that sends this reply and stops."""
+    return _REPLY.replace("@FORGED@", source.removeprefix("@REPLY@")) if source.startswith("@REPLY@") else source
+
+
 @pytest.fixture(scope="module", params=["bubblewrap", "landlock"])
 def python(request: pytest.FixtureRequest) -> Iterator[PythonCode]:
     yield from confined(request.param)
@@ -328,6 +387,28 @@ def test_a_hack_of_a_program_with_stdin_does_not_pass(python: PythonCode, name: 
         program += "\nprint(f(1))\n"
     found = python.judge({"tests": [{"input": "1\n", "expected": SECRET}]}, program)
     assert found.outcome == "fail", found
+
+
+@pytest.mark.parametrize("name", FORM_HACKS)
+def test_a_hack_of_the_forms_does_not_pass(python: PythonCode, name: str) -> None:
+    found = python.judge(asked(SECRET), forged(FORM_HACKS[name]))
+    assert found.outcome == "fail" or found.reason == "starved", found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("check", TRUSTING)
+def test_a_hack_of_the_forms_does_not_pass_a_check_that_trusts(python: PythonCode, check: str) -> None:
+    record = {"entry": "f", "tests": [{"check": TRUSTING[check]}]}
+    assert (
+        python.judge(
+            record,
+            f"calls = 0\ndef f(x):\n    global calls\n    calls += 1\n    return {SECRET!r} if calls < 9 else None",
+        ).outcome
+        == "pass"
+    )
+    for name, source in FORM_HACKS.items():
+        found = python.judge(record, forged(source))
+        assert found.outcome == "fail" or found.reason == "starved", (name, found)
 
 
 @pytest.mark.parametrize("name", ESCAPES)

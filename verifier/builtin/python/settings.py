@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from broker.settings import Section
 from verifier.builtin.confinement import SandboxSettings
@@ -23,6 +23,8 @@ class PythonOptions(Section):
     """Directories of packages that programs may import, besides the standard library."""
     fence: Literal["last", "first"] = "last"
     """Which fenced block of an answer is its program."""
+    prelude: Annotated[str, Field(max_length=16_384)] = ""
+    """Python source that runs in the namespace of every program before it, such as `from typing import *`."""
     seconds_per_test: Annotated[float, Field(ge=0.1, le=3600)] = 5.0
     """Limit of one test: of wall time without starvation, and of CPU time where each test has its own process."""
     seconds: Annotated[float, Field(ge=0.1, le=86_400)] = 25.0
@@ -38,6 +40,15 @@ class PythonOptions(Section):
     """Disk space of a program, MiB; also the size of its largest file."""
     program_bytes: Annotated[int, Field(ge=1, le=1 * MiB)] = 64 << 10
     """The largest program; a longer one fails."""
+
+    @field_validator("prelude")
+    @classmethod
+    def _is_python(cls, source: str) -> str:
+        try:
+            compile(source, "prelude", "exec", dont_inherit=True)
+        except (SyntaxError, ValueError) as error:
+            raise ValueError(f"is not Python: {error}") from None
+        return source
 
     @model_validator(mode="after")
     def _consistent(self) -> PythonOptions:

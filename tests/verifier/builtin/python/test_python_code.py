@@ -3,22 +3,27 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.verifier.verifier_rig import Rig, ready, serving, until
+from verifier.builtin.python.inside.forms import MAX_DEPTH, NoForm, decode, encode
+from verifier.builtin.python.printed import same_text
 from verifier.builtin.python.problem import program_of, read_record
-from verifier.builtin.python.values import MAX_DEPTH, NotAValue, equal, read, same_text
+from verifier.builtin.python.values import NotAValue, equal, read, value_of
 from verifier.builtin.python.verifier import PythonCode
 from verifier.protocol import Judgement, VerifierError, make
 from verifier.sandbox.limits import SandboxUnavailable
@@ -131,8 +136,11 @@ def test_the_same_program_with_other_trailing_space_is_the_same_answer(python: P
         ("def add(a, b): return str(a + b)", "wrong_answer"),
         ("def add(a, b): return float(a + b)", "wrong_answer"),
         ("def add(a, b): return a + b == 3 or 11", "wrong_answer"),
-        ("def add(a, b): return {a + b}", "not_json"),
-        ("def add(a, b): return {1: 2}", "not_json"),
+        ("def add(a, b): return {a + b}", "wrong_answer"),
+        ("def add(a, b): return {1: 2}", "wrong_answer"),
+        ("def add(a, b): return object()", "not_json"),
+        ("def add(a, b): return {object(): 1}", "not_json"),
+        ("def add(a, b): return [a + b for _ in (1,)].__iter__()", "not_json"),
         ("def add(a, b): raise ValueError('no')", "exception"),
         ("def add(a, b) return a", "syntax_error"),
         ("def plus(a, b): return a + b", "no_entry"),
@@ -293,6 +301,34 @@ def test_packages_can_be_imported_from_the_directories_given(python: PythonCode,
         shutil.rmtree(package)
 
 
+@pytest.fixture(scope="module")
+def prelude() -> Iterator[PythonCode]:
+    try:
+        verifier = PythonCode(prelude="import math\nfrom collections import *\nfrom typing import *\n")
+    except SandboxUnavailable as error:
+        pytest.skip(str(error))
+    yield verifier
+    verifier.close()
+
+
+def test_the_prelude_runs_before_every_program(prelude: PythonCode) -> None:
+    program = "from __future__ import annotations\ndef f(x: List[int]) -> int: return math.prod(Counter(x))"
+    record = {"entry": "f", "tests": [{"call": [[2, 3, 3]], "expected": 6}]}
+    assert prelude.judge(record, program).outcome == "pass"
+    script = {"tests": [{"input": "9", "expected": "3"}]}
+    assert prelude.judge(script, "print(math.isqrt(int(input())))").outcome == "pass"
+    assert prelude.judge(record, "def f(x):\n    return 1 +").reason == "syntax_error"
+
+
+@pytest.mark.parametrize(
+    ("source", "complaint"),
+    [("import (", "prelude.*is not Python"), ("import no_such_module", "prelude does not run.*no_such_module")],
+)
+def test_a_prelude_that_does_not_run_is_refused(prelude: PythonCode, source: str, complaint: str) -> None:
+    with pytest.raises(VerifierError, match=complaint):
+        make("python", {"prelude": source})
+
+
 # --- values
 
 values = st.recursive(
@@ -304,21 +340,113 @@ values = st.recursive(
 
 @given(values)
 def test_a_value_equals_itself_after_json(value: Any) -> None:
-    import json
+    found = read(json.dumps(encode(value)).encode())
+    assert equal(value_of(encode(value)), found)
+    if "$" not in json.dumps(value):
+        assert equal(value, read(json.dumps(value).encode()))
 
-    assert equal(value, read(json.dumps(value).encode()))
+
+keys = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
+    | st.fractions() | st.decimals(allow_nan=False) | st.complex_numbers(allow_nan=False),
+    lambda inner: st.lists(inner, max_size=3).map(tuple) | st.frozensets(inner, max_size=3),
+    max_leaves=5,
+)  # fmt: skip
+anything = st.recursive(
+    keys | st.just(float("nan")) | st.integers(-(10**400), 10**400) | st.builds(range, st.integers(), st.integers()),
+    lambda inner: st.lists(inner, max_size=3) | st.lists(inner, max_size=3).map(tuple) | st.lists(inner).map(deque)
+    | st.sets(keys, max_size=4) | st.dictionaries(keys | st.just("$set"), inner, max_size=4),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@settings(deadline=None)
+@given(anything)
+def test_every_value_survives_the_channel_with_its_type(value: Any) -> None:
+    text = json.dumps(encode(value), allow_nan=False)
+    assert types(decode(json.loads(text))) == types(value)
+    assert equal(read(text.encode()), value_of(json.loads(text)))
+
+
+@settings(deadline=None)
+@given(anything, anything)
+def test_two_values_are_equal_only_if_python_says_so(one: Any, other: Any) -> None:
+    read_one, read_other = (value_of(json.loads(json.dumps(encode(value)))) for value in (one, other))
+    if equal(read_one, read_other) and "nan" not in repr((one, other)) and "(" not in repr((one, other)):
+        assert one == other
+
+
+def types(value: Any) -> Any:
+    """A form of its own of a value, with the type of every part, for comparison."""
+    if isinstance(value, list | tuple | deque):
+        return type(value).__name__, [types(one) for one in value]
+    if isinstance(value, set | frozenset):
+        return type(value).__name__, sorted((types(one) for one in value), key=repr)
+    if isinstance(value, dict):
+        return "dict", sorted(((types(key), types(one)) for key, one in value.items()), key=repr)
+    return type(value).__name__, repr(value)
+
+
+@pytest.mark.parametrize(
+    "value", [object(), len, (one for one in ()), iter([]), {1: object()}, print, (1).__add__, Exception("x"), type]
+)
+def test_other_values_have_no_form(value: Any) -> None:
+    with pytest.raises(NoForm):
+        encode(value)
+
+
+def test_a_value_that_holds_itself_or_is_too_deep_has_no_form() -> None:
+    around: list[Any] = []
+    around.append(around)
+    deep: Any = ()
+    for _ in range(MAX_DEPTH):
+        deep = (deep,)
+    for value in (around, deep):
+        with pytest.raises(NoForm, match="nested"):
+            encode(value)
+    assert equal(read(json.dumps(encode(deep[0])).encode()), value_of(encode(deep[0])))
+
+
+@pytest.mark.parametrize(
+    "form",
+    [{"$pickle": "00"}, {"$set": [[1]]}, {"$set": [{"a": 1}]}, {"$set": [1, 1]}, {"$set": [1, True]}, {"$set": [1, 1.0]},
+     {"$dict": [[1, 2], [1, 3]]}, {"$dict": [[1]]}, {"$dict": {"a": 1}}, {"$dict": [[[1], 2]]}, {"$int": "12"}, {"$int": 5},
+     {"$float": "1e9"}, {"$float": "-0.0"}, {"$bytes": "0"}, {"$complex": [1]}, {"$complex": ["1", "2"]}, {"$range": [1, 2, 0]},
+     {"$fraction": [1, 0]}, {"$decimal": "x"}, {"$decimal": "sNaN"}, {"$tuple": 5}, {"$set": [1], "$tuple": [1]}, {"$": []},
+     {"$frozenset": [{"$set": []}]}, {"$set": [{"$deque": []}]}, {"$set": [{"$tuple": [[]]}]}, object(), {1: 2}],
+)  # fmt: skip
+def test_a_form_outside_the_closed_set_is_refused(form: Any) -> None:
+    with pytest.raises(NotAValue):
+        value_of(form)
+
+
+@pytest.mark.parametrize(
+    ("expected", "found", "tolerance", "same"),
+    [({0.5, 1.0}, {1.0000001, 0.5}, 1e-6, True), ({0.5, 1.0}, {1.1, 0.5}, 1e-6, False), ({1.0}, {1}, 0, True),
+     ({1}, {1.0}, 0, False), ({(1, 0.5)}, {(1, 0.50000001)}, 1e-6, True), ({0.1: 1}, {0.1000000001: 1}, 1e-6, True),
+     ({0.1: 1}, {0.1000000001: 2}, 1e-6, False), ({i / 7 for i in range(2000)}, {i / 7 + 1e-9 for i in range(2000)}, 1e-6, True),
+     ({i / 7 for i in range(2000)}, {i / 7 + 1e-3 for i in range(2000)}, 1e-6, False), (-0.0, 1e-9, 1e-6, True)],
+)  # fmt: skip
+def test_the_tolerance_holds_inside_of_sets_and_dicts(expected: Any, found: Any, tolerance: float, same: bool) -> None:
+    assert equal(value_of(encode(expected)), value_of(encode(found)), tolerance) is same
+
+
+def test_colliding_hashes_cost_the_verifier_nothing() -> None:
+    items = [{"$int": hex(number * sys.hash_info.modulus)} for number in range(1, 20_000)]
+    text = json.dumps({"$set": items}).encode()
+    begun = time.process_time()
+    assert equal(read(text), read(text))
+    assert time.process_time() - begun < 3
 
 
 @given(values, values)
 def test_equality_is_that_of_the_texts(one: Any, other: Any) -> None:
-    import json
-
     def kinds(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: kinds(inner) for key, inner in sorted(value.items())}
         if isinstance(value, list):
             return [kinds(inner) for inner in value]
-        return [type(value).__name__, value + 0.0 if isinstance(value, float) else value]
+        return [type(value).__name__, value]
 
     same = json.dumps(kinds(one)) == json.dumps(kinds(other))
     if same:
@@ -353,6 +481,17 @@ def test_what_is_not_one_finite_shallow_value_is_refused(text: bytes) -> None:
 )  # fmt: skip
 def test_printed_text_is_compared_line_by_line(expected: str, found: bytes, same: bool) -> None:
     assert same_text(expected, found) is same
+
+
+@pytest.mark.parametrize(
+    ("expected", "found", "same"),
+    [("0.5 a", b"0.5000001\na\n", True), ("0.5 a", b"0.5 b", False), ("0.5", b"0.51", False), ("1000000.0", b"1000000.5", True),
+     ("0", b"0.0000001", True), ("1000000007", b"1000000008", False), ("7", b"07", True), ("9" * 5000, b"9" * 4999 + b"8", False),
+     ("9" * 5000, b"+" + b"9" * 5000, True), ("1e400", b"1e401", False), ("0.5", b"nan", False), ("0.5", b"inf", False),
+     ("1e5", b"1e5x", False), ("0.5", b"0.5\xff", False), ("0.5", "٠.5".encode(), False), ("", b"\n", True), ("0x10", b"16", False)],
+)  # fmt: skip
+def test_with_a_tolerance_printed_numbers_are_compared_word_by_word(expected: str, found: bytes, same: bool) -> None:
+    assert same_text(expected, found, 1e-6) is same
 
 
 # --- answers
@@ -397,5 +536,5 @@ def test_the_service_runs_the_verifier_and_exports_its_level(rig: Rig) -> None:
     with serving(service):
         until(lambda: ready(broker) == 1, 60, "both are judged")
     assert service.values["passed"] == 1
-    labels = {"verifier": "python", "version": "1", "sandbox": level}
+    labels = {"verifier": "python", "version": "2", "sandbox": level}
     assert service.registry.get_sample_value("sieve_verifier_info", labels) == 1
