@@ -5,24 +5,23 @@
     test_info  [{"function_name", "function_declaration", …}]; may be missing
     solution   the reference solution; may be missing
 
-Each test function becomes one check. A call inside `with pytest.raises(...)` becomes a test with `raises`. Tests of
-classes or of several functions cannot be judged, and fixtures are not understood: both are refused.
+Each test function becomes one check; `pytest_subset` stands in for pytest. Tests of classes or of several functions
+cannot be judged, and fixtures are not understood: both are refused.
 """
 
 from __future__ import annotations
 
 import ast
-import builtins
 import inspect
 from typing import Any
 
 from learner.data.formats import pytest_subset
-from learner.data.formats.calls import form
 from learner.data.formats.fields import Converted, Fields, NotOfFormat, identifier, record_of
 from learner.data.formats.source import FUNCTION, parsed, read, refuse_unbound, unparsed
 
 _FIELD = "test"
-_KNOWN = {"approx", "param", "mark"}
+_IMPORTABLE = {"approx", "raises", "fail"}
+_KNOWN = _IMPORTABLE | {"param", "mark", "mark.parametrize"}
 
 
 def convert(fields: Fields) -> Converted:
@@ -51,29 +50,20 @@ def _converted(fields: Fields) -> Converted:
             raise NotOfFormat(_FIELD, f"has the tests {node.name}, and only functions are run: remove the row")
         elif not isinstance(node, (ast.Pass, ast.If)) or (isinstance(node, ast.If) and not _is_main(node)):
             shared.append(node)
-    tests: list[dict[str, Any]] = []
+    if not any(read(node) & names for node in shared):
+        # A test that never calls the function says nothing about an answer.
+        functions = [function for function in functions if read(function) & names]
     sources: list[str] = []
-    judged: list[ast.stmt] = list(shared)
     for function in functions:
         _refuse_fixtures(function)
-        kept: list[ast.stmt] = []
-        for statement in function.body:
-            if _is_raises(statement):
-                tests.append(_raises(statement, names))
-            else:
-                kept.append(statement)
-        if any(not isinstance(one, ast.Pass) and not _is_text(one) for one in kept):
-            function.body = kept
-            judged.append(function)
-            sources.append(f"{unparsed(_FIELD, [function])}\n{function.name}()\n")
+        sources.append(f"{unparsed(_FIELD, [function])}\n{function.name}()\n")
+    judged = [*shared, *functions]
     _refuse_pytest(judged)
     refuse_unbound(_FIELD, judged, {*names, "candidate", "pytest"})
-    return Converted(_prompt(question, entry, told), _record(shared, sources, tests, entry, names))
+    return Converted(_prompt(question, entry, told), _record(shared, sources, entry, names))
 
 
-def _record(
-    shared: list[ast.stmt], sources: list[str], tests: list[dict[str, Any]], entry: str, names: set[str]
-) -> dict[str, Any]:
+def _record(shared: list[ast.stmt], sources: list[str], entry: str, names: set[str]) -> dict[str, Any]:
     """Helpers are the setup, unless they use the function, which is there from the check on."""
     helpers = unparsed(_FIELD, shared)
     setup = inspect.getsource(pytest_subset) if any("pytest" in source for source in [*sources, helpers]) else ""
@@ -86,7 +76,7 @@ def _record(
         before += f"{helpers}\n"
     elif helpers:
         setup += f"{helpers}\n"
-    return record_of(_FIELD, [*({"check": before + source} for source in sources), *tests], entry, setup)
+    return record_of(_FIELD, [{"check": before + source} for source in sources], entry, setup)
 
 
 def _prompt(question: str, entry: str, told: list[dict[str, Any]]) -> str:
@@ -118,7 +108,7 @@ class _Imports(ast.NodeTransformer):
     def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.stmt:
         package = (node.module or "").partition(".")[0]
         if package == "pytest":
-            raise NotOfFormat(_FIELD, "imports names from pytest: import pytest itself, or remove the row")
+            return self._from_pytest(node)
         if package != "solution":
             return node
         for one in node.names:
@@ -127,6 +117,18 @@ class _Imports(ast.NodeTransformer):
             else:
                 self.names[one.asname or one.name] = one.name
         return ast.Pass()
+
+    @staticmethod
+    def _from_pytest(node: ast.ImportFrom) -> ast.stmt:
+        """Assignments of the same names in place of the import."""
+        unknown = sorted({one.name for one in node.names} - _IMPORTABLE)
+        if unknown:
+            raise NotOfFormat(_FIELD, f"imports {unknown[0]} from pytest, which is not known: remove the row")
+        targets: list[ast.expr] = [ast.Name(one.asname or one.name, ast.Store()) for one in node.names]
+        values: list[ast.expr] = [
+            ast.Attribute(ast.Name("pytest", ast.Load()), one.name, ast.Load()) for one in node.names
+        ]
+        return ast.Assign([ast.Tuple(targets, ast.Store())], ast.Tuple(values, ast.Load()))
 
 
 def _entry(tree: ast.AST, imported: dict[str, str]) -> tuple[str, set[str]]:
@@ -174,52 +176,12 @@ def _refuse_pytest(nodes: list[ast.stmt]) -> None:
             if not isinstance(node, ast.Attribute) or not isinstance(node.value, (ast.Name, ast.Attribute)):
                 continue
             name = _dotted(node)
-            known = name in {"pytest.approx", "pytest.param", "pytest.mark", "pytest.mark.parametrize"}
-            if name.startswith("pytest.") and not known:
-                what = "inside of what cannot be taken apart" if name == "pytest.raises" else "which is not known"
-                raise NotOfFormat(_FIELD, f"uses {name}, {what}: remove the row")
-
-
-def _is_raises(node: ast.stmt) -> bool:
-    return (
-        isinstance(node, ast.With)
-        and isinstance(node.items[0].context_expr, ast.Call)
-        and _dotted(node.items[0].context_expr.func) == "pytest.raises"
-    )
-
-
-def _raises(node: ast.stmt, names: set[str]) -> dict[str, Any]:
-    """The test of `with pytest.raises(Error): function(literals)`. Raises NotOfFormat for any other form."""
-    match node:
-        case ast.With(
-            items=[ast.withitem(context_expr=ast.Call(args=[ast.Name(id=error)], keywords=[]), optional_vars=None)],
-            body=[ast.Expr(value=ast.Call(func=ast.Name(id=name), args=args, keywords=keywords))],
-        ) if name in names and _is_exception(error) and all(one.arg for one in keywords):
-            try:
-                call = [ast.literal_eval(one) for one in args]
-                kwargs = {str(one.arg): ast.literal_eval(one.value) for one in keywords}
-                test = {"call": form(call), "raises": error}
-                return test | ({"kwargs": {key: form(value) for key, value in kwargs.items()}} if kwargs else {})
-            except (ValueError, TypeError, RecursionError, MemoryError):
-                pass
-    raise NotOfFormat(
-        _FIELD,
-        "has a pytest.raises that is not a built-in exception, without match, around one call of the function with "
-        "its arguments written out: remove the row",
-    )
-
-
-def _is_exception(name: str) -> bool:
-    found = getattr(builtins, name, None)
-    return isinstance(found, type) and issubclass(found, BaseException)
+            if name.startswith("pytest.") and name.removeprefix("pytest.") not in _KNOWN:
+                raise NotOfFormat(_FIELD, f"uses {name}, which is not known: remove the row")
 
 
 def _is_main(node: ast.If) -> bool:
     return "__name__" in read(node.test)
-
-
-def _is_text(node: ast.stmt) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
 def _dotted(node: ast.AST) -> str:
