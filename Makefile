@@ -37,6 +37,7 @@ demo: $(VENV)/installed
 
 # Tests that bound a time run first, one after the other; the closing line of the second pass counts them too.
 test: $(VENV)/installed-test
+	@rm -f $(VENV)/alone.json
 	$(PYTEST) -p tests.totals -m alone --write-reports $(VENV)/alone.json; alone=$$?; \
 	$(PYTEST) -p tests.totals -m "not alone" --add-reports $(VENV)/alone.json $(PARALLEL) && exit $$alone
 

@@ -26,7 +26,6 @@ particular the packages broker, actor, verifier, learner and deploy, which are i
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import importlib.util
 import os
 import sys
@@ -65,7 +64,9 @@ _ROOT = os.path.dirname(os.path.abspath(__file__))
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return importlib.metadata.version("sieve-rl")
+        from importlib.metadata import version
+
+        return version("sieve-rl")
     for module, names in _HOMES.items():
         if name in names:
             hidden = _hidden()

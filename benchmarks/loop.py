@@ -68,7 +68,7 @@ def wall(quick: bool) -> Iterator[Row | str]:
     yield ", ".join(f"{name} {value:.2f}" for name, value in details.items())
 
 
-def _figure(value: float) -> str:
+def _number(value: float) -> str:
     return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
@@ -76,7 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("which", nargs="*", metavar="WHICH", help=f"{', '.join(WHICH)}; default: all")
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers there")
     options = parser.parse_args()
     unknown = sorted(set(options.which) - set(WHICH))
     if unknown:
@@ -95,7 +95,7 @@ def main() -> None:
                 mark = {None: "", True: ", met", False: ", missed"}[found.met]
                 spread = f"{min(found.rounds):.2f}…{max(found.rounds):.2f}"
                 table.add_row(
-                    found.what, _figure(found.ours), _figure(found.bare), found.unit, f"{found.ratio:.2f}", spread,
+                    found.what, _number(found.ours), _number(found.bare), found.unit, f"{found.ratio:.2f}", spread,
                     found.aim + mark,
                 )  # fmt: skip
                 console.print(f"{found.what}: {found.ratio:.2f} ({found.aim or 'for information'})", highlight=False)

@@ -1,4 +1,4 @@
-"""Settings that more than one room reads: the run, the broker, the prompts, sampling and the schedule.
+"""Settings that more than one package reads: the run, the broker, the prompts, sampling and the schedule.
 
 Each is one section of the configuration tree (deploy/config/tree.py). A setting that would break the method's validity
 rules or deadlock the pipeline is refused here, with the value, the limit and the remedy.
@@ -336,7 +336,7 @@ class MetricsSettings(Section):
 
 
 class Shared(Section):
-    """The sections every room reads; deploy/config/tree.py adds each room's own."""
+    """The sections that every package reads; deploy/config/tree.py adds those of each package."""
 
     run: RunSettings = RunSettings()
     broker: BrokerSettings = BrokerSettings()

@@ -49,3 +49,10 @@ def test_the_second_closing_line_counts_both_passes(
     output = done[1].stdout.splitlines()
     assert output[-1].startswith(closing), done[1].stdout
     assert any(line.startswith("FAILED test_them.py::test_alone[2]") for line in output) == (codes[0] == 1)
+
+
+def test_without_a_first_pass_there_is_no_second(tmp_path: Path) -> None:
+    python = [sys.executable, "-m", "pytest", "-p", "tests.totals", "--add-reports", "first.json"]
+    root = str(Path(__file__).parents[1])
+    done = subprocess.run(python, cwd=tmp_path, env={"PYTHONPATH": root}, capture_output=True, text=True)
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR and "first.json: no such file" in done.stderr, done

@@ -20,6 +20,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--add-reports", type=Path, metavar="FILE", help="count the reports in FILE as part of this pass")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    source = config.getoption("add_reports")
+    if source and not source.is_file():
+        raise pytest.UsageError(f"--add-reports {source}: no such file; the first pass writes it (--write-reports)")
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     stats = terminalreporter.stats

@@ -71,10 +71,11 @@ class Run:
         return str(sessions[-1]["outcome"]) if sessions else None
 
     def metrics(self) -> pyarrow.Table:
-        """One row per optimiser step; the columns are the fields of metrics.jsonl, described in the metrics reference.
+        """One row per optimiser step; the columns are the fields of metrics.jsonl, described in the docs' reference.
 
-        Shares are 0–1, log-probabilities and divergences in nats, times in seconds, staleness in versions; null where
-        a step has no value. A step that was trained again after a crash is in the table once, as trained last.
+        `by_staleness` and `by_difficulty` are map<string, double>, the others int64, double or string, null where a
+        step has no value. Shares are 0–1, log-probabilities and divergences in nats, times in seconds, staleness in
+        versions. A step that was trained again after a crash is in the table once, as trained last.
         """
         return tables.metrics(self.path)
 
@@ -82,7 +83,7 @@ class Run:
         """One row per evaluated version, by version; the columns are the fields of eval.jsonl.
 
         `version`, `step`, `time` (Unix seconds), `prompts`, `samples` (per prompt), `pass@k` for powers of two k (0–1),
-        `distinct_correct` (different right answers per prompt), and further figures of the evaluation.
+        `distinct_correct` (different right answers per prompt), and what else the evaluation counted.
         """
         return tables.evaluations(self.path)
 
@@ -179,7 +180,7 @@ def locked(path: Path) -> bool:
 
 
 def appended(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
-    """(records of the whole lines after byte `offset` of a JSONL file, the new offset)."""
+    """(records of the whole lines after byte `offset` of a JSONL file, the new offset). Raises RecordError."""
     found = []
     try:
         with path.open("rb") as file:
@@ -189,8 +190,11 @@ def appended(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
             for line in file:
                 if not line.endswith(b"\n"):
                     break  # still being written
+                try:
+                    found.append(json.loads(line))
+                except ValueError:
+                    raise run_files.RecordError(f"{path}: the line at byte {offset} is not JSON; remove it") from None
                 offset += len(line)
-                found.append(json.loads(line))
     except FileNotFoundError:
         pass
     return found, offset

@@ -82,7 +82,7 @@ def evaluate(
     """Evaluate `checkpoint` beside the base model on data.eval, as `sieve eval` does; what is there is used again.
 
     `checkpoint`: a checkpoint of the run, a version of its weights, or any exported model. `fresh` evaluates anew.
-    Returns `figures` (`base` and `checkpoint`: name → [mean, low, high] with the 95 % interval over prompts), `change`
+    Returns `metrics` (`base` and `checkpoint`: name → [mean, low, high] with the 95 % interval over prompts), `change`
     (paired differences of pass@k), `migration` (prompts from each level of difficulty to each), `base_perplexity`,
     `prompts`, `checkpoint`, `base`, and `run`, the evaluation's directory: `sieve.Run(found["run"]).samples()`.
     Raises ConfigError and RunFailed.

@@ -4,23 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import NoneType
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from deploy.rundir import run_files
 from deploy.rundir.run_files import RecordError
 from deploy.rundir.schema import check_schema
+from learner.step_record import StepRecord
 
 if TYPE_CHECKING:
     import pyarrow
 
 
 def metrics(run: Path) -> pyarrow.Table:
-    """One row per optimiser step, a column per field of metrics.jsonl."""
+    """One row per optimiser step, a column per field of StepRecord, whether or not a step has a value for it."""
+    import pyarrow as pa
+
     check_schema(run)
-    return _table(
-        [record.model_dump() for record in run_files.steps(run)],
-        {"step": "int64", "version": "int64", "time": "float64"},
-    )
+    records = run_files.steps(run)
+    types = {int: pa.int64(), float: pa.float64(), str: pa.string()}
+    columns = {}
+    for name, field in StepRecord.model_fields.items():
+        values = [getattr(record, name) for record in records]
+        if get_origin(field.annotation) is dict:
+            columns[name] = pa.array([list(value.items()) for value in values], pa.map_(pa.string(), pa.float64()))
+        else:
+            (kind,) = {*(get_args(field.annotation) or [field.annotation])} - {NoneType}
+            columns[name] = pa.array(values, types[kind])
+    return pa.table(columns)
 
 
 def evaluations(run: Path) -> pyarrow.Table:

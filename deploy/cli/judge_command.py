@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from broker.errors import EX_DATA, EX_OK, UsageError
+from deploy.cli.options import by_shell
 
 
 def judge(
@@ -18,7 +19,11 @@ def judge(
         str, typer.Option(help="Its options, as JSON or YAML: what verifier.serve.NAME.options would hold.")
     ] = "{}",
     factory: Annotated[
-        str | None, typer.Option(help="package.module:attribute of a verifier of your own.", show_default=False)
+        str | None,
+        typer.Option(
+            help="package.module:attribute of a verifier of your own, installed or in the working directory.",
+            show_default=False,
+        ),
     ] = None,
     record: Annotated[str | None, typer.Option(help="The record, as JSON.", show_default=False)] = None,
     answer: Annotated[
@@ -29,18 +34,21 @@ def judge(
         typer.Option(
             help='A file of lines {"record": …, "answer": …}, each perhaps with another "verifier".',
             show_default=False,
+            autocompletion=by_shell,
         ),
     ] = None,
 ) -> int:
-    """Print a verdict with its reason and the answer's canonical form.
+    """Print the verdict on an answer, or on a file of them.
 
     One JSON object per case, in order: verdict (pass, fail or error), reason, answer, detail. Programs run at the
     sandbox level of this machine. Exit code 65 when a line of the file is no case.
     """
     if (cases is None) is (record is None or answer is None):
         raise UsageError("give --record and --answer, or --cases with a file of them")
+    from deploy.config import search_path
     from verifier.protocol import Verifier, judged, make
 
+    search_path.add([Path.cwd()])
     made: dict[str, Verifier] = {verifier: make(verifier, _options(options), factory=factory)}
     code = EX_OK
     for number, case in enumerate(_lines(cases) if cases is not None else [_single(record, answer)], 1):

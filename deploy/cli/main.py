@@ -187,7 +187,9 @@ def learner(config: ConfigPath, set_: Sets = None) -> int:
     """
     settings = load_config(config, set_, "all")
     from deploy.launch.roles import make
+    from deploy.rundir.schema import mark_schema
 
+    mark_schema(settings.run.path)  # what the learner writes makes the directory a run
     return make("learner", settings, index=int(os.environ.get("RANK", "0")), url=None).run()
 
 

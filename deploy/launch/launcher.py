@@ -74,6 +74,8 @@ def _launch(config: Config, console: Console, live: bool, begin: float) -> int:
     server, url = _server(config)
     outcome, code = "failed", EX_UNAVAILABLE
     try:
+        # A Redis that does not answer, or holds a run of another schema, is refused before a service is started.
+        AdminClient.connect(config.broker, config.run, url=url).close()
         exporter = Exporter(config, url, "launcher")
         try:
             tail = Tail(config.run.path)

@@ -1,7 +1,7 @@
 """The runs of a sweep: points (objective × staleness × correction) times seeds, and their configurations.
 
-Words in, configurations out; touches no file. Every run of a sweep has the same prompts, evaluation and budget,
-and runs of one seed share the base model's evaluation, because version 0 is the same weights for all of them.
+No file is read or written. All runs of a sweep have the same prompts, evaluation and number of steps. Runs of one seed
+share the base model's evaluation, because version 0 is the same weights for all of them.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from learner.objective.settings import Correction, ObjectiveSettings, known
 
 BASE = "base"
 LONGEST_SLUG = 52
-"""What leaves room for a seed in a run's name of at most 64."""
+"""Characters of a point in a run's name, which may have 64 with the seed."""
 CORRECTIONS = get_args(Correction)
 
 
 @dataclass(frozen=True)
 class Point:
-    """One setting that is compared with the others."""
+    """One of the settings that a sweep compares."""
 
     label: str
-    """What a person reads: `alpha=0.25`, `grpo`, `grpo:kl_beta=0.05`."""
+    """As shown in reports: `alpha=0.25`, `grpo`, `grpo:kl_beta=0.05`."""
     objective: dict[str, Any]
     """Keys of learner.objective."""
     staleness: int | None = None
@@ -117,7 +117,7 @@ def _objectives(words: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def plan(config: Config, name: str, chosen: Sequence[Point], seeds: int) -> list[Planned]:
-    """Every run: seed by seed (so that what is there after an hour compares everything), the base first.
+    """All runs, seed by seed, so that an unfinished sweep compares all points; the base model first.
 
     Raises ConfigError for keys that do not fit the objective.
     """

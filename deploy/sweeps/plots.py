@@ -1,8 +1,8 @@
 """Pictures of a sweep: the coverage–precision frontier, pass@k, training, difficulty, and the staleness study.
 
-Every objective has one colour and one marker in all pictures: α-DPG runs from dark to light along one ramp that stays
-ordered in grey, the baselines have Okabe and Ito's colours. Error bars and bands are 95 % over problems and seeds.
-Imports matplotlib when called, on its file-only backend; reads a Results, writes PNG files.
+An objective has the same colour and marker in all pictures. α-DPG goes from dark to light with α, in an order that is
+kept in grey; the baselines have the colours of Okabe and Ito. Error bars and bands are 95 % intervals over problems and
+seeds. matplotlib is imported when a picture is drawn, with the backend that only writes files.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from learner.evaluation.stats import Estimate
 BASELINES = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8B0000", "#000000")
 MARKERS = ("s", "^", "D", "v", "P", "X", "*")
 LEVEL_COLOURS = ("#0072B2", "#56B4E9", "#E69F00", "#4d4d4d")
-"""Easy to unsolved: also falling, then rising contrast to white, so that the order survives in grey."""
+"""From easy to unsolved; neighbours also differ in brightness, for a print in grey."""
 PANELS = (
     ("pass_rate", "Pass rate of training samples"),
     ("entropy", "Entropy (nats per token)"),
@@ -35,7 +35,7 @@ PANELS = (
 
 @dataclass(frozen=True)
 class Look:
-    """How one point is drawn everywhere."""
+    """The style of one point in all pictures."""
 
     colour: Any
     marker: str
@@ -44,13 +44,13 @@ class Look:
 
 @dataclass(frozen=True)
 class Scene:
-    """Results with everything the pictures share, computed once."""
+    """Results, and what several pictures need of them, computed once."""
 
     results: Results
     base: dict[str, Estimate]
     found: dict[str, dict[str, Estimate]]
     change: dict[str, dict[str, Estimate]]
-    """Paired difference of every pass@k to the base."""
+    """Per point: the paired difference of each pass@k to the base model."""
     looks: dict[str, Look]
     ks: list[int]
 
@@ -68,12 +68,12 @@ class Scene:
 
     @property
     def k(self) -> int:
-        """The largest k that every evaluation has samples for."""
+        """The largest k for which every evaluation has enough samples."""
         return self.ks[-1]
 
 
 def looks(points: Sequence[Outcome]) -> dict[str, Look]:
-    """A colour and a marker for every point's key; corrections differ in dash."""
+    """The style of each point, by its key; corrections differ in the dash of the line."""
     import matplotlib
 
     ramp = matplotlib.colormaps["cividis"]
@@ -113,9 +113,8 @@ def _figure(path: Path, width: float, height: float) -> Iterator[Any]:
 def draw_frontier(scene: Scene, path: Path) -> None:
     """pass@k_max (coverage) against pass@1 (precision), with error bars both ways.
 
-    The bars of an objective are those of its paired difference to the base: which problems were drawn matters to all
-    points alike, and what the eye compares is points. The base's own, pale, say how far the picture as a whole may be
-    off.
+    The bars of an objective are those of its paired difference to the base model, because the choice of problems moves
+    all points alike. The pale bars of the base model itself show the uncertainty of the picture as a whole.
     """
     with _figure(path, 8.2, 5.8) as figure:
         axes = figure.add_subplot()
@@ -150,7 +149,7 @@ def draw_frontier(scene: Scene, path: Path) -> None:
 
 
 def _name_points(axes: Any, points: dict[str, tuple[float, float]]) -> None:
-    """Each point's name beside it, on whichever side is free of the names before and of all points."""
+    """Write each point's name beside it, on a side that is free of points and of the names before."""
     figure = axes.figure
     figure.draw_without_rendering()  # a text's extent is known only once the axes have their place
     taken = [axes.transData.transform(point) for point in points.values()]
@@ -171,7 +170,7 @@ def _name_points(axes: Any, points: dict[str, tuple[float, float]]) -> None:
 
 
 def draw_curves(scene: Scene, path: Path) -> None:
-    """pass@k over k, and its difference to the base, which the left panel's range hides."""
+    """pass@k over k, and beside it the difference to the base model, on a scale of its own."""
     with _figure(path, 12.0, 5.2) as figure:
         left, right = figure.subplots(1, 2)
         left.set_title("pass@k")
@@ -194,7 +193,7 @@ def draw_curves(scene: Scene, path: Path) -> None:
 
 
 def draw_training(scene: Scene, path: Path) -> None:
-    """Mean over seeds of the curves that say how training went, smoothed."""
+    """The curves of PANELS over the step, averaged over seeds and smoothed."""
     with _figure(path, 12.0, 6.4) as figure:
         grid = figure.subplots(2, 2, sharex=True)
         for axes, (name, title) in zip(grid.flat, PANELS, strict=True):
@@ -215,7 +214,7 @@ def draw_training(scene: Scene, path: Path) -> None:
 
 
 def _mean_curve(outcome: Outcome, name: str) -> np.ndarray[Any, Any] | None:
-    """Mean over seeds, gaps filled with the last known value; None where nothing was recorded."""
+    """The mean over seeds of a curve, gaps filled with the last known value; None where nothing was recorded."""
     rows = [curve[name] for curve in outcome.curves if curve.get(name)]
     if not rows:
         return None
@@ -230,7 +229,7 @@ def _mean_curve(outcome: Outcome, name: str) -> np.ndarray[Any, Any] | None:
 
 
 def draw_difficulty(scene: Scene, path: Path) -> None:
-    """Share of held-out prompts at each level of difficulty, the base on top."""
+    """The share of held-out prompts at each level of difficulty, the base model on top."""
     rows = [("base", scene.base), *scene.found.items()]
     with _figure(path, 9.0, 1.3 + 0.36 * len(rows)) as figure:
         axes = figure.add_subplot()
@@ -291,7 +290,7 @@ def _lag(outcome: Outcome) -> int:
 
 
 def _lines(points: Sequence[Outcome]) -> dict[tuple[str, str], list[Outcome]]:
-    """(label, correction) → its points by staleness; the one at 0 belongs to every correction, which is ρ = 1 there."""
+    """(label, correction) → its points by staleness. The point at 0 belongs to every correction: there ρ = 1."""
     found: dict[tuple[str, str], list[Outcome]] = {}
     for outcome in points:
         assert outcome.point is not None
@@ -304,13 +303,13 @@ def _lines(points: Sequence[Outcome]) -> dict[tuple[str, str], list[Outcome]]:
 
 
 def _error(estimate: Estimate) -> np.ndarray[Any, Any]:
-    """(2, 1): distances below and above the mean."""
+    """The distances of the interval's ends from the mean, below and above: float64, (2, 1)."""
     below, above = estimate.mean - estimate.low, estimate.high - estimate.mean
     return np.array([[max(0.0, below)], [max(0.0, above)]])
 
 
 def pictures(results: Results) -> dict[str, Callable[[Scene, Path], None]]:
-    """What a report shows, in order: file name without ending → how it is drawn."""
+    """The pictures of a report, in order: file name without ending → the function that draws it."""
     if results.is_study:
         return {"staleness": draw_staleness}
     return {

@@ -72,5 +72,7 @@ def _kind(parameter: Any) -> str:
     """What an option takes, in capitals as `--help` prints it."""
     annotation = parameter.type_descriptor.annotation
     inner = [part for part in typing.get_args(annotation) if part is not type(None)]
+    if inner and all(isinstance(part, str) for part in inner):
+        return "|".join(inner)
     name = getattr(inner[0] if inner else annotation, "__name__", "text")
     return {"int": "INTEGER", "Path": "PATH"}.get(name, "TEXT")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ast
-import inspect
 import re
+from functools import cache
 from pathlib import Path
 
 from broker import errors
@@ -12,6 +12,7 @@ from docs.generators.markdown import document, prose, table
 from docs.generators.source import documented
 
 ROOT = Path(__file__).parents[2]
+CLASS = re.compile(r"^class (\w+)\(([^)]*)\):", re.M)
 PACKAGES = ("broker", "actor", "verifier", "learner", "deploy")
 INTRODUCTION = """
 What a `sieve` process ends with. The numbers are those of `sysexits.h` where one fits. An error is printed as one line
@@ -49,35 +50,46 @@ def page() -> str:
     )
 
 
+@cache
 def raised() -> list[tuple[str, str, str, str]]:
     """(class, module, constant of its exit code, first sentence of its docstring) of every subclass of SieveError.
 
     Read from source text: some of the modules need torch or vLLM to be imported.
     """
-    classes: dict[str, tuple[str, list[str], str, str]] = {}
+    parents: dict[str, list[str]] = {}
+    sources: dict[str, Path] = {}
     for package in PACKAGES:
         for file in sorted((ROOT / package).rglob("*.py")):
-            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.ClassDef):
-                    bases = [base.id for base in node.bases if isinstance(base, ast.Name)]
-                    text = " ".join(inspect.cleandoc(ast.get_docstring(node) or "").split())
-                    sentence = re.split(r"(?<=[.:;])\s", text, maxsplit=1)[0].rstrip(":;.") + "."
-                    if bases:
-                        module = ".".join(file.relative_to(ROOT).with_suffix("").parts)
-                        classes[node.name] = (module, bases, _code(node), sentence)
+            for name, bases in CLASS.findall(file.read_text(encoding="utf-8")):
+                parents[name], sources[name] = re.findall(r"\w+", bases), file
 
-    def code_of(name: str) -> str | None:
-        if name == "SieveError":
-            return "EX_INTERNAL"
-        if name not in classes:
-            return None
-        _, bases, own, _ = classes[name]
-        inherited = next((code for code in map(code_of, bases) if code), None)
-        return (own or inherited) if inherited else None
+    derived = {"SieveError"}
+    while more := {name for name, bases in parents.items() if derived.intersection(bases)} - derived:
+        derived |= more
+    classes = {name: _definition(sources[name], name) for name in sources if name in derived}
 
-    found = [(name, module, code_of(name), text) for name, (module, _, _, text) in classes.items()]
-    # A class that only groups others is never raised itself.
-    return [(name, module, code, text) for name, module, code, text in found if code and not text.startswith("Base of")]
+    def code_of(name: str) -> str:
+        inherited = (code_of(base) for base in parents[name] if base in classes)
+        return _code(classes[name]) or next(inherited, "EX_INTERNAL")
+
+    found = []
+    for name, node in classes.items():
+        text = " ".join((ast.get_docstring(node) or "").split())
+        sentence = re.split(r"(?<=[.:;])\s", text, maxsplit=1)[0].rstrip(":;.") + "."
+        if not sentence.startswith("Base of"):  # such a class only groups others and is never raised itself
+            found.append(
+                (name, ".".join(sources[name].relative_to(ROOT).with_suffix("").parts), code_of(name), sentence)
+            )
+    return found
+
+
+@cache
+def _tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def _definition(file: Path, name: str) -> ast.ClassDef:
+    return next(node for node in _tree(file).body if isinstance(node, ast.ClassDef) and node.name == name)
 
 
 def _code(node: ast.ClassDef) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ def page() -> str:
     return document("Metrics", "the registries and deploy/prometheus/rules.yml", INTRODUCTION, parts)
 
 
+@cache
 def registries() -> dict[str, list[tuple[str, str, list[str], str]]]:
     """(name, type, labels, help) of each service's own metrics, by service; those of every service stand first."""
     base = CollectorRegistry()

@@ -7,6 +7,7 @@ import re
 import shlex
 import sys
 import tomllib
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,12 @@ from tests.docs.pages import PAGES, ROOT, Block, fenced, name_of, prose, shell_l
 
 MINIMAL: dict[str, Any] = {"model": {"path": "model"}, "data": {"train": "train.jsonl"}}
 """The two keys without a default: what a fragment is merged into before it is validated."""
+
+
+@cache
+def sieve_command() -> Any:
+    """The real command line, as the parser's tree of commands."""
+    return get_command(app)
 
 
 def blocks(language: str) -> list[Any]:
@@ -96,7 +103,7 @@ def test_commands_exist_with_their_options(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_commands_in_sentences_exist(page: Path) -> None:
-    known = set(get_command(app).commands)  # type: ignore[attr-defined]
+    known = set(sieve_command().commands)
     for name in re.findall(r"`sieve ([a-z]+)", prose(page)):
         assert name in known, f"{page.name} names `sieve {name}`"
     for name in re.findall(r"`make ([a-z-]+)", prose(page)):
@@ -105,7 +112,7 @@ def test_commands_in_sentences_exist(page: Path) -> None:
 
 def parse(words: list[str], page: Path) -> None:
     """Parse a command line of `sieve` as the real command would, without running it; `--set` must be valid too."""
-    command: Any = get_command(app)
+    command: Any = sieve_command()
     while words and hasattr(command, "commands"):
         assert words[0] in command.commands, f"{page.name} shows `sieve {words[0]}`"
         command = command.commands[words.pop(0)]

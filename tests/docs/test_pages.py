@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,7 @@ def test_the_navigation_names_every_page_once() -> None:
     assert sorted(named) == sorted(there)
 
 
+@cache
 def known_keys() -> set[str]:
     """Every path of the configuration tree, of sections and of keys, `<name>` for a name of the user's."""
 

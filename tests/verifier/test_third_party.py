@@ -1,4 +1,4 @@
-"""A verifier of another distribution: the example of docs/how-to/verifier.md, installed by pip and run by the service."""
+"""A verifier of another distribution: the example in docs/how-to/verifier.md, installed with pip and served."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EXAMPLE = re.compile(r"<!-- example: (\S+) -->\n```\w+\n(.*?)```", re.DOTALL)
 
 
 def example() -> dict[str, str]:
-    """File name → text, as the document shows them."""
+    """The files shown in the document: name → text."""
     return dict(EXAMPLE.findall((ROOT / "docs" / "how-to" / "verifier.md").read_text()))
 
 
@@ -44,7 +44,8 @@ def test_the_example_is_about_twenty_lines() -> None:
     assert len([line for line in code.splitlines() if line.strip()]) <= 22
 
 
-def test_it_is_found_by_name_and_told_apart_from_nothing(installed: Path) -> None:
+@pytest.mark.slow
+def test_the_example_is_found_by_name_and_judges(installed: Path) -> None:
     code = (
         "from verifier.protocol import known, make\n"
         "v = make('reverse', {'ignore_case': True})\n"
@@ -58,7 +59,8 @@ def test_it_is_found_by_name_and_told_apart_from_nothing(installed: Path) -> Non
     assert done.stdout.split() == ["True", "pass", "fail", "error"]
 
 
-def test_the_service_runs_it(installed: Path, rig: Rig) -> None:
+@pytest.mark.slow
+def test_the_service_runs_the_example(installed: Path, rig: Rig) -> None:
     broker = rig.open(["cba", "abc", "CBA"], n=3, verifier="reverse", record={"text": "abc"})
     config = rig.config({"reverse": {"options": {"ignore_case": True}}})
     code = (
@@ -66,9 +68,10 @@ def test_the_service_runs_it(installed: Path, rig: Rig) -> None:
         "sys.exit(VerifierService(VerifierConfig.model_validate_json(sys.argv[1]), url=sys.argv[2]).run())"
     )
     service = subprocess.Popen(
-        [sys.executable, "-c", code, config.model_dump_json(), rig.url], env=environment(installed),
+        [sys.executable, "-c", code, config.model_dump_json(), rig.url],
+        env=environment(installed),
         stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    )
     try:
         until(lambda: ready(broker) == 1, 30, "the group is judged")
     finally:
@@ -77,5 +80,7 @@ def test_the_service_runs_it(installed: Path, rig: Rig) -> None:
     (group,) = broker.groups(broker.lease(rig.epoch, 1, 1) or [])
     said = sorted((m.completion.text, m.verdict.outcome, m.verdict.answer, m.verdict.verifier) for m in group.members)
     assert said == [
-        ("CBA", "pass", "cba", "reverse/1"), ("abc", "fail", "", "reverse/1"), ("cba", "pass", "cba", "reverse/1")
-    ]  # fmt: skip
+        ("CBA", "pass", "cba", "reverse/1"),
+        ("abc", "fail", "", "reverse/1"),
+        ("cba", "pass", "cba", "reverse/1"),
+    ]

@@ -1,8 +1,8 @@
-"""Staleness stays within its bound and nothing is lost or trained twice, whatever order things happen in.
+"""Staleness stays within its bound and nothing is lost or trained twice, in whatever order things happen.
 
 A random schedule of actors, verifiers and a learner (with actors that stop and learners that die between any two
-arrows) runs against a real Redis; after every move the run is audited and the admission rule in Lua is held against
-its Python twin.
+arrows) runs against a real Redis. After every move the run is audited, and the admission rule in Lua is compared with
+the one in Python.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def test_a_ready_group_is_taken_back_and_becomes_whole(broker):
     assert (audit.trained_completions, audit.lost, audit.duplicates, audit.bytes) == (2, 0, 0, 0)
 
 
-def test_asking_twice_changes_nothing(broker):
+def test_a_second_retry_of_the_same_letter_changes_nothing(broker):
     begin(broker)
     entry = one_dead(broker)
     assert [broker.retry_dead(entry) for _ in range(3)] == ["retried", "gone", "gone"]
@@ -126,7 +126,7 @@ def test_an_evaluation_is_retried_while_open_and_not_once_ready(broker):
     assert broker.audit().bytes == 0
 
 
-def test_what_is_no_completion_and_what_is_no_name_are_said(broker):
+def test_an_unreadable_letter_and_an_unknown_name_have_answers_of_their_own(broker):
     begin(broker)
     broker._redis.xadd(broker._key("dead"), {"g": "0:0", "i": "0", "verifier": "x", "reason": "r", "p": b"\x01"})
     assert broker.retry_dead(broker.dead_letters()[0].entry) == "unreadable"

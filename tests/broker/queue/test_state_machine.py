@@ -1,4 +1,4 @@
-"""The broker's arrows on a real Redis: what each does, and that repeating it changes nothing."""
+"""The arrows of the state machine on a real Redis: what each does, and that repeating it changes nothing."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_offering_twice_stores_once(broker):
     assert broker.depths().tickets == 0  # fully offered: nobody holds it
 
 
-def test_a_completion_of_the_wrong_version_is_refused_loudly(broker):
+def test_a_completion_of_the_wrong_version_is_refused_with_an_error(broker):
     hold = start(broker)
     broker.publish(hold, 3, 0)
     (ticket,) = broker.take("a", 1).tickets
@@ -149,12 +149,12 @@ def test_a_dead_actors_ticket_goes_to_another_which_samples_only_what_is_missing
     beat(broker, "b")
     again = next(t for t in broker.take("b", 1).tickets if t.group_id == ticket.group_id)
     assert (again.attempt, again.missing, again.seed) == (2, (0,), ticket.seed)
-    assert broker.offer("a", [complete(ticket, 0)]) == ["stale"]  # the dead one wakes up
+    assert broker.offer("a", [complete(ticket, 0)]) == ["stale"]  # the dead actor runs again
     assert broker.offer("b", [complete(again, 0)]) == ["new"]
     assert broker.audit().lost == 0 and broker.depths().reissued == 1
 
 
-def test_handing_back_and_stopping_return_tickets_at_once(broker):
+def test_released_tickets_and_those_of_a_stopped_actor_are_reissued_at_once(broker):
     start(broker)
     first, second = broker.take("a", 4).tickets[:2]
     assert broker.release("a", [first.group_id]) == 1
@@ -212,7 +212,7 @@ def test_judging_twice_counts_once(broker):
     assert broker.depths().passed == 2
 
 
-def test_work_of_a_dead_verifier_comes_back_after_the_lease_unless_it_is_kept(broker):
+def test_work_of_a_dead_verifier_returns_after_the_lease_unless_it_is_refreshed(broker):
     start(broker)
     offer_all(broker, "a", broker.take("a", 1).tickets)
     kept, left = broker.receive("arithmetic", "v1", 10, 0.01)
@@ -224,7 +224,7 @@ def test_work_of_a_dead_verifier_comes_back_after_the_lease_unless_it_is_kept(br
     assert again.entry == left.entry
 
 
-def test_work_put_back_is_there_at_once_with_its_attempts(broker):
+def test_requeued_work_is_received_again_at_once_with_its_attempts_unchanged(broker):
     start(broker)
     offer_all(broker, "a", broker.take("a", 1).tickets)
     works = broker.receive("arithmetic", "v1", 10, 0.01)
@@ -234,7 +234,7 @@ def test_work_put_back_is_there_at_once_with_its_attempts(broker):
     assert sorted(w.completion.idx for w in again) == [0, 1] and {w.attempt for w in again} == {1}
 
 
-def test_malformed_queue_entries_are_dead_lettered_with_their_reason_and_cost_nobody_anything(broker, redis_url):
+def test_malformed_queue_entries_are_dead_lettered_with_their_reason_and_change_no_group(broker, redis_url):
     start(broker)
     (ticket,) = broker.take("a", 1).tickets
     offer_all(broker, "a", [ticket])
@@ -349,7 +349,7 @@ def test_without_a_learner_the_run_is_unknown(broker):
         broker.take("a", 1)
 
 
-def test_the_end_of_the_run_is_told_to_those_who_ask(broker):
+def test_a_finished_run_grants_nothing_and_says_so(broker):
     hold = start(broker)
     assert not broker.finished()
     broker.finish(hold)

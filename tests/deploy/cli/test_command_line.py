@@ -51,7 +51,7 @@ def test_the_version_is_the_installed_one() -> None:
 def test_every_command_is_in_a_section_of_the_help_and_its_line_is_whole() -> None:
     group = get_command(app)
     assert isinstance(group, Sections)
-    said = CliRunner().invoke(app, ["-h"], terminal_width=80).output
+    said = CliRunner().invoke(app, ["-h"], terminal_width=80, env={"COLUMNS": "80"}).output
     titles = re.findall(r"^(\S.*):$", said, re.MULTILINE)
     assert titles == ["Options", "Run", "Single services, started by hand", "Look at a run", "Compare"]
     for name in group.commands:

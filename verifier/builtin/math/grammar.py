@@ -12,7 +12,8 @@ from __future__ import annotations
 from fractions import Fraction
 from itertools import pairwise
 
-from verifier.builtin.math.expression import scalar, thousands, wraps
+from verifier.builtin.math.expression import scalar
+from verifier.builtin.math.literal import thousands, wraps
 from verifier.builtin.math.spelling import Token, Unreadable
 from verifier.builtin.math.values import (
     REALS,
