@@ -160,12 +160,26 @@ class DataSettings(Section):
 
     train: PromptSource
     eval: PromptSource | None = None
+    format: Literal["apps", "humaneval", "kodcode", "livecodebench", "mbpp", "primeintellect", "taco"] | None = None
+    """The public data set whose columns the rows have, in place of `data.columns`: prompts and records for the verifier
+    `python` are made from them."""
     columns: ColumnSettings = ColumnSettings()
     verifier: VerifierName | None = None
     """The verifier of every row, in place of a column."""
     record_constants: dict[str, Any] = Field(default_factory=dict)
     """Fields that every record gets besides those of its row, which may not have them."""
     chat: ChatSettings = ChatSettings()
+
+    @model_validator(mode="after")
+    def _one_mapping(self) -> Self:
+        for name in ("prompt", "verifier", "record") if self.format is not None else ():
+            value = getattr(self.columns, name)
+            if value != ColumnSettings.model_fields[name].default:
+                raise ValueError(
+                    f"data.columns.{name} = {str(value)[:60]!r} with data.format = {self.format}: the format says "
+                    f"where the parts of a row are; remove one of the two"
+                )
+        return self
 
 
 class LoraSettings(Section):

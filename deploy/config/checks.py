@@ -13,6 +13,7 @@ from pathlib import Path
 from broker.queue import admission
 from broker.settings import PromptSource
 from deploy.config.tree import Config
+from learner.data.formats.registry import VERIFIER
 from learner.data.rows import DataUnusable, count, pass_rates, rows
 
 READ_LINES = 2000
@@ -62,6 +63,8 @@ def _prompts(config: Config, key: str, source: PromptSource) -> Iterator[str]:
         # The name of a dataset, which the learner loads, perhaps over the network: only the verifier is known here.
         if config.data.verifier is not None and config.data.verifier not in served:
             unserved[config.data.verifier] = f"data.verifier = {config.data.verifier}"
+        elif config.data.verifier is None and config.data.format is not None and VERIFIER not in served:
+            unserved[VERIFIER] = f"data.format = {config.data.format}"
     elif not source.is_file():
         what = "is not a file" if source.exists() else "no such file"
         yield f"{key} = {source}: {what}; give a file of prompts; relative paths start at {Path.cwd()}"

@@ -1,4 +1,5 @@
-"""Rows of prompt files: JSONL, Parquet or a `datasets` name, mapped to prompt, verifier and record as the settings say.
+"""Rows of prompt files: JSONL, Parquet or a `datasets` name, mapped to prompt, verifier and record as the settings say:
+by their columns, or by the converter of a public data set's format.
 
 Every error names the file, the row and the column, and what to change. Imports neither torch nor transformers, because
 `sieve config` reads the first rows with it. Tokenises nothing.
@@ -15,6 +16,8 @@ from typing import Any
 
 from broker.errors import EX_DATA, SieveError
 from broker.settings import ColumnSettings, DataSettings, PromptSource
+from learner.data.formats import registry
+from learner.data.formats.fields import NotOfFormat
 
 FIELDS = {"prompt": str, "verifier": str, "record": dict}
 _KINDS: dict[type, str] = {str: "text", dict: "an object"}
@@ -94,7 +97,7 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             continue
         try:
             body = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataUnusable(f"{path}:{number}: not JSON ({error}); write one object a line") from None
         if not isinstance(body, dict):
             raise DataUnusable(f"{path}:{number}: {type(body).__name__}, expected an object with {', '.join(FIELDS)}")
@@ -138,9 +141,18 @@ def _dataset(name: str) -> Any:
 
 def _mapped(where: str, word: str, body: dict[str, Any], data: DataSettings) -> Row:
     columns = data.columns
-    prompt = _prompt(where, word, body, columns, data.chat.enabled)
-    verifier = data.verifier or _typed(where, word, body, columns.verifier, str)
-    record = _record(where, word, body, columns.record)
+    prompt: str | list[dict[str, Any]]
+    if data.format is not None:
+        try:
+            converted = registry.convert(data.format, body)
+        except NotOfFormat as error:
+            raise DataUnusable(f"{where}: {word} {error}") from None
+        prompt, verifier = converted.prompt, data.verifier or registry.VERIFIER
+        record = _portable(where, word, "record", converted.record)
+    else:
+        prompt = _prompt(where, word, body, columns, data.chat.enabled)
+        verifier = data.verifier or _typed(where, word, body, columns.verifier, str)
+        record = _record(where, word, body, columns.record)
     twice = sorted(record.keys() & data.record_constants.keys())
     if twice:
         raise DataUnusable(f"{where}: record has {twice[0]!r} already; remove it from data.record_constants")

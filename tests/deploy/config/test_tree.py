@@ -151,6 +151,13 @@ def test_a_verifier_that_nobody_serves_is_found_before_the_start(tree: dict[str,
     assert "train.jsonl:9" in said and "'lean'" in said and "verifier.serve.lean" in said
 
 
+def test_the_verifier_of_a_format_must_be_served_too(tree: dict[str, Any], write: Write) -> None:
+    tree["data"] = {"train": "datasets:owner/problems:train", "format": "livecodebench"}
+    (said,) = refusals(write(tree), "evaluation.every=0", "verifier.serve={arithmetic: {}}")
+    assert "data.format = livecodebench names the verifier 'python', which nobody serves" in said
+    load(write(tree), ["evaluation.every=0", "verifier.serve={python: {}}"], {})
+
+
 @pytest.mark.parametrize(
     ("line", "word"),
     [
