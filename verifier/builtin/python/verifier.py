@@ -16,21 +16,19 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
-import os
 import secrets
-import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from verifier.builtin.confinement import ConfinementUnavailable
 from verifier.builtin.failed import Failed
 from verifier.builtin.python.grader import ENDING_SECONDS, Grading
+from verifier.builtin.python.interpreter import find_interpreter
 from verifier.builtin.python.printed import same_text
 from verifier.builtin.python.problem import (
     Call,
@@ -46,9 +44,6 @@ from verifier.builtin.python.values import NotAValue, equal, parse, value_of
 from verifier.protocol import Judgement
 from verifier.sandbox.limits import STRETCH, Limits, Outcome, SandboxTrouble, Starved
 from verifier.sandbox.running import Running
-from verifier.sandbox.sandbox import Sandbox
-
-log = logging.getLogger("sieve.python")
 
 _ENDED: dict[str, str] = {
     "wall": "time_limit",
@@ -85,7 +80,7 @@ class PythonCode:
         self._script_source = loading + "load('__main__')\n"
         self._calling = loading + source["forms"] + source["calling"] + "calls(sys.argv[1])\n"
         self._grader = source["forms"] + source["grading"] + "grade(sys.argv[1])\n"
-        self._python, self._python_version, self._sandbox = _find_interpreter(self._options)
+        self._python, self._python_version, self._sandbox = find_interpreter(self._options)
         self._try_prelude()
 
     @property
@@ -173,8 +168,9 @@ class PythonCode:
                         raise Failed("wrong_answer", f"test {index}: printed {outcome.stdout[:200]!r}")
 
     def _grading(self, problem: Problem, stack: contextlib.ExitStack) -> Grading:
-        # It mostly waits for the solution, hence the time; its checks may send arguments larger than any reply.
-        limits = self._options.limits(min(86_400.0, (STRETCH + 1) * self._options.seconds))
+        # It mostly waits for the solution, hence the wall time; its checks may send arguments larger than any reply.
+        limits = self._options.limits(self._options.seconds)
+        limits = replace(limits, wall_seconds=min(86_400.0, (STRETCH + 1) * self._options.seconds))
         files = {"setup.py": problem.setup, "checker.py": problem.checker}
         process = self._start(self._grader, problem.entry, {name: text for name, text in files.items() if text}, limits)
         stack.enter_context(process)
@@ -307,38 +303,3 @@ def _lines(error: ValidationError) -> list[str]:
         said = problem["msg"].removeprefix("Value error, ")
         found.append(f"{key}{given}: {said}; correct or remove it in the queue's options")
     return found
-
-
-def _find_interpreter(options: PythonOptions) -> tuple[str, str, Sandbox]:
-    """The first interpreter that runs confined, its version, and its sandbox. Raises ConfinementUnavailable."""
-    own = os.path.realpath(sys.executable)
-    candidates = (
-        [str(options.interpreter)] if options.interpreter else [own, "/usr/local/bin/python3", "/usr/bin/python3"]
-    )
-    tried = []
-    for candidate in candidates:
-        if not os.access(candidate, os.X_OK):
-            continue
-        sandbox = options.sandbox.open((*_installation(candidate), *options.import_from))
-        try:
-            outcome = sandbox.run([candidate, "-I", "-S", "-c", "import json, sys; print(sys.version.split()[0])"])
-        except SandboxTrouble as error:
-            tried.append(f"{candidate}: {error}")
-        else:
-            if outcome.ended == "exit" and outcome.code == 0:
-                version = outcome.stdout.decode().strip()
-                log.info("programs run in %s (Python %s)", candidate, version)
-                return candidate, version, sandbox
-            tried.append(f"{candidate}: {outcome.ended} {outcome.code}, {outcome.stderr_tail}")
-        sandbox.close()
-    raise ConfinementUnavailable(
-        f"no Python runs in the sandbox ({'; '.join(tried)}); set interpreter to one that every user may execute, such "
-        "as /usr/bin/python3 (for a service run as root, programs run as another user and cannot reach a Python below "
-        "/root)"
-    )
-
-
-def _installation(interpreter: str) -> tuple[Path, ...]:
-    """The installation directory of an interpreter outside /usr, which it must be able to read."""
-    path = Path(interpreter).resolve()
-    return () if path.is_relative_to("/usr") else (path.parents[1],)
