@@ -15,7 +15,6 @@
 PYTHON ?= $(firstword $(foreach name,python3 python3.11 python3.12 python3.13,$(shell command -v $(name) >/dev/null 2>&1 \
 	&& $(name) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $(name))))
 VENV := .venv
-comma := ,
 VENV_VLLM := .venv-vllm
 BIN := $(VENV)/bin
 CONFIG ?= examples/countdown/countdown.yaml
@@ -83,8 +82,12 @@ $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/pip
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	@touch $@
 
+# One package of the extra `tasks` is compiled on installation; without a compiler and Python's headers its tests are skipped.
+TASKS := import os, shutil, sysconfig; headers = os.path.join(sysconfig.get_path("include"), "Python.h"); \
+	print(",tasks" if shutil.which("cc") and os.path.exists(headers) else "")
+
 $(VENV)/installed-test: $(VENV)/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test$(if $(shell command -v cc),$(comma)tasks)]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test$$($(BIN)/python -c '$(TASKS)')]"
 	@touch $@
 
 $(VENV)/installed-docs: $(VENV)/installed
