@@ -120,7 +120,7 @@ def test_a_service_that_cannot_start_ends_the_run_with_its_own_line(
     ("arguments", "code", "word"),
     [
         (["status"], 69, "not running"),
-        (["audit"], 69, "start `sieve run CONFIG`"),
+        (["audit"], 69, "start one with `sieve run CONFIG`"),
         (["report"], 65, "nothing to report"),
         (["run", "--resume"], 64, "no run to resume"),
         (["run", "--set", "metrics.port=9100"], 64, "metrics.port = 9100"),

@@ -158,7 +158,7 @@ def test_processes_of_a_run_are_limited_together(sandbox: Sandbox) -> None:
     [("wall_seconds", 0), ("memory_bytes", 1), ("processes", 0), ("output_bytes", 0), ("open_files", 1)],
 )
 def test_a_limit_out_of_range_is_refused(name: str, value: int) -> None:
-    with pytest.raises(ValueError, match=f"{name} = {value}: give"):
+    with pytest.raises(ValueError, match=f"{name} = {value}: must be between"):
         Limits(**{name: value})  # type: ignore[arg-type]
 
 
