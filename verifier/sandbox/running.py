@@ -65,12 +65,12 @@ class Running:
         finally:
             self._resources.close()  # closing the control socket ends whatever still runs
 
-    def ask(self, line: bytes, seconds: float, max_bytes: int) -> bytes | None:
-        """Send a line (without newline) through the channel and return the line that comes back, without its newline.
+    def ask(self, message: bytes, seconds: float, max_bytes: int, *, end: bytes = b"\n") -> bytes | None:
+        """Send a message through the channel and return the one that comes back, both followed by `end` (not returned).
 
-        Returns None if no line came within `seconds` (starvation aside, see STRETCH), if the program ended or closed
-        the channel, if it had written before it was asked, or if the line is longer than `max_bytes`; `finish` or
-        `stop` tells how the program ended. Raises SandboxTrouble, Starved.
+        Returns None if none came within `seconds` (starvation aside, see STRETCH), if the program ended or closed the
+        channel, if it had written before it was asked, or if the answer is longer than `max_bytes`; `finish` or `stop`
+        tells how the program ended. Raises SandboxTrouble, Starved.
         """
         if self._channel is None:
             raise ValueError("this program was started without a channel")
@@ -78,7 +78,7 @@ class Running:
             return None
         begun, starved_before = time.monotonic(), self._starved
         until = begun + seconds
-        rest = memoryview(line + b"\n")
+        rest = memoryview(message + end)
         while self._outcome is None:
             if time.monotonic() >= until:
                 until = self._extended(begun, seconds, starved_before)
@@ -94,10 +94,9 @@ class Running:
                 self._poll.modify(self._channel, select.POLLIN | (select.POLLOUT if rest else 0))
             if not self._turn(until, max_bytes):
                 return None
-            end = self._received.find(b"\n")
-            if end >= 0:
-                answer = bytes(self._received[:end])
-                del self._received[: end + 1]
+            if (length := self._received.find(end)) >= 0:
+                answer = bytes(self._received[:length])
+                del self._received[: length + len(end)]
                 return answer
             if len(self._received) > max_bytes:
                 return None
