@@ -30,12 +30,15 @@ FORBIDDEN = {
 
 MAY_IMPORT = {
     "broker": {
-        "errors": "",
+        "printable": "",
+        "plain_files": "",
+        "errors": "printable",
         "settings": "",
         "extensions": "errors",
+        "model_files": "errors plain_files",
         "queue": "errors settings",
-        "weights": "errors settings queue",
-        "runtime": "errors settings queue",
+        "weights": "errors settings plain_files queue",
+        "runtime": "errors settings printable queue",
     },
     "actor": {
         "engine": "",
