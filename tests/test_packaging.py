@@ -45,6 +45,7 @@ def output(*command: str | Path, cwd: Path) -> str:
 
 
 @pytest.mark.skipif(GIT is None, reason="needs git")
+@pytest.mark.slow
 def test_the_version_is_the_newest_tag_and_has_a_fallback_without_one(tmp_path: Path) -> None:
     project = tmp_path / "project"
     project.mkdir()

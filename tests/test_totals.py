@@ -30,6 +30,7 @@ def test_beside_others(n):
     ("limit", "codes", "closing"), [(9, [0, 0], "6 passed, 1 skipped"), (2, [1, 0], "1 failed, 5 passed, 1 skipped")]
 )
 @pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.slow
 def test_the_second_closing_line_counts_both_passes(
     tmp_path: Path, workers: str, limit: int, codes: list[int], closing: str
 ) -> None:

@@ -199,6 +199,7 @@ def test_an_evaluation_is_sampled_with_exactly_its_version_even_after_newer_ones
         eventually(lambda: run.train() and service.values.get("version") == 3)
 
 
+@pytest.mark.slow
 def test_corrupt_weights_are_named_and_never_sampled_from(redis_url, tmp_path, model_path):
     run = Run(redis_url, tmp_path, groups_per_step=2, steps=10**6)
     with serving(tree(tmp_path, model_path), redis_url) as service:
@@ -232,6 +233,7 @@ class ChecksFirst(ActorService):
 
 
 @pytest.mark.parametrize("kind", [ActorService, ChecksFirst])
+@pytest.mark.slow
 def test_weights_that_do_not_fit_are_named_and_never_sampled_from(redis_url, tmp_path, model_path, kind):
     run = Run(redis_url, tmp_path, groups_per_step=2, steps=10**6)
     with serving(tree(tmp_path, model_path), redis_url, kind) as service:
@@ -251,6 +253,7 @@ def test_weights_that_do_not_fit_are_named_and_never_sampled_from(redis_url, tmp
     assert "model.norm.weight has values that are not finite" in logs
 
 
+@pytest.mark.slow
 def test_a_stop_finishes_what_runs_and_releases_the_rest(redis_url, tmp_path, model_path):
     run = Run(redis_url, tmp_path)
     with serving(tree(tmp_path, model_path), redis_url) as service:
@@ -265,6 +268,7 @@ def test_a_stop_finishes_what_runs_and_releases_the_rest(redis_url, tmp_path, mo
     assert run.broker.audit().lost == 0
 
 
+@pytest.mark.slow
 def test_tickets_issued_to_others_are_dropped_and_counted_and_every_group_comes_once(redis_url, tmp_path, model_path):
     run = Run(redis_url, tmp_path)
     with serving(tree(tmp_path, model_path), redis_url) as service:
@@ -289,6 +293,7 @@ def test_a_model_that_cannot_be_opened_ends_the_actor_with_one_line(redis_url, t
     assert f"model.path = {tmp_path / 'nothing'}: not a Hugging Face model directory" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_with_a_cache_versions_arrive_as_deltas_and_are_sampled_exactly(redis_url, tmp_path, model_path):
     run = Run(redis_url, tmp_path)
     base = llama(1, vocabulary=VOCABULARY)

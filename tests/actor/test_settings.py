@@ -47,6 +47,7 @@ def test_a_model_that_cannot_be_read_is_named(tmp_path, file, content):
         open_model(ModelSettings(path=tmp_path / "model"), device_of("cpu"), 64)
 
 
+@pytest.mark.slow
 def test_the_service_module_imports_neither_torch_nor_transformers():
     code = "import actor.service, sys; print([m for m in ('torch', 'transformers', 'ray', 'vllm') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

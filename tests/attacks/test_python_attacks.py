@@ -24,6 +24,9 @@ import pytest
 from verifier.builtin.python.verifier import PythonCode
 from verifier.sandbox.limits import SandboxUnavailable
 
+# A real sandbox for every program: minutes of CPU time over both levels.
+pytestmark = pytest.mark.slow
+
 SECRET = secrets.token_hex(12)
 PASSWORD = "broker-" + secrets.token_hex(8)
 

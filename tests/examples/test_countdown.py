@@ -64,6 +64,7 @@ numbers = st.lists(st.sampled_from(task.NUMBERS), min_size=3, max_size=4).map(la
 
 @settings(max_examples=60, deadline=None)
 @given(numbers)
+@pytest.mark.slow
 def test_every_enumerated_answer_is_right_and_fits_the_token_limit(drawn):
     for target, texts in task.solutions(drawn).items():
         assert len(set(texts)) == len(texts)
@@ -95,6 +96,7 @@ def test_known_problems_have_the_answers_known_for_them():
 
 
 @pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.slow
 def test_a_prompt_file_has_its_stated_length_and_only_problems_with_enough_answers(split):
     found = lines(split)
     assert len(found) == make_base.SPLITS[split]
@@ -138,6 +140,7 @@ def tokenizer():
     return AutoTokenizer.from_pretrained(FOLDER / "base")
 
 
+@pytest.mark.slow
 def test_the_tokenizer_round_trips_every_prompt_and_answer_one_token_per_word(tokenizer):
     texts = [line["prompt"] for split in SPLITS for line in lines(split)]
     texts += [text for line in lines("eval") for text in task.solutions(key(line)[0])[key(line)[1]]]

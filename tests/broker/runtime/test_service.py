@@ -148,6 +148,7 @@ def config(tmp_path: Path) -> Config:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.slow
 def test_a_signal_drains_and_exits_0(tmp_path: Path, redis_url: str, number: signal.Signals) -> None:
     process = program(tmp_path, redis_url)
     assert process.stdout is not None
@@ -260,6 +261,7 @@ def test_a_wrong_password_is_not_waited_for(tmp_path: Path, redis_url: str) -> N
     assert time.monotonic() - begin < 5
 
 
+@pytest.mark.slow
 def test_an_unknown_exception_is_one_line_on_the_terminal_and_a_traceback_in_the_log(
     tmp_path: Path, redis_url: str
 ) -> None:
@@ -319,6 +321,7 @@ def test_an_unwritable_run_directory_is_named(tmp_path: Path, capfd: pytest.Capt
     assert "set run.directory to a folder that can be written" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_password_is_in_no_log(tmp_path: Path, redis_url: str) -> None:
     password = redis_url.split("@")[0].rpartition(":")[2]
     body = f"self.log.info('connected to %s', {redis_url!r}); raise ValueError({redis_url!r})"

@@ -203,6 +203,7 @@ def kill_in_the_middle(weights: Path, path: Path, version: int, whole: int) -> d
     raise AssertionError("every reader finished before it was killed")
 
 
+@pytest.mark.slow
 def test_a_killed_copy_is_continued_and_nothing_verified_is_copied_again(weights, path):
     there = publish_bytes(weights, 1, 8 << 20)
     left = kill_in_the_middle(weights.path, path, 1, 24 << 20)

@@ -32,6 +32,7 @@ def applied(delta: bytes, base: bytes, size: int) -> bytes:
     seed=st.integers(0, 2**32 - 1),
 )
 @settings(max_examples=150, deadline=None)
+@pytest.mark.slow
 def test_base_and_delta_give_the_new_file_exactly(word: int, count: int, share: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
     base = rng.integers(0, 256**word, count, dtype=np.uint64).astype(f"<u{word}")
@@ -75,6 +76,7 @@ def test_a_percent_of_changed_bfloat16_costs_four_bytes_each() -> None:
 
 @given(cut=st.floats(0, 1, exclude_max=True), flips=st.lists(st.tuples(st.integers(0, 10**9), st.integers(1, 255))))
 @settings(max_examples=200, deadline=None)
+@pytest.mark.slow
 def test_a_damaged_delta_is_refused_or_gives_a_file_of_the_right_size(cut: float, flips: list[tuple[int, int]]) -> None:
     """The caller compares the result with the full file's hash, so a wrong file of the right size is enough."""
     rng = np.random.default_rng(2)

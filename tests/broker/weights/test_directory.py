@@ -207,6 +207,7 @@ def test_keep_clears_what_a_dead_writer_left_but_not_what_is_being_written(weigh
     assert ours.exists()
 
 
+@pytest.mark.slow
 def test_a_reader_during_deletion_is_told_to_take_a_newer_one(weights: DirectoryStore) -> None:
     """40 versions are published and deleted under 3 readers: each fetch gives a whole version or WeightsMissing."""
     publish(weights, 0, bytes(200_000))
@@ -238,6 +239,7 @@ def test_a_reader_during_deletion_is_told_to_take_a_newer_one(weights: Directory
     assert weights.fetch(40)
 
 
+@pytest.mark.slow
 def test_a_reader_during_replacement_never_mixes_two_versions(weights: DirectoryStore) -> None:
     publish(weights, 1, bytes(100_000))
     done = threading.Event()

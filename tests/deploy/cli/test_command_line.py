@@ -30,6 +30,7 @@ def commands(group: Any = None, path: tuple[str, ...] = ()) -> Iterator[tuple[st
 
 
 @pytest.mark.parametrize("words", list(commands()), ids=" ".join)
+@pytest.mark.slow
 def test_every_command_has_a_short_and_a_long_help_option(words: tuple[str, ...]) -> None:
     short, long = (CliRunner().invoke(app, [*words, option]) for option in ("-h", "--help"))
     assert short.exit_code == long.exit_code == 0, short.output
@@ -82,6 +83,7 @@ def test_help_loads_no_settings_and_nothing_heavy() -> None:
     ],
     ids=lambda value: " ".join(value),
 )
+@pytest.mark.slow
 def test_bash_completes(words: list[str], found: list[str]) -> None:
     script = (
         'eval "$(sieve --show-completion)" && complete -p sieve && '

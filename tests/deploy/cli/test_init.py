@@ -57,6 +57,7 @@ def fill(path: Path, task: str, filled: dict[str, str], rows: int = 200) -> None
 
 
 @pytest.mark.parametrize("task", TASKS)
+@pytest.mark.slow
 def test_what_is_written_passes_once_model_and_prompts_are_filled_in(
     task: str, tmp_path: Path, filled: dict[str, str]
 ) -> None:
@@ -108,6 +109,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     assert verifier.read_text() == "mine" and not (tmp_path / "c.yaml").exists()
 
 
+@pytest.mark.slow
 def test_the_own_verifier_is_found_beside_its_configuration_from_anywhere(
     tmp_path: Path, filled: dict[str, str]
 ) -> None:

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -20,6 +22,7 @@ def sieve(*arguments: str, text: str = "") -> tuple[int, list[dict[str, Any]], s
     return done.returncode, [json.loads(line) for line in done.stdout.splitlines()], done.stderr
 
 
+@pytest.mark.slow
 def test_one_answer_gets_verdict_reason_and_canonical_form() -> None:
     record = json.dumps({"answer": r"\frac{3}{2}"})
     code, said, _ = sieve("math", "--record", record, "--answer", r"\boxed{1.5}")
@@ -44,6 +47,7 @@ def test_a_file_of_cases_keeps_its_order_and_every_line(tmp_path: Path) -> None:
     assert "line 2: not JSON" in errors and "line 4: not an object" in errors
 
 
+@pytest.mark.slow
 def test_what_makes_no_sense_is_refused_in_one_line() -> None:
     for arguments, said in (
         (("math",), "give --record and --answer"),

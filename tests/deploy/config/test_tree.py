@@ -271,6 +271,7 @@ def test_the_command_line_answers_fast_and_loads_nothing_heavy(
     assert least(cpu_seconds, 1.0) < 1.0
 
 
+@pytest.mark.slow
 def test_sieve_config_prints_what_it_would_run(tree: dict[str, Any], write: Write) -> None:
     begin = time.monotonic()
     done = subprocess.run(

@@ -73,6 +73,7 @@ def test_ranks_get_the_same_number_of_micro_batches() -> None:
 
 @settings(deadline=None)
 @given(shapes.filter(lambda groups: any(shape.completions for shape in groups)), st.integers(0, 300), st.randoms())
+@pytest.mark.slow
 def test_layouts_predict_each_token_from_what_precedes_it(groups: list[Shape], row: int, random: object) -> None:
     """Token ids are unique, so that every source, target and mask entry can be traced to its completion."""
     counter = iter(range(1, 1 << 20))

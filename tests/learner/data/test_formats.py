@@ -292,6 +292,7 @@ ANYTHING = st.recursive(
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(GOOD), st.data())
+@pytest.mark.slow
 def test_a_damaged_row_raises_nothing_but_what_names_the_field(
     tmp_path: Path, good: tuple[str, dict[str, Any]], data: st.DataObject
 ) -> None:
@@ -343,6 +344,7 @@ def _damaged(value: Any, data: st.DataObject) -> Any:
     ["[" * 100_000, "-" * 50_000 + "1", "1+" * 20_000 + "1", "a" + ".b" * 20_000, "\0", "\ud800", "9" * 5000, "f'{'"],
     ids=["brackets", "signs", "sum", "dots", "null", "surrogate", "digits", "f-string"],
 )
+@pytest.mark.slow
 def test_texts_that_break_parsers_are_refused_or_text(tmp_path: Path, name: str, text: str) -> None:
     for other, body in GOOD:
         for field in body if other == name else ():
@@ -666,6 +668,7 @@ APPROX = st.floats() | st.integers(-10, 10) | st.booleans() | st.sampled_from([1
     st.sampled_from([{}, {"rel": 0.1}, {"abs": 0.5}, {"rel": 0.1, "abs": 0.5}, {"nan_ok": True}]),
 )
 @example([1.0, 2.0], [1.0], {})
+@pytest.mark.slow
 def test_approx_says_what_that_of_pytest_says(expected: Any, found: Any, options: dict[str, Any]) -> None:
     if isinstance(expected, bool) != isinstance(found, bool):
         return  # True == approx(1) in pytest; not here, where the type counts

@@ -53,6 +53,7 @@ def test_pass_at_k_refuses_more_than_it_has() -> None:
         pass_at_k(4, 1, 0)
 
 
+@pytest.mark.slow
 def test_bootstrap_intervals_cover_the_truth_as_often_as_they_say() -> None:
     random = np.random.default_rng(0)
     covered = 0

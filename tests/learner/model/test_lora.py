@@ -175,6 +175,7 @@ def test_settings_that_make_no_adapter_are_refused(given: dict[str, Any], messag
 
 
 @pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.slow
 def test_only_adapters_learn_and_the_base_stays_bit_for_bit(model_path: Path, ranks: Ranks, recompute: bool) -> None:
     policy = adapted(model_path, ranks, recompute=recompute)
     trainer = trainer_of(policy, ranks)
@@ -209,6 +210,7 @@ def test_steps_move_probability_to_answers_that_pass(model_path: Path, ranks: Ra
 
 
 @pytest.mark.parametrize("compute", [torch.bfloat16, torch.float16])
+@pytest.mark.slow
 def test_the_base_is_held_in_the_computing_precision_and_adapters_in_float32(
     model_path: Path, ranks: Ranks, compute: torch.dtype
 ) -> None:
@@ -266,6 +268,7 @@ def test_sharded_over_one_or_two_ranks_they_train_as_unsharded(
 # --- what is on disk
 
 
+@pytest.mark.slow
 def test_a_checkpoint_holds_adapters_only_and_brings_them_back(model_path: Path, ranks: Ranks, tmp_path: Path) -> None:
     policy = adapted(model_path, ranks)
     trainer = trainer_of(policy, ranks)
@@ -298,6 +301,7 @@ def test_a_checkpoint_holds_adapters_only_and_brings_them_back(model_path: Path,
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.slow
 def test_an_export_is_merged_and_the_adapter_beside_it_is_the_same_policy(
     tmp_path: Path, ranks: Ranks, tied: bool, dtype: torch.dtype
 ) -> None:

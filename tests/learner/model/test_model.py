@@ -48,6 +48,7 @@ def naive(model: torch.nn.Module, samples: Samples) -> list[Tensor]:
 
 @pytest.mark.parametrize("row_tokens", [0, 16, 256])
 @pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.slow
 def test_scores_and_gradients_equal_a_naive_reference(
     model_path: Path, ranks: Ranks, row_tokens: int, recompute: bool
 ) -> None:
@@ -155,6 +156,7 @@ def test_an_export_loads_in_transformers_unchanged(
     assert not list(tmp_path.glob(".model*"))
 
 
+@pytest.mark.slow
 def test_a_published_version_is_complete_and_names_its_step(tmp_path: Path, ranks: Ranks, model_path: Path) -> None:
     scorer = shard(load(model_path, torch.float32), ranks.mesh, compute=torch.float32, trainable=False)
     weights = DirectoryStore(tmp_path / "weights")

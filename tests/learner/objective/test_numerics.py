@@ -37,6 +37,7 @@ SIZES = st.lists(st.integers(1, 6), min_size=1, max_size=4)
     name="pass_at_k", correction="sequence", sizes=[1, 1, 3, 6], scale=100.0, passed=False, alpha=0.0,
     limits=(None, None), control_variate="loo", seed=0,
 )  # fmt: skip
+@pytest.mark.slow
 def test_coefficients_and_diagnostics_are_finite(
     name: str,
     correction: str,
@@ -94,6 +95,7 @@ def test_a_groups_coefficients_depend_on_that_group_only(
 
 @settings(max_examples=60, deadline=None)
 @given(sizes=SIZES, control_variate=st.sampled_from(["loo", "min_variance"]), seed=st.integers(0, 10**6))
+@pytest.mark.slow
 def test_the_control_variate_never_sees_its_own_sample(sizes: list[int], control_variate: str, seed: int) -> None:
     """Turning sample 0 from wrong to right adds its own W to its coefficient and changes nothing else about it."""
     sequences = random_sequences(sizes, seed=seed)

@@ -111,6 +111,7 @@ def test_z_is_pooled_over_visits_and_counts_each_sample_once(trainer: Trainer) -
 
 
 @pytest.mark.parametrize("where", ["policy", "base", "gradient"])
+@pytest.mark.slow
 def test_a_step_with_a_non_finite_number_changes_nothing(trainer: Trainer, ranks: Ranks, where: str) -> None:
     take(trainer, 1)
     before = {name: tensor.clone() for name, tensor in full_state(trainer.policy, torch.float32, keep=True).items()}
@@ -196,6 +197,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_refused_with_the_remedy(
     trained: tuple[Trainer, Path], ranks: Ranks, tmp_path: Path, damage: str
 ) -> None:

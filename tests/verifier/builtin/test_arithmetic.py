@@ -167,6 +167,7 @@ def show(tree: Expression, chance: random.Random) -> str:
 
 @settings(max_examples=400, deadline=None)
 @given(trees(), st.randoms(use_true_random=False), st.integers(-3, 3))
+@pytest.mark.slow
 def test_a_verdict_equals_the_oracle(tree: Expression, chance: random.Random, off: int) -> None:
     text, expected = show(tree, chance), oracle(tree)
     numbers = leaves(tree)
@@ -220,6 +221,7 @@ def same(text: str) -> str:
 
 @settings(max_examples=400, deadline=None)
 @given(trees(zero=False), st.randoms(use_true_random=False))
+@pytest.mark.slow
 def test_rewriting_by_the_documented_rules_gives_the_same_answer(tree: Expression, chance: random.Random) -> None:
     if oracle(tree) is None:
         return
@@ -266,6 +268,7 @@ def signature(tree: Expression) -> object:
 
 @settings(max_examples=400, deadline=None)
 @given(trees(max_leaves=4, zero=False), trees(max_leaves=4, zero=False))
+@pytest.mark.slow
 def test_canonical_texts_are_equal_exactly_for_the_same_answer(one: Expression, other: Expression) -> None:
     assert (canonical(one) == canonical(other)) == (signature(one) == signature(other))
 

@@ -197,6 +197,7 @@ SCORES = [{"token_id": token, "logprob": -0.5} for token in (5, 6, EOS)]
         ([], "does not answer like vLLM 0.32"),
     ],
 )
+@pytest.mark.slow
 def test_an_invalid_answer_is_refused_and_the_message_names_the_fault(peer, sampler, body, message):
     peer.generate = lambda count, request: (200, json.dumps(body).encode())
     sampler.submit(ticket(0, n=1), prompt([7]))

@@ -51,6 +51,7 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.mark.slow
 def test_each_adapter_is_merged_into_the_original_weights(tmp_path: Path) -> None:
     """After many versions the first one gives bit for bit the same log-probs: no rounding errors accumulate."""
     model, prompts = llama(1), ragged(5)

@@ -29,6 +29,7 @@ def versions(tmp_path):
 
 
 @pytest.mark.parametrize("options", [{}, {"max_batch": 3}, {"pass_tokens": 1}, {"admit_share": 1.0}])
+@pytest.mark.slow
 def test_log_probs_equal_a_plain_forward_pass_for_ragged_prompts(versions, options):
     models, directories = versions
     sampler = engine(llama(0), **options)
@@ -59,6 +60,7 @@ def test_attention_shapes_and_tied_embeddings(tmp_path, kind):
 
 
 @pytest.mark.parametrize("pass_tokens", [16, 8192])
+@pytest.mark.slow
 def test_weights_change_under_running_completions_and_the_spans_are_exact(versions, pass_tokens):
     models, directories = versions
     sampler = engine(llama(0), max_batch=8, pass_tokens=pass_tokens)

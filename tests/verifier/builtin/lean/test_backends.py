@@ -178,6 +178,7 @@ def test_a_confined_command_judges() -> None:
 
 
 @pytest.mark.parametrize(("word", "reason"), [("die", "lean_died"), ("hang", "deadline"), ("flood", "lean_died")])
+@pytest.mark.slow
 def test_a_command_that_gives_no_answer_is_an_error(word: str, reason: str) -> None:
     lean = command(word, seconds=3)
     try:

@@ -109,6 +109,7 @@ def test_another_spelling_passes(verifier: MathAnswer, answer: str, seed: int) -
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(answers, st.integers(0, 2**32))
+@pytest.mark.slow
 def test_another_meaning_fails(verifier: MathAnswer, answer: str, seed: int) -> None:
     text = changed(answer, random.Random(seed))
     said = verifier.judge({"answer": answer}, rf"\boxed{{{text}}}")

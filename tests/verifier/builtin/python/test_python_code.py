@@ -362,6 +362,7 @@ anything = st.recursive(
 
 @settings(deadline=None)
 @given(anything)
+@pytest.mark.slow
 def test_every_value_survives_the_channel_with_its_type(value: Any) -> None:
     text = json.dumps(encode(value), allow_nan=False)
     assert types(decode(json.loads(text))) == types(value)
@@ -370,6 +371,7 @@ def test_every_value_survives_the_channel_with_its_type(value: Any) -> None:
 
 @settings(deadline=None)
 @given(anything, anything)
+@pytest.mark.slow
 def test_two_values_are_equal_only_if_python_says_so(one: Any, other: Any) -> None:
     read_one, read_other = (value_of(json.loads(json.dumps(encode(value)))) for value in (one, other))
     if equal(read_one, read_other) and "nan" not in repr((one, other)) and "(" not in repr((one, other)):
