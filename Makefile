@@ -23,6 +23,9 @@ JOBS ?= logical
 # Another package index for torch alone. PyTorch's own index of CPU builds saves 3 GB on a machine without a GPU.
 TORCH_INDEX ?=
 
+# Bytecode is kept whatever the caller's shell says: the tests start hundreds of interpreters, and each would compile our modules again.
+unexport PYTHONDONTWRITEBYTECODE
+
 # More threads than cores would only wait for each other; each worker has its own Redis (tests/conftest.py).
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 PARALLEL := -n $(JOBS) --maxprocesses 8 --dist worksteal
