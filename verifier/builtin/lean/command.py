@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 
+from verifier.builtin.lean import confined
 from verifier.builtin.lean.assembly import Check, Message
-from verifier.builtin.lean.backends import MAX_OUTPUT, BackendTrouble, json_object, messages
+from verifier.builtin.lean.backends import BackendTrouble, json_object, messages
 from verifier.builtin.lean.settings import LeanSettings
-from verifier.sandbox.limits import Limits, SandboxTrouble
+from verifier.sandbox.limits import SandboxTrouble
 
 FILE = "check.lean"
 
@@ -18,26 +19,19 @@ class CommandBackend:
     def __init__(self, settings: LeanSettings) -> None:
         self._settings = settings
         self._room = threading.Semaphore(settings.processes)
-        self._sandbox = settings.sandbox.open((settings.project,) if settings.project else ())
+        self._sandbox = confined.open_sandbox(settings, settings.lean)
 
     def run(self, check: Check, seconds: float) -> list[Message]:
         """See Backend.run."""
         settings = self._settings
-        argv = ["sh", "-c", 'file=$PWD/$1; shift; cd "$1"; shift; exec "$@" --json "$file"', "sh"]
+        argv = ["sh", "-c", 'file=$PWD/$1; shift; cd "$1" && shift && exec "$@" --json "$file"', "sh"]
         argv += [FILE, str(settings.project or "."), *settings.lean]
-        limits = Limits(
-            wall_seconds=seconds,
-            cpu_seconds=seconds * 4,
-            memory_bytes=settings.memory_bytes,
-            address_space=False,  # Lean maps its library into memory
-            processes=8,  # for lake and lean
-            threads=256,
-            output_bytes=MAX_OUTPUT,
-            open_files=4096,
-        )
+        limits = confined.limits(settings, wall_seconds=seconds, cpu_seconds=seconds * 4)
         try:
             with self._room:
-                outcome = self._sandbox.run(argv, {FILE: check.file}, b"", limits, environment=settings.environment)
+                outcome = self._sandbox.run(
+                    argv, {FILE: check.file}, b"", limits, environment=confined.environment(settings)
+                )
         except SandboxTrouble as trouble:
             raise BackendTrouble("lean_died", str(trouble)) from trouble
         if outcome.ended in ("wall", "cpu"):

@@ -1,75 +1,81 @@
-"""The back end `repl`: a pool of leanprover-community/repl processes.
+"""The back end `repl`: a pool of confined leanprover-community/repl processes.
 
 Protocol: a JSON object and a blank line on stdin, a JSON object and a blank line on stdout. The prelude of a check
 (imports, checker, opens) is run once in each process and its environment number kept; a check is one command in that
 environment, so it never sees an environment that a proof could have changed. Environments are never freed, so a process
-is replaced after `recycle` checks or when it exceeds its memory. Each leads its own process group, which is killed as a
-whole at a deadline or after an answer that cannot be parsed. Tactic mode is not used.
+is replaced after `recycle` checks; if it ends earlier, at its memory limit say, the check is repeated in a new one. At
+a deadline, and after an answer that cannot be parsed, it is ended with everything it started. Tactic mode is not used.
 """
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import json
-import os
-import select
-import signal
-import subprocess
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Iterator
 from typing import Any
 
-import psutil
-
+from verifier.builtin.lean import confined
 from verifier.builtin.lean.assembly import Check, Message
 from verifier.builtin.lean.backends import MAX_OUTPUT, BackendTrouble, json_object, response
 from verifier.builtin.lean.settings import LeanSettings
+from verifier.sandbox.limits import SandboxTrouble, Starved
+from verifier.sandbox.sandbox import Sandbox
 
 HEADERS = 4
 """The most preludes in one process; a further one needs a new process, since environments are never freed."""
-PASSED_ON = ("PATH", "HOME", "LANG")
-"""Environment variables that a REPL inherits."""
+LIFE_SECONDS = 21_600.0
+"""The age at which a process is replaced, well before LIMIT_SECONDS would end it in the middle of a check."""
+LIMIT_SECONDS = 86_400.0
+"""The most that the sandbox allows, of the clock and of CPU time."""
+MOMENT_SECONDS = 0.5
+"""How long a process that has closed its output may take to end by itself, so that its exit code can be reported."""
 
 
 class ReplBackend:
-    """A pool of at most `settings.processes` REPLs, started on demand."""
+    """A pool of at most `settings.processes` REPLs, started on demand. Raises ConfinementUnavailable where programs
+    cannot be confined."""
 
     def __init__(self, settings: LeanSettings) -> None:
         self._settings = settings
         self._room = threading.Semaphore(settings.processes)
+        self._sandbox = confined.open_sandbox(settings, settings.repl)
         self._lock = threading.Lock()
         self._idle: list[_Repl] = []
-        self._all: set[_Repl] = set()
         self._closed = False
-        # A REPL ends when its input closes, but not in the middle of a proof.
-        atexit.register(self.close)
 
     def run(self, check: Check, seconds: float) -> list[Message]:
         """See Backend.run. Importing a prelude has its own deadline, `start_seconds`."""
         with self._room:
             repl = self._take(check.prelude)
-            fit = False
+            used = repl.used
             try:
-                environment = repl.environment(check.prelude, self._settings.start_seconds)
-                said = repl.ask({"cmd": check.command, "env": environment}, seconds)
-                found = response(said)
-                repl.used += 1
-                fit = repl.used < self._settings.recycle and repl.bytes() <= self._settings.memory_bytes
-                return found
-            finally:
-                self._give_back(repl, fit)
+                return self._run(repl, check, seconds)
+            except BackendTrouble as trouble:
+                if trouble.reason != "lean_died" or used == 0:
+                    raise
+            # It may have ended because of the checks before this one, whose environments fill its memory.
+            return self._run(_Repl(self._sandbox, self._settings), check, seconds)
 
     def close(self) -> None:
-        """See Backend.close."""
-        atexit.unregister(self.close)
+        """See Backend.close. A REPL in use is ended when its check is done."""
         with self._lock:
             self._closed = True
-            running, self._idle = list(self._all), []
-        for repl in running:
-            self._end(repl)
+            idle, self._idle = self._idle, []
+        for repl in idle:
+            repl.end()
+        self._sandbox.close()
+
+    def _run(self, repl: _Repl, check: Check, seconds: float) -> list[Message]:
+        fit = False
+        try:
+            environment = repl.environment(check.prelude, self._settings.start_seconds)
+            found = response(repl.ask({"cmd": check.command, "env": environment}, seconds))
+            repl.used += 1
+            fit = repl.used < self._settings.recycle and repl.age() < LIFE_SECONDS
+            return found
+        finally:
+            self._give_back(repl, fit)
 
     def _take(self, prelude: str) -> _Repl:
         """An idle REPL that has the prelude, else one with room for it, else a new one, which replaces the oldest."""
@@ -79,50 +85,35 @@ class ReplBackend:
             chosen = known[-1] if known else roomy[-1] if roomy else None
             if chosen is not None:
                 self._idle.remove(chosen)
-            replaced = self._idle.pop(0) if chosen is None and self._idle else None
-        if chosen is not None and chosen.alive():
-            return chosen
-        for useless in (chosen, replaced):
-            if useless is not None:
-                self._end(useless)
-        started = _Repl(self._settings)
-        with self._lock:
-            self._all.add(started)
-        return started
+                return chosen
+            replaced = self._idle.pop(0) if self._idle else None
+        if replaced is not None:
+            replaced.end()
+        return _Repl(self._sandbox, self._settings)
 
     def _give_back(self, repl: _Repl, fit: bool) -> None:
         with self._lock:
             if fit and not self._closed:
                 self._idle.append(repl)
                 return
-        self._end(repl)
-
-    def _end(self, repl: _Repl) -> None:
-        repl.kill()
-        with self._lock:
-            self._all.discard(repl)
+        repl.end()
 
 
 class _Repl:
-    def __init__(self, settings: LeanSettings) -> None:
-        environment = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    def __init__(self, sandbox: Sandbox, settings: LeanSettings) -> None:
+        # The program's descriptor 3 is its end of the channel.
+        argv = ["sh", "-c", 'cd "$1" && shift && exec "$@" <&3 >&3 3>&-', "sh", str(settings.project or ".")]
         try:
-            self._process = subprocess.Popen(
-                settings.repl,
-                cwd=settings.project,
-                env=environment | settings.environment,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
+            self._running = sandbox.start(
+                [*argv, *settings.repl],
+                limits=confined.limits(settings, wall_seconds=LIMIT_SECONDS, cpu_seconds=LIMIT_SECONDS),
+                environment=confined.environment(settings),
+                channel=True,
             )
-        except OSError as error:
-            raise BackendTrouble("lean_missing", f"cannot start {settings.repl[0]!r}: {error}") from error
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._stdin, self._stdout = self._process.stdin.fileno(), self._process.stdout.fileno()
-        for descriptor in (self._stdin, self._stdout):
-            os.set_blocking(descriptor, False)
-        self.preludes: OrderedDict[str, int] = OrderedDict()
+        except SandboxTrouble as trouble:
+            raise BackendTrouble("lean_died", str(trouble)) from trouble
+        self._begun = time.monotonic()
+        self.preludes: dict[str, int] = {}
         self.used = 0
 
     def environment(self, prelude: str, seconds: float) -> int:
@@ -141,60 +132,32 @@ class _Repl:
 
     def ask(self, question: dict[str, Any], seconds: float) -> dict[str, Any]:
         """The REPL's answer to `question`. Raises BackendTrouble; the process must then be replaced."""
-        until = time.monotonic() + seconds
-        rest = memoryview(json.dumps(question, ensure_ascii=False).encode() + b"\n\n")
-        said = bytearray()
-        while True:
-            left = until - time.monotonic()
-            if left <= 0:
-                raise BackendTrouble("deadline", f"no answer within {seconds:g} s")
-            readable, writable, _ = select.select([self._stdout], [self._stdin] if rest else [], [], left)
-            if writable:
-                try:
-                    rest = rest[os.write(self._stdin, rest) :]
-                except BrokenPipeError:
-                    raise BackendTrouble("lean_died", self._end()) from None
-            if not readable:
-                continue
-            data = os.read(self._stdout, 1 << 16)
-            if not data:
-                raise BackendTrouble("lean_died", self._end())
-            said += data
-            if len(said) > MAX_OUTPUT:
-                raise BackendTrouble("lean_output", f"more than {MAX_OUTPUT} bytes")
-            if said.rstrip(b" \r").endswith(b"\n\n"):
-                break
-        return json_object(bytes(said))
-
-    def bytes(self) -> int:
-        """Resident memory of the process and its descendants (`lake env` starts the REPL itself), bytes."""
-        total = 0
-        for process in self._family():
-            with contextlib.suppress(psutil.Error):
-                total += process.memory_info().rss
-        return total
-
-    def alive(self) -> bool:
-        return self._process.poll() is None
-
-    def kill(self) -> None:
-        """End the whole process group."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
-
-    def _family(self) -> Iterator[psutil.Process]:
-        with contextlib.suppress(psutil.Error):
-            leader = psutil.Process(self._process.pid)
-            yield leader
-            yield from leader.children(recursive=True)
-
-    def _end(self) -> str:
+        begun = time.monotonic()
         try:
-            return f"the REPL ended with code {self._process.wait(1)}"
-        except subprocess.TimeoutExpired:
-            return "the REPL closed its output"
+            data = json.dumps(question, ensure_ascii=False).encode()
+            said = self._running.ask(data, seconds, MAX_OUTPUT, end=b"\n\n")
+            if said is not None:
+                return json_object(said)
+            late = time.monotonic() - begun >= seconds
+            outcome = self._running.stop(0.0 if late else MOMENT_SECONDS)
+        except Starved as trouble:
+            raise BackendTrouble("deadline", str(trouble)) from trouble
+        except SandboxTrouble as trouble:
+            raise BackendTrouble("lean_died", str(trouble)) from trouble
+        if outcome.ended == "exit" and outcome.code in (126, 127):
+            raise BackendTrouble("lean_missing", f"exit code {outcome.code}: {outcome.stderr_tail}")
+        if outcome.ended != "stopped":
+            how = f"exit code {outcome.code}" if outcome.ended == "exit" else outcome.ended
+            raise BackendTrouble("lean_died", f"the REPL ended: {how}; {outcome.stderr_tail}")
+        if late:
+            raise BackendTrouble("deadline", f"no answer within {seconds:g} s")
+        raise BackendTrouble("lean_output", f"more than {MAX_OUTPUT} bytes, or an answer that was not asked for")
+
+    def age(self) -> float:
+        """Seconds since it was started."""
+        return time.monotonic() - self._begun
+
+    def end(self) -> None:
+        """End the process and everything that it started."""
+        with contextlib.suppress(SandboxTrouble), self._running:
+            pass

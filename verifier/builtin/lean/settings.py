@@ -25,13 +25,16 @@ class LeanSettings(Section):
     lean: Command = ("lake", "env", "lean")
     """`command`: the command that checks a file; `--json FILE` is appended. Without a project: ("lean",)."""
     repl: Command = ("lake", "env", "repl")
-    """`repl`: the command that starts one REPL; give the path of the binary if it is not on PATH inside the project."""
+    """`repl`: the command that starts one REPL; give the binary's absolute path if it is not on PATH in the project."""
     environment: dict[str, str] = Field(default_factory=dict)
-    """Variables for the commands (LEAN_PATH, ELAN_HOME …) besides PATH, HOME and LANG; no others are passed on."""
+    """Variables for the commands (LEAN_PATH …) besides PATH, ELAN_HOME, HOME and LANG; no others are passed on."""
     sandbox: SandboxSettings = SandboxSettings()
-    """`command`: how it is confined. List toolchain and library in `sandbox.readable`; the project is added."""
+    """`repl` and `command`: how they are confined. They can read the system's programs, the project, elan's directory,
+    the toolchain of a program on PATH and the files that the command names; list other libraries (those of LEAN_PATH,
+    say) in `sandbox.readable`. They can write nowhere but in a directory of the run."""
     memory_bytes: Annotated[int, Field(ge=1 << 28)] = 12 << 30
-    """`command`: memory of one check. `repl`: a REPL that uses more is replaced."""
+    """`command`: memory of one check. `repl`: memory of one REPL; one that needs more is ended, and the check repeated
+    in a new one if others came before it."""
     processes: Annotated[int, Field(ge=1, le=512)] = 1
     """`repl`: number of REPLs; set the queue's `concurrency` to the same number. `command`: concurrent checks.
     `kimina`: concurrent requests."""

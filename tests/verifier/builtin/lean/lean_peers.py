@@ -42,7 +42,8 @@ def nonce(command: str) -> str:
 
 class Peer:
     """Answers checks from recorded findings. `words`: hang (never answers a check), die (ends instead), garbage, flood,
-    valid (calls everything proved, like a broken checker), sorry (accepts, with a sorry warning only)."""
+    leak (keeps 32 MiB for each check), valid (calls everything proved, like a broken checker), sorry (accepts, with a
+    sorry warning only)."""
 
     def __init__(self, directory: Path, words: frozenset[str] = frozenset()) -> None:
         self.words = words
@@ -70,6 +71,7 @@ def message(severity: str, data: str) -> dict[str, Any]:
 def repl(peer: Peer) -> None:
     """Behave like the REPL on stdin and stdout until the end of input."""
     preludes: list[str] = []
+    leaked: list[bytes] = []
     for question in _questions():
         request = json.loads(question)
         said: dict[str, Any]
@@ -81,6 +83,8 @@ def repl(peer: Peer) -> None:
         else:
             for word in peer.words & {"hang", "die", "garbage", "flood"}:
                 misbehave(word)
+            if "leak" in peer.words:
+                leaked.append(b"x" * (32 << 20))
             prelude = preludes[request["env"]]
             preludes.append(prelude)
             said = {"messages": peer.answer(prelude, request["cmd"]), "env": len(preludes) - 1}

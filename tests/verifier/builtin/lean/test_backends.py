@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,26 @@ FALSE = {"header": "", "name": "falsehood", "statement": "theorem falsehood : (1
 HERE = Path(__file__).parent
 
 
+READABLE = {"readable": [str(HERE), sys.prefix, sys.base_prefix]}
+
+
+@cache
+def reachable() -> str:
+    """Why a confined program cannot run this interpreter; empty if it can."""
+    with SandboxSettings.model_validate(READABLE).open() as sandbox:
+        trial = sandbox.run([sys.executable, "-c", ""], {}, b"", Limits(memory_bytes=1 << 30))
+    if trial.code != 126:
+        return ""
+    # Landlock runs programs as nobody, who may not pass /root.
+    return f"{trial.level}: {sys.executable} is out of a confined program's reach; install bubblewrap"
+
+
 def repl(*words: str, **options: Any) -> Lean:
+    if reason := reachable():
+        pytest.skip(reason)
     command = (sys.executable, str(HERE / "lean_peers.py"), str(EXCHANGES), *words)
-    return Lean(**{"backend": "repl", "repl": command, "seconds": 20, "start_seconds": 20, **options})
+    set_up = {"backend": "repl", "repl": command, "sandbox": READABLE, "seconds": 20, "start_seconds": 20}
+    return Lean(**{**set_up, **options})
 
 
 def told(said: Judgement) -> str:
@@ -61,11 +79,11 @@ def lean(request: pytest.FixtureRequest) -> Iterator[Lean]:
 
 
 def repls() -> list[psutil.Process]:
-    """The REPLs among this process's children; other tests may have left a sandbox or a worker running."""
+    """The REPLs below this process, without what confines them."""
     mine = []
-    for child in psutil.Process().children():
+    for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
-            if "lean_peers" in " ".join(child.cmdline()):
+            if child.cmdline()[:1] == [sys.executable] and "lean_peers" in " ".join(child.cmdline()):
                 mine.append(child)
     return mine
 
@@ -137,13 +155,44 @@ def test_a_repl_that_cannot_be_started_is_an_error() -> None:
     assert told(Lean(backend="repl", repl=["/no/such/repl"]).judge(TRUE, "  omega")) == "error/lean_missing"
 
 
-def test_a_repl_does_not_inherit_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def said_by_a_repl(script: str, **options: Any) -> str:
+    """What a REPL that is this script writes to its stderr, up to 300 bytes."""
+    lean = Lean(backend="repl", repl=["sh", "-c", f"({script}) >&2; exit 3"], start_seconds=10, **options)
+    try:
+        said = lean.judge(TRUE, "  omega")
+        assert told(said) == "error/lean_died"
+        return said.detail
+    finally:
+        lean.close()
+
+
+def test_a_repl_does_not_inherit_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET_TOKEN", "hidden")
-    shown = tmp_path / "environment"
-    lean = Lean(backend="repl", repl=["sh", "-c", f"env > {shown}"], environment={"LEAN_PATH": "/lib"}, start_seconds=5)
-    assert lean.judge(TRUE, "  omega").outcome == "error"
-    text = shown.read_text()
-    assert "hidden" not in text and "LEAN_PATH=/lib" in text
+    assert "unset /lib" in said_by_a_repl("echo ${SECRET_TOKEN-unset} $LEAN_PATH", environment={"LEAN_PATH": "/lib"})
+
+
+def test_a_repl_reads_the_project_and_nothing_else_and_writes_to_its_own_directory_only(tmp_path: Path) -> None:
+    project, outside = tmp_path / "project", tmp_path / "outside"
+    project.mkdir()
+    (project / "Basic.olean").write_text("a library")
+    outside.write_text("secret")
+    script = f"""
+        cat Basic.olean; exec 2>&-
+        cat {outside}; echo x > Basic.olean; echo x > new; echo x > {tmp_path}/new
+        echo written > "$HOME/own" && cat "$HOME/own"
+    """
+    assert said_by_a_repl(script, project=project).endswith("a librarywritten")
+    assert (project / "Basic.olean").read_text() == "a library"
+    assert [path.name for path in (*tmp_path.iterdir(), *project.iterdir())] == ["project", "outside", "Basic.olean"]
+
+
+def test_a_check_is_repeated_if_the_repl_ended_because_of_those_before_it() -> None:
+    lean = repl("leak", memory_bytes=1 << 28)
+    try:
+        lean.try_canaries(now=True)
+        assert [told(lean.judge(TRUE, "  omega")) for _ in range(4)] == ["pass/proved"] * 4
+    finally:
+        lean.close()
 
 
 def test_several_threads_share_the_pool() -> None:
@@ -159,13 +208,10 @@ def test_several_threads_share_the_pool() -> None:
 
 
 def command(*words: str, **options: Any) -> Lean:
-    readable = [str(HERE), sys.prefix, sys.base_prefix]
-    with SandboxSettings.model_validate({"readable": readable}).open() as sandbox:
-        trial = sandbox.run([sys.executable, "-c", ""], {}, b"", Limits(memory_bytes=1 << 30))
-    if trial.code == 126:  # Landlock runs programs as nobody, who may not pass /root
-        pytest.skip(f"{trial.level}: {sys.executable} is out of a confined program's reach; install bubblewrap")
+    if reason := reachable():
+        pytest.skip(reason)
     lean = [sys.executable, str(HERE / "lean_peers.py"), str(EXCHANGES), *words]
-    return Lean(**{"backend": "command", "lean": lean, "sandbox": {"readable": readable}, "seconds": 30, **options})
+    return Lean(**{"backend": "command", "lean": lean, "sandbox": READABLE, "seconds": 30, **options})
 
 
 def test_a_confined_command_judges() -> None:
