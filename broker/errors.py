@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from typing import ClassVar
 
+from broker.printable import one_line
+
 EX_OK = 0
 """Done."""
 EX_USAGE = 64
@@ -27,13 +29,19 @@ EX_TEMPORARY = 75
 EX_MISMATCH = 76
 """Sampler and learner hold different weights, so training stopped; the message names the actor to end."""
 
-_SECRET = re.compile(r"(?P<scheme>\b(?:rediss?|unix)://)(?P<user>[^:@/\s]*):(?P<secret>[^@\s]*)@")
-_QUERY_SECRET = re.compile(r"(?P<key>[?&]password=)[^&\s'\"]*")
+_SECRET = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.-]*://)(?P<user>[^:@/?#\s]*):\S*@", re.IGNORECASE)
+"""Up to the last @ of the word: passwords are often written without percent-encoding what is special in a url."""
+_TOKEN = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.-]*://)[^:@/?#\s*]+@", re.IGNORECASE)
+_QUERY_SECRET = re.compile(
+    r"(?P<key>[?&;][\w.-]*(?:password|passwd|secret|token|api_?key|signature|credential)\w*=)[^&;\s'\"]*", re.IGNORECASE
+)
 
 
 def redact(text: str) -> str:
-    """`text` with the password of every Redis url in it replaced by `***`."""
-    return _QUERY_SECRET.sub(r"\g<key>***", _SECRET.sub(r"\g<scheme>\g<user>:***@", text))
+    """`text` with the secrets of every url in it, whatever its scheme, replaced by `***`: what stands before the host,
+    except a user's name with a password after it, and arguments named like a password, token or key."""
+    text = _SECRET.sub(r"\g<scheme>\g<user>:***@", text)
+    return _QUERY_SECRET.sub(r"\g<key>***", _TOKEN.sub(r"\g<scheme>***@", text))
 
 
 class SieveError(Exception):
@@ -42,7 +50,7 @@ class SieveError(Exception):
     exit_code: ClassVar[int] = EX_INTERNAL
 
     def __init__(self, message: str) -> None:
-        super().__init__(redact(" ".join(message.split())))
+        super().__init__(one_line(redact(message)))
 
 
 class UsageError(SieveError):

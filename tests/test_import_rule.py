@@ -36,7 +36,7 @@ MAY_IMPORT = {
         "settings": "",
         "extensions": "errors",
         "model_files": "errors plain_files",
-        "queue": "errors settings",
+        "queue": "errors settings printable",
         "weights": "errors settings plain_files queue",
         "runtime": "errors settings printable queue",
     },

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from broker.printable import one_line
 
 Role = Literal["actor", "verifier", "learner", "broker", "launcher"]
 BEATS_PER_LEASE = 4
@@ -17,27 +19,31 @@ MAX_QUEUES = 256
 """The most verify queues that one service can name in its heartbeat, and so the most that a run can have."""
 
 
+Shown = AfterValidator(one_line)
+"""Made printable where a heartbeat is read: screens show these texts, and whoever reaches Redis can send one."""
+
+
 class Heartbeat(BaseModel):
     """State of one service; small, and sent whole each time."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)  # a newer service may send fields that an older reader lacks
 
-    id: Annotated[str, Field(min_length=1, max_length=200)]
+    id: Annotated[str, Field(min_length=1, max_length=200), Shown]
     """Unique per process start: `actor-0-<host>-<pid>-<random>`."""
     role: Role
-    phase: Annotated[str, Field(max_length=64)]
+    phase: Annotated[str, Field(max_length=64), Shown]
     """What it does now, from a small fixed set per role: `sampling`, `judging`, `draining` …"""
-    waiting_on: Annotated[str, Field(max_length=200)] = ""
+    waiting_on: Annotated[str, Field(max_length=200), Shown] = ""
     """What it waits for; empty while it works."""
     since: Annotated[float, Field(ge=0)]
     """Unix seconds at which the phase (or what it waits on) last changed."""
     pid: Annotated[int, Field(ge=0)] = 0
-    host: Annotated[str, Field(max_length=255)] = ""
-    metrics_url: Annotated[str, Field(max_length=300)] = ""
+    host: Annotated[str, Field(max_length=255), Shown] = ""
+    metrics_url: Annotated[str, Field(max_length=300), Shown] = ""
     """Url of its /metrics; empty before the endpoint answers."""
     index: Annotated[int, Field(ge=0)] = 0
     """Position among the services of the same role, as the launcher counts them."""
-    queues: Annotated[tuple[Annotated[str, Field(max_length=64)], ...], Field(max_length=MAX_QUEUES)] = ()
+    queues: Annotated[tuple[Annotated[str, Field(max_length=64), Shown], ...], Field(max_length=MAX_QUEUES)] = ()
     """Names of the verify queues that this service serves; empty for every role but the verifier."""
     values: Annotated[dict[str, float], Field(max_length=64)] = {}
     """Metrics for the terminal: `tokens_per_second`, `version` …"""

@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Info, ProcessCo
 from prometheus_client.exposition import choose_encoder
 
 from broker.errors import LogUnwritable, PortTaken, redact
+from broker.printable import indented, one_line
 
 REQUEST_SECONDS = 10.0
 """A client that neither sends nor reads for this long is dropped, so that scrapes cannot pile up threads."""
@@ -136,9 +137,10 @@ class MetricsServer:
 
 
 class Line(logging.Formatter):
-    """Formatter of one line per record, `2026-01-31T12:00:00.123Z INFO actor-0-… message`, passwords in urls masked.
+    """Formatter of one line per record, `2026-01-31T12:00:00.123Z INFO actor-0-… message`, passwords in urls masked and
+    everything printable.
 
-    `traceback` adds tracebacks below the line: the log file has them, the terminal does not.
+    `traceback` adds tracebacks below the line, indented: the log file has them, the terminal does not.
     """
 
     def __init__(self, service: str, *, traceback: bool) -> None:
@@ -148,11 +150,11 @@ class Line(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        message = " ".join(record.getMessage().split())
+        message = one_line(redact(record.getMessage()))
         text = f"{moment}.{int(record.msecs):03d}Z {record.levelname} {self._service} {message}"
         if self._traceback and record.exc_info:
-            text += "\n" + self.formatException(record.exc_info)
-        return redact(text)
+            text += "\n" + indented(redact(self.formatException(record.exc_info)))
+        return text
 
 
 def open_log(log: logging.Logger, service: str, directory: Path) -> list[logging.Handler]:

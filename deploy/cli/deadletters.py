@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from broker.errors import EX_DATA, EX_OK
+from broker.printable import indented, one_line
 from deploy.cli.options import ConfigPath, Sets, load_config
 from deploy.config.errors import ConfigError
 
@@ -27,7 +28,8 @@ def list_dead(
         if not letters:
             typer.echo("no dead letters", err=True)
         for letter in letters:
-            typer.echo(f"{letter.entry}  {letter.group_id}/{letter.idx}  {letter.verifier}  {letter.reason}")
+            line = f"{letter.entry}  {letter.group_id}/{letter.idx}  {letter.verifier}  {letter.reason}"
+            typer.echo(one_line(line))
     return EX_OK
 
 
@@ -45,11 +47,14 @@ def show_dead(
     if entry not in letters:
         raise ConfigError([f"{entry}: no dead letter has this name; `sieve deadletter list CONFIG` prints the names"])
     letter = letters[entry]
-    typer.echo(f"group       {letter.group_id}, completion {letter.idx}, {letter.payload_bytes} bytes")
-    typer.echo(f"verifier    {letter.verifier}\nreason      {letter.reason}")
+    typer.echo(one_line(f"group       {letter.group_id}, completion {letter.idx}, {letter.payload_bytes} bytes"))
+    typer.echo(f"verifier    {one_line(letter.verifier)}\nreason      {one_line(letter.reason)}")
     if letter.verdict is not None:
         v = letter.verdict
-        typer.echo(f"last verdict {v.outcome} ({v.reason}) by {v.verifier} after {v.seconds:.3f} s\n{v.detail}")
+        said = one_line(f"{v.outcome} ({v.reason}) by {v.verifier} after {v.seconds:.3f} s")
+        typer.echo(f"last verdict {said}\n{indented(v.detail)}")
+    for attempt, line in enumerate(letter.history, 1):
+        typer.echo(f"attempt {attempt}   {line}")
     return EX_OK
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from broker.errors import EX_DATA, EX_OK, UsageError
+from broker.printable import one_line, printable
 from deploy.cli.options import by_shell
 
 
@@ -54,7 +55,7 @@ def judge(
     for number, case in enumerate(_lines(cases) if cases is not None else [_single(record, answer)], 1):
         problem = _problem(case)
         if problem:
-            typer.echo(f"sieve: {cases}: line {number}: {problem}", err=True)
+            typer.echo(one_line(f"sieve: {cases}: line {number}: {problem}"), err=True)
             line = {"verdict": "error", "reason": "malformed_case", "answer": "", "detail": problem}
             code = EX_DATA
         else:
@@ -63,7 +64,7 @@ def judge(
                 made[name] = make(name)
             said = judged(made[name], case["record"], case["answer"])
             line = {"verdict": said.outcome, "reason": said.reason, "answer": said.answer, "detail": said.detail}
-        typer.echo(json.dumps(line, ensure_ascii=False))
+        typer.echo(printable(json.dumps(line, ensure_ascii=False)))
     for one in made.values():
         close = getattr(one, "close", None)
         if close is not None:
@@ -74,9 +75,12 @@ def judge(
 def _options(text: str) -> dict[str, Any]:
     import yaml
 
+    from deploy.config import yaml_text
+    from deploy.config.errors import ConfigError
+
     try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        found = yaml_text.parse(text)
+    except (yaml.YAMLError, ConfigError) as error:
         raise UsageError(
             f"--options {text[:80]}: not JSON or YAML ({error}); write --options '{{key: value}}'"
         ) from None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 import typing
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +17,8 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from broker.errors import EX_DATA, EX_INTERNAL, EX_OK, EX_UNAVAILABLE, EX_USAGE, SieveError
+from broker.errors import EX_DATA, EX_INTERNAL, EX_OK, EX_UNAVAILABLE, EX_USAGE, SieveError, redact
+from broker.printable import one_line, printable
 from deploy.cli.deadletters import deadletter
 from deploy.cli.init_command import init
 from deploy.cli.judge_command import judge
@@ -269,7 +271,7 @@ app.command("eval", rich_help_panel=COMPARE)(evaluate)
 
 
 def main() -> typing.NoReturn:
-    """Run the command line; errors meant for people are one line each on stderr, others keep their traceback."""
+    """Run the command line; errors meant for people are one line each on stderr, others a printable traceback."""
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except SieveError as error:
@@ -279,11 +281,14 @@ def main() -> typing.NoReturn:
     except typer.TyperException as error:
         # Of the parser: an unknown command or option, a missing argument.
         message = getattr(error, "format_message", error.__str__)()
-        typer.echo(f"sieve: {' '.join(message.split())}; see `sieve --help`", err=True)
+        typer.echo(f"sieve: {one_line(message)}; see `sieve --help`", err=True)
         code = EX_USAGE
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has closed the pipe
         code = EX_OK
+    except Exception:
+        typer.echo(printable(redact(traceback.format_exc()), lines=True), err=True)
+        code = EX_INTERNAL
     sys.exit(code if isinstance(code, int) else EX_OK if code is None else EX_INTERNAL)

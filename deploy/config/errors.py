@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from broker.errors import EX_USAGE, SieveError, redact
+from broker.printable import one_line
 
 
 class ConfigError(SieveError):
@@ -13,5 +14,5 @@ class ConfigError(SieveError):
     exit_code = EX_USAGE
 
     def __init__(self, problems: Iterable[str]) -> None:
-        self.problems = tuple(redact(" ".join(problem.split())) for problem in problems)
+        self.problems = tuple(one_line(redact(problem)) for problem in problems)
         super().__init__(" | ".join(self.problems))

@@ -17,6 +17,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from broker.plain_files import NotPlain, read_plain
+from deploy.config import yaml_text
 from deploy.config.checks import problems_of
 from deploy.config.errors import ConfigError
 from deploy.config.explain import explain
@@ -58,28 +60,11 @@ def load(
     return config
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML, except that a key that is written twice is an error: which one was meant cannot be known."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: dict[Any, int] = {}
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            line = key_node.start_mark.line + 1
-            if not isinstance(key, str):
-                raise ConfigError([f"line {line}: key {key!r} is not text; quote it or remove it"])
-            if key in seen:
-                problem = f"line {line}: key {key!r} is written twice (first on line {seen[key]}); remove one"
-                raise ConfigError([problem])
-            seen[key] = line
-        return typing.cast("dict[Any, Any]", super().construct_mapping(node, deep))
-
-
 def _read(path: Path) -> dict[str, Any]:
     """The content of the YAML file."""
     text = _text(path)
     try:
-        tree = yaml.load(text, Loader=_Loader)
+        tree = yaml_text.parse(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
@@ -98,17 +83,13 @@ def _read(path: Path) -> dict[str, Any]:
 def _text(path: Path) -> str:
     """The text of the file, which must look like a configuration file."""
     try:
-        size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            limit = f"over the limit of {MAX_FILE_BYTES} for a configuration file"
-            raise ConfigError([f"{path}: {size} bytes, {limit}; name the YAML file"])
-        return path.read_text(encoding="utf-8")
+        return read_plain(path, MAX_FILE_BYTES).decode("utf-8")
+    except NotPlain as error:
+        raise ConfigError([f"{path}: {error.strerror}; name the YAML file of a configuration"]) from None
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [found.name for found in path.parent.glob("*.y*ml")], 1)
         remedy = f"did you mean {path.parent / near[0]}?" if near else "give the path of a YAML file"
         raise ConfigError([f"{path}: no such configuration file; {remedy}"]) from None
-    except IsADirectoryError:
-        raise ConfigError([f"{path}: is a directory; give the path of the YAML file in it"]) from None
     except UnicodeDecodeError as error:
         problem = f"{path}: not UTF-8 text (byte {error.start}); a configuration is a YAML text file"
         raise ConfigError([problem]) from None
@@ -137,7 +118,7 @@ def _overrides(
 def _value(source: str, text: str, problems: list[str]) -> Any:
     """The override's text as a YAML value."""
     try:
-        return yaml.load(text, Loader=_Loader)
+        return yaml_text.parse(text)
     except (yaml.YAMLError, ConfigError):
         problems.append(f"{source} = {text}: not a YAML value; quote it")
         return None

@@ -30,6 +30,10 @@ class Config(Shared):
     launch: LaunchSettings = LaunchSettings()
     sweep: SweepSettings = SweepSettings()
 
+    @property
+    def unsafe(self) -> tuple[str, ...]:
+        return self.actor.vllm.unsafe
+
 
 def plain(config: BaseModel, *, secrets: bool = False) -> dict[str, Any]:
     """The tree as JSON-compatible values, ready for YAML or for another process. Passwords are masked unless
@@ -37,8 +41,14 @@ def plain(config: BaseModel, *, secrets: bool = False) -> dict[str, Any]:
     tree = config.model_dump(mode="json")
     url = typing.cast("Config", config).broker.url
     if url is not None:
-        tree["broker"]["url"] = url.get_secret_value() if secrets else redact(url.get_secret_value())
+        tree["broker"]["url"] = url.get_secret_value() if secrets else _masked(url.get_secret_value())
     return tree
+
+
+def _masked(url: str) -> str:
+    """The url without its secrets; nothing of a text with an @ that is no url, for it may be a mistyped one."""
+    masked = redact(url)
+    return "***" if masked == url and ("@" in url or "://" not in url) else masked
 
 
 def dump(config: Config) -> str:

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from broker.printable import one_line
 from broker.runtime.service import Service, explain
 from deploy.config import search_path
 from deploy.config.tree import Config
@@ -34,7 +35,7 @@ class LastError(logging.Handler):
         self.line = ""
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.line = record.getMessage()
+        self.line = one_line(record.getMessage())
 
 
 class Host:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from broker.printable import printable
 from deploy.reports import eval_stats
 from deploy.sweeps.plots import Scene, pictures
 from deploy.sweeps.results import Outcome, Results
@@ -40,6 +41,8 @@ th,td{padding:.25rem .6rem;text-align:right;border-bottom:1px solid #e3e3e3;whit
 th:first-child,td:first-child{text-align:left}code,pre{font-size:.85rem;background:#f5f5f5;padding:.1rem .3rem}
 pre{padding:.6rem;overflow-x:auto}
 """
+FORMULA = tuple("=+-@\t\r\n＝＋－＠")
+"""First characters, the full-width forms included, of what a spreadsheet takes for a formula."""
 Table = tuple[list[str], list[list[str]]]
 
 
@@ -113,8 +116,18 @@ def prompts_csv(results: Results) -> str:
         where = [outcome.key, point["label"], point["staleness"], point["correction"]]
         for seed, given in zip(outcome.seeds, outcome.evaluations, strict=True):
             for c in given:
-                writer.writerow([*where, seed, c.prompt, c.n, sum(c.answers), len(c.answers)])
+                row = [*where, seed, c.prompt, c.n, sum(c.answers), len(c.answers)]
+                writer.writerow([_csv_cell(value) for value in row])
     return text.getvalue()
+
+
+def _csv_cell(value: object) -> object:
+    """The value; text that a spreadsheet would take for a formula begins with an apostrophe, which it takes for text's
+    mark."""
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if value.lstrip(" ")[:1] in FORMULA else text
 
 
 def main_table(scene: Scene) -> Table:
@@ -219,7 +232,11 @@ def markdown(scene: Scene, drawn: Sequence[Path], document: Path, raw: Path) -> 
     """The Markdown page. Its interpretation is written by people: `<document>.notes.md`, where there is one, follows
     the table."""
     title = "Staleness, with and without correction" if scene.results.is_study else "Coverage against precision"
-    parts = [f"# {title}", "\n".join(facts(scene)), _markdown_table(main_table(scene))]
+    parts = [
+        f"# {title}",
+        "\n".join(_plain_markdown(fact) for fact in facts(scene)),
+        _markdown_table(main_table(scene)),
+    ]
     notes = document.with_suffix(".notes.md")
     if notes.is_file():
         parts.append(notes.read_text(encoding="utf-8").strip())
@@ -228,7 +245,7 @@ def markdown(scene: Scene, drawn: Sequence[Path], document: Path, raw: Path) -> 
         parts.append(f"![{path.stem}]({path.relative_to(document.parent)})\n\n{caption}")
     parts += ["## Difficulty migration", "Prompts, mean over seeds, from the base's level to the run's."]
     parts.append(_markdown_table(migration_table(scene)))
-    commands = "\n".join(f"    {command}" for command in scene.results.raw["commands"])
+    commands = "\n".join(f"    {printable(command)}" for command in scene.results.raw["commands"])
     relative = raw.relative_to(document.parent)
     parts += [
         "## Made with",
@@ -241,5 +258,11 @@ def markdown(scene: Scene, drawn: Sequence[Path], document: Path, raw: Path) -> 
 
 def _markdown_table(table: Table) -> str:
     head, rows = table
-    lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *([_plain_markdown(cell) for cell in row] for row in rows)]
+    first, second, *others = ("| " + " | ".join(cells) + " |" for cells in lines)
+    return "\n".join([first, second.replace(" ", ""), *others])
+
+
+def _plain_markdown(text: str) -> str:
+    """Text that stays text in Markdown: no HTML, no cell's end, no line's end."""
+    return html.escape(printable(text), quote=False).replace("|", "\\|")

@@ -16,6 +16,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
+from deploy.config import yaml_text
 from deploy.config.errors import ConfigError
 from deploy.config.explain import explain
 from deploy.config.tree import Config
@@ -101,7 +102,10 @@ def _objectives(words: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
             name, equals, value = part.partition("=")
             if not equals:
                 raise ConfigError([f"--objectives {word}: {part!r} is not key=value; write e.g. grpo:kl_beta=0.05"])
-            settings[name] = yaml.safe_load(value)
+            try:
+                settings[name] = yaml_text.parse(value)
+            except (yaml.YAMLError, ConfigError):
+                raise ConfigError([f"--objectives {word}: {value!r} is not a YAML value; quote it"]) from None
         suffix = "".join(f":{name}={value}" for name, value in settings.items())
         if head.startswith("alpha="):
             for text in head.removeprefix("alpha=").split(","):

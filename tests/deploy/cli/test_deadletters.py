@@ -26,7 +26,8 @@ def sieve(tree: dict[str, Any], write: Callable[[Any], Path], redis_url: str) ->
     broker.publish(broker.begin("learner"), 0, 0)
     offer_all(broker, "a", broker.take("a", 3).tickets)
     first, second, third = broker.receive("arithmetic", "v", 10, 0.01)
-    broker.judge("arithmetic", "v", [(first, verdict("error")), (second, verdict()), (third, verdict("error"))])
+    crashed = verdict("error").model_copy(update={"detail": "\x1b]0;x\x07\u202e\nreason      right", "reason": "a\nb"})
+    broker.judge("arithmetic", "v", [(first, crashed), (second, verdict()), (third, verdict("error"))])
     broker.close()
 
     def run(command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -49,7 +50,8 @@ def entries(sieve: Sieve) -> list[str]:
 def test_a_letter_is_listed_shown_and_retried_once(sieve: Sieve) -> None:
     newest, oldest = entries(sieve)
     shown = sieve("show", oldest)
-    assert shown.returncode == 0 and "last verdict error (right) by arithmetic/1" in shown.stdout
+    assert shown.returncode == 0 and "last verdict error (a b) by arithmetic/1" in shown.stdout
+    assert all(line.isprintable() for line in shown.stdout.split("\n")) and "\n    reason      right" in shown.stdout
     done = sieve("retry", oldest)
     assert (done.returncode, done.stdout.split()) == (0, [oldest, "retried"])
     assert entries(sieve) == [newest]

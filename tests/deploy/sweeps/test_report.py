@@ -52,6 +52,25 @@ def test_metrics_are_those_of_the_raw_counts(small: Path) -> None:
             assert low <= mean <= high
 
 
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t=", "\r", "  =", "＝"])
+def test_a_label_is_text_in_a_spreadsheet_and_on_a_page(small: Path, tmp_path: Path, start: str) -> None:
+    raw = json.loads(small.read_text())
+    hostile = f"{start}HYPERLINK(1)|<script>\n# \x1b[2J"
+    for run in raw["runs"]:
+        if run["point"] and run["point"]["key"] == "rloo":
+            run["point"] |= {"key": hostile, "label": hostile}
+    raw["commands"] = ["sieve sweep\n\n# title"]
+    found = load(put(tmp_path / "results.json", raw))
+    from deploy.sweeps.html_report import markdown, prompts_csv
+
+    cells = [cell for row in csv.reader(io.StringIO(prompts_csv(found))) for cell in row if "HYPERLINK" in cell]
+    assert cells and all(cell.startswith("'") and cell.isprintable() for cell in cells)
+    page = markdown(Scene.of(found), [], tmp_path / "page.md", tmp_path / "results.json")
+    assert "<script>" not in page and "\x1b" not in page and "\n# title" not in page
+    rows = [line for line in page.splitlines() if "HYPERLINK" in line]
+    assert rows and all("1)\\|" in row for row in rows)
+
+
 def test_the_csv_holds_every_count(small: Path) -> None:
     found = load(small)
     from deploy.sweeps.html_report import prompts_csv
