@@ -55,6 +55,12 @@ class PromptTooLong(EngineError):
     exit_code = EX_DATA
 
 
+class TokenUnknown(EngineError):
+    """A prompt, or a sequence to be scored, has a token id that the model does not have."""
+
+    exit_code = EX_DATA
+
+
 class WeightsUnusable(EngineError):
     """A version's files do not fit the model, or give log-probs that are not finite; it is not sampled from."""
 
@@ -105,13 +111,15 @@ class Engine(Protocol):
 
         A sequence is (prompt ids, answer ids), both non-empty and within the model's positions. The log-probs are
         computed by the sampler's kernels in its precision, beside what runs: they are what `poll` would report if it
-        had sampled these tokens. Raises WrongVersion while no weights are loaded, PromptTooLong, NoAnswer."""
+        had sampled these tokens. Raises WrongVersion while no weights are loaded, PromptTooLong, TokenUnknown,
+        NoAnswer."""
 
     def pinned(self, version: int) -> int:
         """Completions in flight that `version` may not sample: eval ones of another, train ones of a newer version."""
 
     def submit(self, ticket: Ticket, prompt: Prompt) -> None:
-        """Start sampling `ticket.missing`. Raises WrongVersion or PromptTooLong before anything is started."""
+        """Start sampling `ticket.missing`. Raises WrongVersion, PromptTooLong or TokenUnknown before anything is
+        started."""
 
     def cancel(self, group_ids: Collection[str]) -> int:
         """Drop the unfinished completions of these tickets; returns how many there were."""
@@ -131,11 +139,14 @@ def forbids(ticket: Ticket, version: int) -> bool:
     return ticket.version != version if ticket.lane == "eval" else ticket.version > version
 
 
-def admitted(ticket: Ticket, prompt: Prompt, *, loaded: int | None, new: int, positions: int, whose: str) -> list[int]:
-    """The prompt's token ids, after checking that version `loaded` may sample the ticket and `new` more tokens fit.
+def admitted(
+    ticket: Ticket, prompt: Prompt, *, loaded: int | None, new: int, positions: int, vocabulary: int, whose: str
+) -> list[int]:
+    """The prompt's token ids, after checking that version `loaded` may sample the ticket, that the model knows them and
+    that `new` more tokens fit.
 
-    `positions`: the length of the longest sequence; `whose`: their owner, for the message. Raises WrongVersion,
-    PromptTooLong."""
+    `positions`: the length of the longest sequence; `vocabulary`: the number of token ids; `whose`: the owner of the
+    positions, for the message. Raises WrongVersion, PromptTooLong, TokenUnknown."""
     if loaded is None or forbids(ticket, loaded):
         raise WrongVersion(f"{ticket.lane} ticket {ticket.group_id} needs version {ticket.version}, loaded is {loaded}")
     tokens: list[int] = np.frombuffer(prompt.tokens, "<i4").tolist()
@@ -144,7 +155,18 @@ def admitted(ticket: Ticket, prompt: Prompt, *, loaded: int | None, new: int, po
             f"prompt {ticket.prompt} has {len(tokens)} tokens; with sampling.max_new_tokens = {new} it must have "
             f"1 … {positions - new} ({whose} has {positions} positions)"
         )
+    _check_known(f"prompt {ticket.prompt}", tokens, vocabulary)
     return tokens
+
+
+def _check_known(what: str, tokens: Sequence[int], vocabulary: int) -> None:
+    """Raise TokenUnknown, naming `what`, if one of `tokens` is not below `vocabulary`."""
+    for at, token in enumerate(tokens):
+        if not 0 <= token < vocabulary:
+            raise TokenUnknown(
+                f"{what} has token id {token} at position {at}, the model at model.path has ids 0 … {vocabulary - 1}; "
+                f"tokenise the prompts with this model's tokenizer"
+            )
 
 
 def check_unpinned(engine: Engine, version: int) -> None:
@@ -153,8 +175,11 @@ def check_unpinned(engine: Engine, version: int) -> None:
         raise WrongVersion(f"{pinned} completions in flight may not be sampled with version {version}; poll first")
 
 
-def check_scorable(sequences: Sequence[tuple[Ids, Ids]], *, loaded: int | None, positions: int, whose: str) -> None:
-    """Check the arguments of `Engine.score` as `admitted` checks a ticket. Raises WrongVersion, PromptTooLong."""
+def check_scorable(
+    sequences: Sequence[tuple[Ids, Ids]], *, loaded: int | None, positions: int, vocabulary: int, whose: str
+) -> None:
+    """Check the arguments of `Engine.score` as `admitted` checks a ticket. Raises WrongVersion, PromptTooLong,
+    TokenUnknown."""
     if loaded is None:
         raise WrongVersion("no weights are loaded, so nothing can be scored; load a version first")
     for number, (prompt, answer) in enumerate(sequences):
@@ -163,6 +188,7 @@ def check_scorable(sequences: Sequence[tuple[Ids, Ids]], *, loaded: int | None, 
                 f"sequence {number} has {len(prompt)} prompt and {len(answer)} answer tokens; each needs at least one, "
                 f"both together at most {positions} ({whose} has {positions} positions)"
             )
+        _check_known(f"sequence {number}", [*prompt.tolist(), *answer.tolist()], vocabulary)
 
 
 def completion(

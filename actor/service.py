@@ -79,7 +79,10 @@ class ActorService(Service[ActorClient]):
             return
         self.phase("opening the model")
         self._engine = open_engine(self._actor_config, spec, self.id, self.index)
-        fetch = open_fetch(self._actor_config.weights, self._actor_config.run, spec.weights)
+        for setting in self._settings.vllm.unsafe if self._settings.engine == "vllm" else ():
+            self.log.warning("what is sampled may not be the policy: %s", setting)
+        config = self._actor_config
+        fetch = open_fetch(config.weights, config.run, spec.weights, self.broker.published)
         self._fetcher = WeightsFetcher(lambda version: self._checked(fetch(version)))
         self._canary = CanaryWatch(
             Canaries(self.broker),

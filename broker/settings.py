@@ -348,6 +348,12 @@ class Shared(Section):
     weights: WeightsSettings = WeightsSettings()
     metrics: MetricsSettings = MetricsSettings()
 
+    @property
+    def unsafe(self) -> tuple[str, ...]:
+        """Settings of any package with which actors may sample something other than the policy, `<key>=<JSON>` each,
+        sorted: part of the run's identity."""
+        return ()
+
     @model_validator(mode="after")
     def _can_broadcast(self) -> Self:
         broadcast = self.weights.broadcast

@@ -88,33 +88,41 @@ def open_run(config: LearnerConfig, ranks: Ranks, broker: LearnerClient) -> Run:
             f"the longest answer, {needed} tokens: raise it to at least that"
         )
     fingerprint = fingerprint_of(config, train, eval_prompts)
-    if ranks.first:
-        broker.open_run(
-            RunSpec(
-                fingerprint=fingerprint,
-                seed=config.run.seed,
-                steps=schedule.steps,
-                group_size=sampling.group_size,
-                groups_per_step=schedule.groups_per_step,
-                publish_every=schedule.publish_every,
-                max_staleness=schedule.max_staleness,
-                forced_staleness=schedule.forced_staleness,
-                max_queued_bytes=config.broker.max_queued_bytes,
-                max_new_tokens=sampling.max_new_tokens,
-                train_prompts=len(train),
-                eval_prompts=len(eval_prompts),
-                eos_token_ids=end_tokens(path, model, tokenizer),
-                weights=location_of(config.run),
-            ),
-            train,
-            eval_prompts,
+    spec = RunSpec(
+        fingerprint=fingerprint,
+        seed=config.run.seed,
+        steps=schedule.steps,
+        group_size=sampling.group_size,
+        groups_per_step=schedule.groups_per_step,
+        publish_every=schedule.publish_every,
+        max_staleness=schedule.max_staleness,
+        forced_staleness=schedule.forced_staleness,
+        max_queued_bytes=config.broker.max_queued_bytes,
+        max_new_tokens=sampling.max_new_tokens,
+        train_prompts=len(train),
+        eval_prompts=len(eval_prompts),
+        eos_token_ids=end_tokens(path, model, tokenizer),
+        weights=location_of(config.run),
+        unsafe=config.unsafe,
+        settings=of_the_training(config.model_dump(mode="json")),
+    )
+    return Run(fingerprint, spec, train, eval_prompts, prompts)
+
+
+def changed_settings(known: RunSpec | None, spec: RunSpec, name: str) -> list[Change]:
+    """The settings in which `spec` differs from the run as it was opened. Raises RunConflict for one that may not."""
+    found = [] if known is None else changes(known.settings, spec.settings)
+    if wrong := refused(found):
+        raise RunConflict(
+            f"run {name!r} cannot go on with other settings ({'; '.join(map(str, wrong[:5]))}): undo the change, or "
+            f"choose another run.name; what may change is listed under `sieve run --help`"
         )
     ranks.barrier()
     return Run(fingerprint, prompts, len(eval_prompts))
 
 
 def fingerprint_of(config: LearnerConfig, train: Sequence[Prompt], eval_prompts: Sequence[Prompt]) -> str:
-    """Hash of what must not change within a run: base model, adapters, prompts, seed and sampling."""
+    """Hash of what must not change within a run: base model, adapters, prompts, seed, sampling and unsafe settings."""
     digest = hashlib.sha256()
     digest.update(config.model.dtype.encode())
     digest.update(fingerprint.of_model(config.model.path))
@@ -138,6 +146,8 @@ def given_rates(config: LearnerConfig) -> dict[int, float]:
     return dict(enumerate(pass_rates(config.data.train, config.data)))
 
 
+    for setting in config.unsafe:
+        digest.update(setting.encode())
 def build_trainer(config: LearnerConfig, ranks: Ranks) -> Trainer:
     """The trainer with its two models, the policy and the frozen base, sharded. Collective.
 

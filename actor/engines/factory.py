@@ -14,6 +14,9 @@ from broker.queue.state import RunSpec
 
 QUIET = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING", "HF_HUB_OFFLINE": "1"}
 """vLLM's environment unless it is set: nothing is sent anywhere, nothing fetched, and a service's stderr is its log."""
+KERNELS = "128"
+"""oneDNN's kernels that a worker on a CPU keeps, one for each matrix shape and number of tokens in a step. By default
+they are 1,024 of about 0.4 MB, which completions computed again after updates, in ever new numbers, all fill."""
 
 
 def prepare(engine: str) -> None:
@@ -114,23 +117,34 @@ def _vllm(config: ActorConfig, spec: RunSpec, name: str) -> Engine:
     from actor.engines.tokenizer import open_tokenizer
     from actor.engines.vllm import arguments as vllm_arguments
     from actor.engines.vllm.engine import VllmEngine
+    from actor.engines.vllm.plugins import refuse_plugins
     from actor.weights.checks import VersionFiles
 
     settings, path = config.actor, config.model.path
+    if settings.vllm.unsafe != spec.unsafe:
+        raise ArgumentRefused(
+            f"this actor would sample with {', '.join(settings.vllm.unsafe) or 'nothing unsafe'}, and the run was "
+            f"opened with {', '.join(spec.unsafe) or 'nothing unsafe'}: it is part of the run's identity; start the "
+            f"actor with the run's own, or a new run (run.name) with this actor's"
+        )
     if settings.device not in ("auto", current_platform.device_type):
         raise ModelUnusable(
             f"actor.device = {settings.device}, but the installed vLLM runs on {current_platform.device_type}: use "
             f"auto, and CUDA_VISIBLE_DEVICES to choose among GPUs"
         )
     cpu = current_platform.is_cpu()
+    if cpu:
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", KERNELS)
     if cpu and settings.threads:
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         os.environ["OMP_NUM_THREADS"] = str(settings.threads)
     known = {field.name for field in dataclasses.fields(AsyncEngineArgs) if field.init}
     try:
+        refuse_plugins(settings.vllm.unsafe_plugins)
         arguments = vllm_arguments.engine(
             settings.vllm.arguments,
             config.model,
+            unsafe=settings.vllm.unsafe_arguments,
             broadcast=config.weights.broadcast,
             max_batch=settings.max_batch,
             prefill_tokens=settings.prefill_tokens,
@@ -145,6 +159,7 @@ def _vllm(config: ActorConfig, spec: RunSpec, name: str) -> Engine:
         VersionFiles(path, adapters=config.model.lora is not None),
         open_tokenizer(path, size),
         eos=spec.eos_token_ids,
+        vocabulary=size,
         max_new_tokens=spec.max_new_tokens,
         clear_cache=settings.vllm.clear_cache,
         name=name,

@@ -18,7 +18,7 @@ class RunSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     fingerprint: str
-    """Hash of everything that must not change within a run: base model, prompts, seed, sampling."""
+    """Hash of everything that must not change within a run: base model, prompts, seed, sampling, unsafe settings."""
     seed: int
     steps: int
     group_size: int
@@ -34,6 +34,10 @@ class RunSpec(BaseModel):
     eos_token_ids: tuple[int, ...]
     weights: str
     """Directory of the published versions, as the learner sees it."""
+    settings: dict[str, Any] = {}
+    """Settings of the training by their dotted names, which a resumed run is compared with."""
+    unsafe: tuple[str, ...] = ()
+    """Settings with which actors may sample something other than the policy, `<key>=<JSON>` each, sorted."""
 
     @property
     def groups_per_version(self) -> int:

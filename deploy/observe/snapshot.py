@@ -28,6 +28,8 @@ class Snapshot:
     """Why the broker could not be asked, with the remedy; empty when it answered."""
     lease_seconds: float = 10.0
     """A service whose last heartbeat is older than this counts as dead."""
+    unsafe: tuple[str, ...] = ()
+    """Settings of the run with which its actors may sample something other than the policy."""
 
     def alive(self, role: Role) -> list[Heartbeat]:
         """The services of `role` with a recent heartbeat that have not stopped."""
@@ -54,6 +56,13 @@ class Snapshot:
 def probe(broker: AdminClient) -> Snapshot:
     """Ask the broker once. An outage is not raised but returned as the snapshot's `error`."""
     try:
-        return Snapshot(time.time(), broker.depths(), broker.services(), lease_seconds=broker.settings.lease_seconds)
+        spec = broker.run_spec()
+        return Snapshot(
+            time.time(),
+            broker.depths(),
+            broker.services(),
+            lease_seconds=broker.settings.lease_seconds,
+            unsafe=() if spec is None else spec.unsafe,
+        )
     except (*UNREACHABLE, SieveError) as error:
         return Snapshot(time.time(), error=explain(error)[1])

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.live import Live
 
 from broker.errors import EX_OK, EX_TEMPORARY, EX_UNAVAILABLE, BrokerUnavailable
+from broker.printable import one_line
 from broker.queue.admin_client import AdminClient
 from broker.runtime.endpoint import answers, read_endpoint, resolve_url
 from broker.runtime.redis_server import Server
@@ -101,6 +102,8 @@ def _show(config: Config, console: Console, tail: Tail, snapshot: Snapshot) -> i
         console.print(render(snapshot, record, tail, config.run.name, config.schedule.steps, stalls))
     else:
         _print(console, summary_line(snapshot, record, tail, config.schedule.steps))
+        for setting in snapshot.unsafe:
+            _print(console, f"unsafe: {one_line(setting)}")
         for heartbeat in snapshot.services:
             waits = f", waits on {heartbeat.waiting_on}" if heartbeat.waiting_on else ""
             seconds = max(0.0, snapshot.at - heartbeat.since)

@@ -95,6 +95,7 @@ def render(
         _services(snapshot),
         *(Text(f"stalled: {stall}", style="red") for stall in stalls),
         *(Text(event, style="yellow") for event in events),
+        *(Text(f"unsafe: {one_line(setting)}", style="yellow") for setting in snapshot.unsafe),
     )
 
 

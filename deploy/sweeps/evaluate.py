@@ -213,7 +213,7 @@ def _measure(config: Config) -> str:
         "model": hashlib.sha256(fingerprint.of_model(config.model.path)).hexdigest(), "dtype": config.model.dtype,
         "eval": fingerprint.of_prompts(config.data.eval).hex(),
         "format": config.data.format, "columns": config.data.columns.model_dump(mode="json"),
-        "seed": config.run.seed, "sampling": config.sampling.model_dump(mode="json"),
+        "seed": config.run.seed, "sampling": config.sampling.model_dump(mode="json"), "unsafe": list(config.unsafe),
     }, sort_keys=True)  # fmt: skip
 
 

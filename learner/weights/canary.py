@@ -45,7 +45,9 @@ class CanaryWatch:
     def __init__(self, config: LearnerConfig, ranks: Ranks, broker: LearnerClient, prompts: Sequence[Ids]) -> None:
         self._config, self._ranks, self._canaries, self._broker = config, ranks, Canaries(broker), broker
         self._log = logging.getLogger("sieve.learner")
-        self._newest = halves(prompts)
+        # The same in every canary: an actor that still has keys and values of earlier weights reuses them for it.
+        self._fixed = halves(sorted(prompts, key=len)[-1:])
+        self._newest = [*self._fixed, *halves(prompts)][:SEQUENCES]
         self._compared: dict[tuple[int, str], Report] = {}
         self._precisions: set[Precision] = {config.model.dtype}
         self._looked = 0.0
@@ -55,7 +57,8 @@ class CanaryWatch:
     # --- canaries
 
     def canary(self, version: int, policy: Scorer) -> Canary:
-        """The newest completions with log-probs under `policy`, which holds the weights of `version`. Collective."""
+        """The longest prompt and the newest completions, with log-probs under `policy`, which holds the weights of
+        `version`. Collective."""
         sequences = self._ranks.tell(self._newest if self._ranks.first else None)
         scores = score_sequences(policy, sequences, self._ranks)
         return Canary(
@@ -77,9 +80,9 @@ class CanaryWatch:
         checked."""
         newest = np.argsort(-samples.oldest, kind="stable").tolist()
         first_of = {int(samples.group[index]): index for index in reversed(newest)}
-        chosen = sorted(first_of.values(), key=newest.index)[:SEQUENCES]
+        chosen = sorted(first_of.values(), key=newest.index)[: SEQUENCES - len(self._fixed)]
         if chosen:
-            self._newest = [bounded(*sequence_of(samples, index)) for index in chosen]
+            self._newest = [*self._fixed, *(bounded(*sequence_of(samples, index)) for index in chosen)]
         bound = self._bound(*self._precisions)
         mean = record.mismatch_mean
         if record.mismatch_staleness != 0 or mean is None or not mean > bound:

@@ -47,9 +47,12 @@ def open_vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...
     ) -> Engine:
         vllm = {"clear_cache": actor.pop("clear_cache", True)}
         vllm["arguments"] = {**ARGUMENTS, **actor.pop("arguments", {})}
+        vllm["unsafe_arguments"] = actor.pop("unsafe_arguments", {})
+        vllm["unsafe_plugins"] = actor.pop("unsafe_plugins", [])
         config = tree(tmp_path_factory.mktemp("run"), path, engine="vllm", vllm=vllm, **actor)
         config = config.model_copy(update={"model": config.model.model_copy(update={"lora": lora})})
-        opened.append(open_engine(config, spec(eos, max_new_tokens), "test"))
+        run = spec(eos, max_new_tokens).model_copy(update={"unsafe": config.actor.vllm.unsafe})
+        opened.append(open_engine(config, run, "test"))
         return opened[-1]
 
     yield opener

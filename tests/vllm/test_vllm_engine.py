@@ -12,7 +12,7 @@ pytest.importorskip("vllm.v1", reason="make test-vllm installs it")
 
 from prometheus_client import REGISTRY
 
-from actor.engine import ArgumentRefused, ModelUnusable, PromptTooLong, WrongVersion
+from actor.engine import ArgumentRefused, ModelUnusable, PromptTooLong, TokenUnknown, WrongVersion
 from tests.actor.tiny_llama import prompt, ragged, reference, ticket
 from tests.vllm.served_llama import EOS, LONGEST, MAX_NEW, VOCABULARY, drain
 
@@ -192,6 +192,21 @@ def test_scores_are_those_of_the_sampler_and_disturb_nothing_that_runs(sampler, 
         sampler.score([(np.full(200, 3, np.int32), np.full(57, 3, np.int32))])
 
 
+@pytest.mark.parametrize("token", [VOCABULARY, -1, 1 << 20])
+def test_ids_outside_the_vocabulary_are_refused_before_vllm_sees_them(sampler, versions, token):
+    models, directories = versions
+    sampler.load(0, directories[0])
+    with pytest.raises(
+        TokenUnknown, match=rf"prompt 1 has token id {token} at position 2, .* has ids 0 … 63; tokenise"
+    ):
+        sampler.submit(ticket(1), prompt([5, 6, token]))
+    with pytest.raises(TokenUnknown, match=rf"sequence 0 has token id {token} at position 1"):
+        sampler.score([(np.array([5], np.int32), np.array([token], np.int32))])
+    sampler.submit(ticket(2, n=1), prompt([5, 6]))
+    (one,) = drain(sampler)
+    np.testing.assert_allclose(one.sampler_logprobs, reference(models[0], prompt([5, 6]), one.ids), atol=TOLERANCE)
+
+
 def test_prompts_that_do_not_fit_are_refused(sampler, versions):
     _, directories = versions
     sampler.load(0, directories[0])
@@ -206,7 +221,7 @@ def test_prompts_that_do_not_fit_are_refused(sampler, versions):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"arguments": {"max_model_length": 64}}, ArgumentRefused, "not an engine arg.* did you mean max_model_len"),
+        ({"unsafe_arguments": {"max_model_length": 9}}, ArgumentRefused, "not an engine.* did you mean max_model_len"),
         ({"eos": (VOCABULARY,)}, ModelUnusable, "end token 64 is outside the model's vocabulary of 64"),
         ({"device": "cuda:0"}, ModelUnusable, "the installed vLLM runs on cpu"),
     ],

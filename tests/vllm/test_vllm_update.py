@@ -16,9 +16,12 @@ import torch
 
 pytest.importorskip("vllm.v1", reason="make test-vllm installs it")
 
+from safetensors.torch import save_file
 from transformers import DynamicCache
+from vllm.inputs.engine import tokens_input
 
 from actor.engine import EngineError, WeightsUnusable
+from actor.engines.vllm.patience import Patience
 from tests.actor.tiny_llama import prompt, published, ragged, reference, ticket
 from tests.vllm.served_llama import LONGEST, MAX_NEW, VOCABULARY, drain, save, served_llama
 
@@ -95,6 +98,26 @@ def test_a_prompt_that_was_cached_is_computed_again_with_the_new_weights(sampler
             )
 
 
+@pytest.mark.slow
+def test_a_worker_does_not_grow_with_updates_under_load(sampler, versions):
+    """oneDNN would keep a kernel for each number of tokens in a step, 0.4 MB each: 110 MB and more in 100 updates."""
+    _, directories = versions
+
+    def largest():
+        return max(one.memory_info().rss for one in psutil.Process().children(recursive=True)) / 2**20
+
+    sizes = []
+    for version in range(120):
+        sampler.load(version, directories[version % 3])
+        while sampler.in_flight < 24:
+            index = sampler._count
+            question = prompt(np.random.default_rng(index).integers(3, VOCABULARY, 1 + index % 90).tolist(), index)
+            sampler.submit(ticket(index, n=4, version=version), question)
+        sampler.poll(0.02)
+        sizes.append(largest())
+    assert sizes[-1] - sizes[40] < 30
+
+
 def test_what_does_not_fit_one_step_is_computed_again_over_several(open_vllm, model_path, versions):
     """2,000 tokens in flight and more, 256 to a step: no prompt is computed in parts, which a CPU could not sample."""
     models, directories = versions
@@ -122,6 +145,14 @@ def test_every_worker_of_a_parallel_engine_samples_with_each_version(open_vllm, 
         sampler.close()
 
 
+def cast(model, dtype, directory):
+    """A version with one tensor of another type."""
+    directory.mkdir()
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors | {"model.norm.weight": tensors["model.norm.weight"].to(dtype)}, directory / "model.safetensors")
+    return directory
+
+
 def broken(tmp_path):
     """Versions that must not be sampled from, and what is said of them."""
     shape, nan, short = served_llama(1), served_llama(1), served_llama(1)
@@ -140,6 +171,9 @@ def broken(tmp_path):
         (published(nan, tmp_path / "nan"), "model.norm.weight has values that are not finite"),
         (published(short, tmp_path / "short"), "input_layernorm.weight is missing"),
         (published(more, tmp_path / "more"), "model.extra is not in the model"),
+        (published(served_llama(1).to(torch.float64), tmp_path / "double"), "is float64; publish weights as float32"),
+        (cast(served_llama(1), torch.int8, tmp_path / "int8"), "norm.weight is int8; publish weights as float32"),
+        (cast(served_llama(1), torch.float8_e4m3fn, tmp_path / "fp8"), "norm.weight is F8_E4M3; publish weights"),
         (empty, "not readable as safetensors"),
         (torn, "not readable as safetensors"),
     ]  # fmt: skip
@@ -199,6 +233,47 @@ def test_with_the_cache_kept_the_recorded_log_probs_are_the_samplers_own_mixture
     assert pure > 0.01  # they belong to no single version
 
 
+def test_with_the_cache_kept_only_requests_in_flight_at_an_update_mix_versions(approximate, versions):
+    """One prompt of three full blocks under 20 versions: what begins after an update reuses nothing from before it."""
+    models, directories = versions
+    question = prompt(np.random.default_rng(6).integers(10, VOCABULARY, 100).tolist())
+    done = []
+    for version in range(20):
+        approximate.load(version, directories[version % 3])
+        before = approximate.tokens
+        approximate.submit(ticket(version, n=3, version=version), question)
+        while approximate.tokens < before + 3:  # all have begun, and some are in flight at the next load
+            done += approximate.poll(0.001)
+    done += drain(approximate)
+    assert len(done) == 60
+    begun = {version: [one for one in done if one.prompt == version] for version in range(20)}
+    mixed = [one for one in done if len(one.spans) > 1]
+    assert len(mixed) >= 10
+    for version, ones in begun.items():
+        for one in ones:
+            used, start, end = one.spans[0]
+            assert (used, start) == (version, 0)
+            expected = reference(models[version % 3], question, one.ids)
+            np.testing.assert_allclose(one.sampler_logprobs[:end], expected[:end], atol=TOLERANCE)
+    for one in mixed:  # and of those, each key and value is of the version that was loaded when its token was fed
+        np.testing.assert_allclose(one.sampler_logprobs, mixture(models, question, one), atol=TOLERANCE)
+
+
+def test_scoring_sees_the_keys_and_values_that_sampling_would_reuse(approximate, versions, monkeypatch):
+    """With the prefix cache not salted, sampling reuses keys and values of other weights, and scores say so."""
+    models, directories = versions
+    rng = np.random.default_rng(8)
+    sequence = tuple(rng.integers(3, VOCABULARY, length).astype(np.int32) for length in (80, 12))
+    expected = {version: reference(models[version], prompt(sequence[0].tolist()), sequence[1]) for version in (0, 1)}
+    for salted in (True, False):
+        if not salted:
+            monkeypatch.setattr(approximate, "_input", tokens_input)
+        for version in (0, 1):
+            approximate.load(version, directories[version])
+            off = np.abs(approximate.score([sequence])[0] - expected[version]).max()
+            assert off < TOLERANCE or (version == 1 and not salted and off > 0.1)
+
+
 def test_the_runs_end_tokens_end_an_answer_and_the_tokenizers_does_not(approximate, versions):
     _, directories = versions
     approximate.load(0, directories[0])
@@ -236,7 +311,7 @@ def test_tied_embeddings_are_renewed_everywhere_and_a_load_that_fails_midway_end
     assert sampler.in_flight == 0
 
 
-def test_an_engine_whose_process_dies_says_so_and_closes_in_bounded_time(open_vllm, model_path, versions):
+def test_an_engine_that_hangs_or_dies_says_so_and_closes_in_bounded_time(open_vllm, model_path, versions, monkeypatch):
     _, directories = versions
     before = set(psutil.Process().children(recursive=True))
     sampler = open_vllm(model_path, max_batch=4)
@@ -245,6 +320,10 @@ def test_an_engine_whose_process_dies_says_so_and_closes_in_bounded_time(open_vl
     sampler.load(0, directories[0])
     sampler.submit(ticket(0, n=200), prompt([5, 6]))
     sampler.poll(0.1)
+    monkeypatch.setattr(sampler._progress, "patience", Patience(1.0, 5.0))
+    os.kill(core.pid, signal.SIGSTOP)
+    with pytest.raises(EngineError, match=r"vLLM has sampled nothing for \d+ s with \d+ completions in flight \(limit"):
+        drain(sampler, 30.0)
     os.kill(core.pid, signal.SIGKILL)
     with pytest.raises(EngineError, match="vLLM aborted a request"):
         drain(sampler)

@@ -145,6 +145,7 @@ class OpenAIEngine:
             loaded=self._version,
             new=self._limit,
             positions=self.positions,
+            vocabulary=self._vocabulary,
             whose="the server (--max-model-len)",
         )
         assert self._version is not None  # checked by admitted
@@ -179,7 +180,13 @@ class OpenAIEngine:
         return [self._completion(*one, text) for one, text in zip(done, texts, strict=True)]
 
     def score(self, sequences: Sequence[tuple[Ids, Ids]]) -> list[NDArray[np.float32]]:
-        check_scorable(sequences, loaded=self._version, positions=self.positions, whose="the server")
+        check_scorable(
+            sequences,
+            loaded=self._version,
+            positions=self.positions,
+            vocabulary=self._vocabulary,
+            whose="the server",
+        )
         self._check_server()
         if self._version is None or self._failed > self._server.sight.at:
             raise NoAnswer(

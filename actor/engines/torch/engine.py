@@ -146,12 +146,24 @@ class TorchEngine:
 
     @torch.inference_mode()
     def score(self, sequences: Sequence[tuple[Ids, Ids]]) -> list[NDArray[np.float32]]:
-        check_scorable(sequences, loaded=self._version, positions=self._policy.positions, whose="the model")
+        check_scorable(
+            sequences,
+            loaded=self._version,
+            positions=self._policy.positions,
+            vocabulary=self._policy.vocabulary,
+            whose="the model",
+        )
         return self._policy.score(sequences)
 
     def submit(self, ticket: Ticket, prompt: Prompt) -> None:
         tokens = admitted(
-            ticket, prompt, loaded=self._version, new=self._limit, positions=self._policy.positions, whose="the model"
+            ticket,
+            prompt,
+            loaded=self._version,
+            new=self._limit,
+            positions=self._policy.positions,
+            vocabulary=self._policy.vocabulary,
+            whose="the model",
         )
         if ticket.missing:
             self._groups.append(_Group(ticket, tokens, deque(ticket.missing)))

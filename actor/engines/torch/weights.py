@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from actor.engine import WeightsUnusable
+from actor.weights.checks import check_dtype
 from broker.weights.peft_format import TENSORS, is_adapter, module_and_factor, read_config
 
 
@@ -77,6 +78,7 @@ def read_adapter(directory: Path) -> tuple[float, dict[str, dict[str, torch.Tens
     try:
         scale = read_config(directory).scale
         for name, tensor in load_file(directory / TENSORS).items():
+            check_dtype(str(directory), name, str(tensor.dtype).removeprefix("torch."))
             module, factor = module_and_factor(name)
             factors.setdefault(module, {})[factor] = tensor
     except (OSError, SafetensorError, ValueError) as error:
@@ -108,7 +110,7 @@ def read(directory: Path) -> dict[str, torch.Tensor]:
 def put(model: torch.nn.Module, tensors: dict[str, torch.Tensor], source: str) -> None:
     """Copy `tensors` into the model's parameters in place, cast to the parameters' dtype.
 
-    Names, shapes and finite values are checked before anything is copied. A tied parameter may be absent. Raises
+    Names, shapes, types and finite values are checked before anything is copied. A tied parameter may be absent. Raises
     WeightsUnusable naming the tensor; the model is then unchanged."""
     parameters = model.state_dict(keep_vars=True)
     unknown = sorted(set(tensors) - set(parameters))
@@ -121,6 +123,7 @@ def put(model: torch.nn.Module, tensors: dict[str, torch.Tensor], source: str) -
                 continue  # tied to a parameter that is present
             raise WeightsUnusable(f"{source}: {name} is missing; publish every parameter of the model")
         tensor = tensors[name]
+        check_dtype(source, name, str(tensor.dtype).removeprefix("torch."), str(parameter.dtype).removeprefix("torch."))
         if tensor.shape != parameter.shape:
             raise WeightsUnusable(
                 f"{source}: {name} is {tuple(tensor.shape)}, the model at model.path has {tuple(parameter.shape)}"

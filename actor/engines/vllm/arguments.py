@@ -1,6 +1,7 @@
 """The arguments of vLLM's engine: those of the configuration, passed through, and those that sieve sets.
 
-Pure: the names that vLLM knows are passed in, and vLLM is not imported.
+Which of the first leave the policy as it is stands in harmless.py. Pure: the names that vLLM knows are passed in, and
+vLLM is not imported.
 """
 
 from __future__ import annotations
@@ -54,26 +55,27 @@ WHOLE = "enable_chunked_prefill"
 chunk, which a CPU generator does not support: a completion with its own seed would end the engine."""
 
 
-def refuse_owned(arguments: Collection[str]) -> None:
-    """Raise ValueError for the first argument that sieve sets itself, with the reason."""
+def refuse_owned(arguments: Collection[str], key: str = "arguments") -> None:
+    """Raise ValueError for the first argument of `actor.vllm.<key>` that sieve sets itself, with the reason."""
     for name in arguments:
         if name in OWNED:
-            raise ValueError(f"actor.vllm.arguments.{name} is set by sieve: {OWNED[name]}; remove it")
+            raise ValueError(f"actor.vllm.{key}.{name} is set by sieve: {OWNED[name]}; remove it")
 
 
-def refuse_unknown(arguments: Collection[str], known: Collection[str]) -> None:
-    """Raise ValueError for the first argument that vLLM does not have, with the nearest that it has."""
+def refuse_unknown(arguments: Collection[str], known: Collection[str], key: str = "arguments") -> None:
+    """Raise ValueError for the first argument of `actor.vllm.<key>` that vLLM does not have, with the nearest."""
     for name in arguments:
         if name not in known:
             near = difflib.get_close_matches(name, [one for one in known if one not in OWNED], n=1)
             hint = f"did you mean {near[0]}?" if near else "see `vllm serve --help=all`"
-            raise ValueError(f"actor.vllm.arguments.{name} is not an engine argument of the installed vLLM; {hint}")
+            raise ValueError(f"actor.vllm.{key}.{name} is not an engine argument of the installed vLLM; {hint}")
 
 
 def engine(
     given: Mapping[str, Any],
     model: ModelSettings,
     *,
+    unsafe: Mapping[str, Any],
     broadcast: str,
     max_batch: int,
     prefill_tokens: int,
@@ -84,6 +86,7 @@ def engine(
 
     Args:
         given: actor.vllm.arguments.
+        unsafe: actor.vllm.unsafe_arguments.
         broadcast: weights.broadcast.
         max_batch: actor.max_batch.
         prefill_tokens: actor.prefill_tokens.
@@ -91,12 +94,12 @@ def engine(
         known: the names of its engine's arguments.
 
     Raises:
-        ValueError: as `refuse_owned` and `refuse_unknown`, or for what a CPU cannot do.
+        ValueError: as `refuse_unknown`, or for what a CPU cannot do.
     """
     if broadcast == "nccl" and cpu:
         raise ValueError("weights.broadcast = nccl, but the installed vLLM runs on a CPU: use none, or gloo")
-    refuse_owned(given)
     refuse_unknown(given, known)
+    refuse_unknown(unsafe, known, "unsafe_arguments")
     if cpu and given.get(WHOLE):
         raise ValueError(
             f"actor.vllm.arguments.{WHOLE} = true, but on a CPU vLLM cannot compute the prompt of a completion with "
@@ -125,7 +128,7 @@ def engine(
         defaults: dict[str, Any] = CPU | {WHOLE: False}
     else:
         defaults = {"max_num_batched_tokens": max(prefill_tokens, max_batch)}
-    return {**defaults, **given, **own}
+    return {**defaults, **given, **unsafe, **own}
 
 
 def rank_slot(rank: int) -> int:

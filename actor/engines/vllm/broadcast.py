@@ -13,7 +13,7 @@ from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, Wei
 
 from actor.engine import EngineError
 from actor.engines.vllm.engine import CONTROL_SECONDS, VllmEngine
-from actor.weights.checks import VersionFiles
+from actor.weights.checks import Header, VersionFiles
 from broker.weights.broadcast import Communicator, Layout, Participant, TransferBroken
 
 
@@ -45,7 +45,8 @@ class VllmReceiver:
             raise TransferBroken(str(error)) from error
 
     def receive(self, version: int, layout: Layout, seconds: float) -> tuple[str, dict[str, float]]:
-        self._files.check_shapes(f"version {version} as it is sent", {one.name: one.shape for one in layout.tensors})
+        sent = {one.name: Header(one.dtype, one.shape) for one in layout.tensors}
+        self._files.check_headers(f"version {version} as it is sent", sent)
         begin = time.monotonic()
         if self._direct:
             spent = self._engine.switch(version, lambda: self._bring(version, layout, seconds), _broken)

@@ -7,6 +7,10 @@ Each completion is its own request, so that it is returned when it ends; those o
 values through vLLM's prefix cache. New weights are loaded while generation is paused and requests are kept: pause →
 load → stamp → resume. vLLM itself reports which weights sampled which token.
 
+The prefix cache is salted by load: a request reuses only keys and values computed for requests that were submitted
+under the same load as it. So a token attends to nothing older than the weights that were loaded when its request was
+submitted, whether the cache is cleared at a load or kept.
+
 Every call into the loop has a deadline, and its error names what was waited for. A load that fails before the model is
 changed keeps the old weights; one that fails later ends the engine, so that half-updated weights are never sampled
 from.
@@ -33,7 +37,7 @@ from numpy.typing import NDArray
 from vllm import SamplingParams
 from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 from vllm.engine.arg_utils import AsyncEngineArgs
-from vllm.inputs.engine import tokens_input
+from vllm.inputs.engine import TokensInput, tokens_input
 from vllm.lora.request import LoRARequest
 from vllm.outputs import CompletionOutput
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -52,6 +56,7 @@ from actor.engine import (
 from actor.engines.tokenizer import Decode
 from actor.engines.vllm import requests
 from actor.engines.vllm import worker as vllm_worker
+from actor.engines.vllm.patience import Patience
 from actor.engines.vllm.progress import Progress
 from actor.weights.checks import VersionFiles
 from broker.queue.wire import Completion, Prompt, Ticket
@@ -59,12 +64,11 @@ from broker.queue.wire import Completion, Prompt, Ticket
 START_SECONDS = 3600.0
 """Deadline for opening the model: the largest ones from a slow disk, with the capture of their graphs."""
 PAUSE_SECONDS = 300.0
-"""Deadline for one step of everything that runs, including the longest prefill."""
-LOAD_SECONDS = 1800.0
+"""Longest deadline for one step of everything that runs, including the longest prefill."""
+LOAD_SECONDS = (60.0, 1800.0)
+SCORE_SECONDS = (60.0, 600.0)
+"""Bounds of the deadlines that follow from what the engine has shown (`Patience`)."""
 CONTROL_SECONDS = 60.0
-SCORE_SECONDS = 600.0
-STALL_SECONDS = 900.0
-"""Time without a token, with requests in flight, after which the engine is taken to hang."""
 CLOSE_SECONDS = 10.0
 
 T = TypeVar("T")
@@ -82,9 +86,9 @@ class VllmEngine:
     """The vLLM engine; its methods implement `actor.engine.Engine`.
 
     `arguments`: all arguments of vLLM's engine. `eos`: ids that end an answer (kept in it, with their log-prob).
-    `clear_cache`: whether keys and values of running completions are recomputed after a load; without it they stay
-    those of earlier weights, and log-probs are those of the mixture. Raises ModelUnusable if vLLM cannot open the
-    model.
+    `vocabulary`: number of token ids of the model. `clear_cache`: whether keys and values of requests in flight are
+    recomputed after a load; without it they stay those of earlier weights, and the log-probs of these requests are
+    those of the mixture. Raises ModelUnusable if vLLM cannot open the model.
     """
 
     def __init__(
@@ -94,20 +98,21 @@ class VllmEngine:
         decode: Decode,
         *,
         eos: Sequence[int],
+        vocabulary: int,
         max_new_tokens: int,
         clear_cache: bool = True,
         name: str = "",
     ) -> None:
-        self._files, self._decode, self._name = files, decode, name
+        self._files, self._decode, self._name, self._vocabulary = files, decode, name, vocabulary
         self._eos, self._limit, self._clear = frozenset(eos), max_new_tokens, clear_cache
         self._requests: dict[str, _Request] = {}
         self._ended: queue.SimpleQueue[tuple[str, CompletionOutput | Exception]] = queue.SimpleQueue()
-        self._count = 0
+        self._count = self._loads = 0
         self._version: int | None = None
         self._adapter: LoRARequest | None = None
         self._scored = 0
-        self._moved = (0, time.monotonic())
         self._progress = Progress()
+        self._loading, self._scoring = Patience(*LOAD_SECONDS), Patience(*SCORE_SECONDS)
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._serve, name="vllm", daemon=True)
@@ -171,11 +176,14 @@ class VllmEngine:
         loaded, and the exception that `broken` makes of the error is raised."""
         paused = time.monotonic()
         self.run(
-            self._llm.pause_generation(mode="keep", clear_cache=self._clear), PAUSE_SECONDS, "vLLM to pause for weights"
+            self._llm.pause_generation(mode="keep", clear_cache=self._clear),
+            min(PAUSE_SECONDS, self._progress.patience.seconds),
+            "vLLM to pause for weights",
         )
+        self._progress.stop()
         still = time.monotonic()
         try:
-            self.run(bring(), LOAD_SECONDS, f"vLLM to load version {version}")
+            self.run(bring(), self._loading.seconds, f"vLLM to load version {version}")
         except Exception as error:
             if broken is not None:
                 self._version = None
@@ -186,13 +194,22 @@ class VllmEngine:
                 "engine ends and nothing more is sampled; restart the actor"
             ) from error
         loaded = time.monotonic()
-        self._version = version
+        self._loading.saw(loaded - still)
+        self._version, self._loads = version, self._loads + 1
+        if self._requests:
+            self._progress.start()
         self.run(self._llm.resume_generation(), CONTROL_SECONDS, "vLLM to resume")
         return {"load": loaded - still, "pause": time.monotonic() - paused}
 
     def submit(self, ticket: Ticket, prompt: Prompt) -> None:
         tokens = admitted(
-            ticket, prompt, loaded=self._version, new=self._limit, positions=self.positions, whose="the engine"
+            ticket,
+            prompt,
+            loaded=self._version,
+            new=self._limit,
+            positions=self.positions,
+            vocabulary=self._vocabulary,
+            whose="the engine",
         )
         assert self._version is not None  # checked by admitted
         started = []
@@ -201,7 +218,8 @@ class VllmEngine:
             key = f"{ticket.group_id}/{idx}/{self._count}"
             self._requests[key] = _Request(ticket, idx, self._version)
             started.append((key, requests.sampling(self._eos, self._limit, ticket.seed, idx)))
-        self._loop.call_soon_threadsafe(self._start, tokens, started)
+        self._progress.start()
+        self._loop.call_soon_threadsafe(self._start, self._input(tokens), started)
 
     def cancel(self, group_ids: Collection[str]) -> int:
         gone = [key for key, request in self._requests.items() if request.ticket.group_id in group_ids]
@@ -231,9 +249,17 @@ class VllmEngine:
         return [self._completion(*one, text) for one, text in zip(ended, texts, strict=True)]
 
     def score(self, sequences: Sequence[tuple[Ids, Ids]]) -> list[NDArray[np.float32]]:
-        check_scorable(sequences, loaded=self._version, positions=self.positions, whose="the engine")
-        what = f"vLLM to score {len(sequences)} sequences"
-        return [self.run(self._score(*one), SCORE_SECONDS, what) for one in sequences]
+        check_scorable(
+            sequences,
+            loaded=self._version,
+            positions=self.positions,
+            vocabulary=self._vocabulary,
+            whose="the engine",
+        )
+        begin = time.monotonic()
+        found = self.run(self._score_all(sequences), self._scoring.seconds, f"vLLM to score {len(sequences)} sequences")
+        self._scoring.saw(time.monotonic() - begin)
+        return found
 
     def close(self) -> None:
         if not self._thread.is_alive():
@@ -283,15 +309,20 @@ class VllmEngine:
         os.environ[vllm_worker.ACTOR] = f"{socket.gethostname()}/{os.getpid()}"
         return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments), stat_loggers=[self._progress.of])
 
-    def _start(self, tokens: list[int], started: list[tuple[str, SamplingParams]]) -> None:
+    def _input(self, tokens: list[int]) -> TokensInput:
+        """A prompt whose keys and values are shared only with requests submitted under the same load. (By load, not by
+        version: an evaluation may load an older version again.)"""
+        return tokens_input(tokens, cache_salt=f"{self._version}/{self._loads}")
+
+    def _start(self, prompt: TokensInput, started: list[tuple[str, SamplingParams]]) -> None:
         for key, params in started:
-            task = self._loop.create_task(self._sample(key, tokens, params))
+            task = self._loop.create_task(self._sample(key, prompt, params))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _sample(self, key: str, tokens: list[int], params: SamplingParams) -> None:
+    async def _sample(self, key: str, prompt: TokensInput, params: SamplingParams) -> None:
         try:
-            async for output in self._llm.generate(tokens_input(tokens), params, key, lora_request=self._adapter):
+            async for output in self._llm.generate(prompt, params, key, lora_request=self._adapter):
                 self._ended.put((key, output.outputs[0]))  # FINAL_ONLY: the only output
         except Exception as error:
             self._ended.put((key, error))
@@ -308,28 +339,40 @@ class VllmEngine:
             await self._llm.update_weights(WeightTransferUpdateRequest({"directory": str(directory.resolve())}))
             await self._llm.finish_weight_update(str(version))
 
+    async def _score_all(self, sequences: Sequence[tuple[Ids, Ids]]) -> list[NDArray[np.float32]]:
+        return await asyncio.gather(*(self._score(*one) for one in sequences))
+
     async def _score(self, prompt: Ids, answer: Ids) -> NDArray[np.float32]:
+        """log π of each token of `answer`, each by a request of its own: as if it had been sampled there."""
         ids = np.concatenate([prompt, answer]).tolist()
+        *before, last = range(len(prompt), len(ids))
+        # The longest first: its keys and values are reused by all others.
+        newest = await self._score_token(ids, last)
+        return np.array([*await asyncio.gather(*(self._score_token(ids, at) for at in before)), newest], np.float32)
+
+    async def _score_token(self, ids: list[int], at: int) -> float:
         self._count += 1
-        found: list[float] = []
+        found = float("nan")
         async for output in self._llm.generate(
-            tokens_input(ids[:-1]), requests.scoring(ids[-1]), f"score/{self._count}", lora_request=self._adapter
+            self._input(ids[:at]), requests.scoring(ids[at]), f"score/{self._count}", lora_request=self._adapter
         ):
-            found = requests.scores(output, ids, len(prompt))
+            found = requests.score(output, ids[at])
         self._scored += 1
-        return np.array(found, dtype=np.float32)
+        return found
 
     # ------------------------------------------------------------------ requests
 
     def _watch(self) -> None:
-        """Raise EngineError if requests are in flight but no token has come for STALL_SECONDS."""
-        now, tokens = time.monotonic(), self._progress.tokens
-        if tokens != self._moved[0] or not self._requests:
-            self._moved = tokens, now
-        elif now - self._moved[1] > STALL_SECONDS:
+        """Raise EngineError if requests are in flight and no token has come for much longer than ever before."""
+        if not self._requests:
+            self._progress.stop()
+            return
+        silent, limit = self._progress.silent, self._progress.patience.seconds
+        if silent > limit:
             raise EngineError(
-                f"vLLM has sampled nothing for {STALL_SECONDS:g} s with {len(self._requests)} completions in flight; "
-                "check its log lines above and the machine, then restart the actor"
+                f"vLLM has sampled nothing for {silent:.0f} s with {len(self._requests)} completions in flight (limit "
+                f"{limit:.0f} s, from the time between tokens so far); check its log lines above and the machine, then "
+                "restart the actor"
             )
 
     def _completion(self, request: _Request, output: CompletionOutput, text: str) -> Completion:

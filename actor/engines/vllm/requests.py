@@ -1,4 +1,4 @@
-"""The sampling parameters of requests to vLLM, and the log-probs in its answers to scoring requests."""
+"""The sampling parameters of requests to vLLM, and the log-prob in its answer to a scoring request."""
 
 from __future__ import annotations
 
@@ -30,23 +30,20 @@ def sampling(ends: Collection[int], limit: int, seed: int, idx: int) -> Sampling
     )
 
 
-def scoring(last: int) -> SamplingParams:
-    """Parameters that score a given sequence, sent without its last token `last`.
+def scoring(token: int) -> SamplingParams:
+    """Parameters of a request for log π of `token` after a prompt, at the position where a token is sampled.
 
-    The log-prob of `last` is requested at the position of the one token sampled after the prompt, so that the whole
-    sequence may fill all positions."""
+    It takes the path of sampling: no log-probs of the prompt are requested, for which vLLM would compute all keys and
+    values anew instead of reusing what its prefix cache holds."""
     return SamplingParams(
         temperature=1.0,
         max_tokens=1,
         detokenize=False,
-        prompt_logprobs=0,
-        logprob_token_ids=[last],
+        logprob_token_ids=[token],
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
 
 
-def scores(output: RequestOutput, ids: list[int], first: int) -> list[float]:
-    """log π of `ids[first:]` in the answer to a scoring request for `ids`."""
-    before = output.prompt_logprobs or []
-    found = [before[at][ids[at]].logprob for at in range(first, len(ids) - 1)]
-    return [*found, output.outputs[0].logprobs[0][ids[-1]].logprob]
+def score(output: RequestOutput, token: int) -> float:
+    """log π of `token` in the answer to its scoring request."""
+    return float(output.outputs[0].logprobs[0][token].logprob)

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from actor.engine import WeightsUnusable
-from actor.weights.checks import VersionFiles, shapes
+from actor.weights.checks import VersionFiles, headers
 
 
 def tensors(**change):
@@ -32,7 +32,10 @@ def test_whole_sharded_and_cast_versions_are_accepted(tmp_path):
     names = {"model.embed.weight": "model-1.safetensors", "model.layers.0.q_proj.weight": "model-2.safetensors"}
     (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
     files.check(sharded)
-    assert shapes(sharded) == {"model.embed.weight": (6, 4), "model.layers.0.q_proj.weight": (4, 4)}
+    assert headers(sharded) == {
+        "model.embed.weight": ("float32", (6, 4)),
+        "model.layers.0.q_proj.weight": ("float32", (4, 4)),
+    }
 
 
 @pytest.mark.parametrize(
@@ -42,6 +45,8 @@ def test_whole_sharded_and_cast_versions_are_accepted(tmp_path):
         ({"model.embed.weight": None}, "model.embed.weight is missing"),
         ({"model.other": torch.ones(1)}, "model.other is not in the model"),
         ({"model.embed.weight": torch.full((6, 4), float("inf"))}, "model.embed.weight has values that are not finite"),
+        ({"model.embed.weight": torch.ones(6, 4, dtype=torch.int8)}, "model.embed.weight is int8; publish weights as"),
+        ({"model.embed.weight": torch.ones(6, 4).to(torch.float8_e4m3fn)}, r"embed.weight is F8_E4M3; publish weights"),
     ],
 )
 def test_a_tensor_that_does_not_fit_is_named(tmp_path, change, message):
@@ -75,6 +80,7 @@ def test_adapters_must_be_whole_and_stay_the_same_set(tmp_path):
             ({f"{stem}.lora_A.weight": torch.ones(2, 4)}, "not one half of an adapter"),
             ({**pair, f"{stem}.lora_A.weight": torch.ones(2, 5)}, r"is \(2, 5\), its matrix at model.path is \(4, 4\)"),
             ({"model.embed.weight": torch.ones(6, 4)}, "not one half of an adapter"),
+            ({**pair, f"{stem}.lora_A.weight": torch.ones(2, 4, dtype=torch.int8)}, "lora_A.weight is int8"),
             (
                 {**other, f"{stem.replace('layers.0.q_proj', 'embed')}.lora_B.weight": torch.ones(6, 2)},
                 "other matrices",
@@ -83,3 +89,11 @@ def test_adapters_must_be_whole_and_stay_the_same_set(tmp_path):
     ):
         with pytest.raises(WeightsUnusable, match=message):
             files.check(directory(tmp_path / f"bad{number}", content, "adapter_model.safetensors"))
+
+
+def test_an_integer_tensor_of_the_model_keeps_its_type(tmp_path):
+    counts = {"model.counts": torch.arange(3)}
+    files = VersionFiles(directory(tmp_path / "base", tensors(**counts)), adapters=False)
+    files.check(directory(tmp_path / "same", tensors(**counts)))
+    with pytest.raises(WeightsUnusable, match=r"model\.counts is int32; publish"):
+        files.check(directory(tmp_path / "other", tensors(**{"model.counts": torch.arange(3, dtype=torch.int32)})))

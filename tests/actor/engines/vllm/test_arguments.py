@@ -15,12 +15,14 @@ PIPELINE = "pipeline_parallel_size"
 KNOWN = {*OWNED, "tensor_parallel_size", "max_model_len", "max_num_batched_tokens", "enforce_eager", WHOLE, PIPELINE}
 
 
-def opened(arguments=None, lora=None, broadcast="none", *, cpu=False, **actor):
+def opened(arguments=None, lora=None, broadcast="none", *, unsafe=None, cpu=False, **actor):
     """The arguments that the engine is opened with under these settings."""
-    settings = ActorSettings.model_validate({"engine": "vllm", "vllm": {"arguments": arguments or {}}, **actor})
+    vllm = {"arguments": arguments or {}, "unsafe_arguments": unsafe or {}}
+    settings = ActorSettings.model_validate({"engine": "vllm", "vllm": vllm, **actor})
     return engine(
         settings.vllm.arguments,
         ModelSettings(path=Path("/m"), dtype="bfloat16", lora=lora),
+        unsafe=settings.vllm.unsafe_arguments,
         broadcast=broadcast,
         max_batch=settings.max_batch,
         prefill_tokens=settings.prefill_tokens,
