@@ -1,9 +1,13 @@
 """The text given to Lean for one check, and the reading of Lean's answer.
 
-    imports of the header, import Lean
-    the checker (checker.lean)                      parsed before the header can change notations
-    the rest of the header (open, variable, …)
-    #sieve_check "nonce" "name" "statement" "proof" "mode" "heartbeats"
+    imports of the header, import Lean              Check.imports: nothing else, not even a comment
+    the checker (checker.lean)                      Check.context: parsed before the header can change notations
+    the rest of the header (open, variable, …)      … up to here; imports + context = Check.prelude
+    #sieve_check "nonce" "name" "statement" "proof" "mode" "heartbeats"      Check.command, one line
+
+A back end elaborates `prelude` once per environment and then sends only commands: each leaves the environment as it
+was. `joined` is one file for several checks of the same prelude, for a server that keeps nothing but imports; each
+check finds its own message by its nonce.
 
 Statement and proof are string literals, so nothing that the model wrote is part of the file's own commands. Lean
 answers with one information message that carries the nonce. The nonce is drawn after the answer was written, and a
@@ -22,13 +26,16 @@ from functools import cache
 from importlib import resources
 from typing import Any, Literal
 
+from verifier.builtin.lean.lexer import comment_end
+
 AXIOMS = frozenset({"propext", "Classical.choice", "Quot.sound"})
 """The axioms that a proof may rest on."""
 
 Library = Literal["walk", "trust"]
 """Axioms of imported theorems: `walk` collects them all, `trust` looks for the known unsound ones only."""
 
-_IMPORT = re.compile(r"\s*(import|public import|prelude|module)\b")
+_LEADING = re.compile(r"\s*(import\s+[\w.«»!?']+)|\s*(--|/-)|\s+")
+_NOT_ORDINARY = re.compile(r"((?:public|meta|private|import|module|prelude)\b.{0,40})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +48,34 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One question to Lean: `prelude` (shared by checks, cacheable), then `command`."""
+    """One question to Lean: `prelude` (equal for equal headers, to be elaborated once), then `command`.
 
-    prelude: str
+    `imports` are the import lines alone, each ending in a line break; `context` is the checker and the rest of the
+    header. `command` is one line and leaves the environment unchanged.
+    """
+
+    imports: str
+    context: str
     command: str
     nonce: str
 
     @property
+    def prelude(self) -> str:
+        """What comes before the command: `imports`, then `context`."""
+        return self.imports + self.context
+
+    @property
     def file(self) -> str:
-        """Both as one file."""
-        return f"{self.prelude}\n{self.command}\n"
+        """Prelude and command as one file."""
+        return joined([self])
+
+
+def joined(checks: Sequence[Check]) -> str:
+    """One file that holds all checks after one prelude. Raises ValueError unless they have the same prelude."""
+    preludes = {check.prelude for check in checks}
+    if len(preludes) != 1:
+        raise ValueError(f"{len(checks)} checks with {len(preludes)} different preludes; join those with the same one")
+    return "\n".join([*preludes, *(check.command for check in checks)]) + "\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +98,29 @@ def checker() -> str:
 
 
 @cache
-def prelude(header: str) -> str:
-    """The header with `import Lean` and the checker; equal for equal headers, so that back ends can cache it."""
-    lines = header.replace("\r\n", "\n").split("\n")
-    last = max((place for place, line in enumerate(lines) if _IMPORT.match(line)), default=-1)
-    imports = [line.strip() for line in lines[: last + 1]]
+def split(header: str) -> tuple[str, str]:
+    """The header as (imports, context), see Check: equal for equal headers, so that back ends can cache it.
+
+    Raises ValueError for a header of a file that is not an ordinary one (`module`, `prelude`).
+    """
+    text = plain(header)
+    imports, at = [], 0
+    while found := _LEADING.match(text, at):
+        if found[1] is None:  # blanks or a comment
+            at = comment_end(text, found.end() - 2) if found[2] else found.end()
+            continue
+        imports.append(" ".join(found[1].split()))
+        at = found.end()
+    if refused := _NOT_ORDINARY.match(text, at):
+        raise ValueError(f"record.header has {refused[1]!r}: give imports, each by its module's name, first")
     if "import Lean" not in imports:
         imports.append("import Lean")
-    return "\n".join([*imports, checker(), *lines[last + 1 :]]).rstrip() + "\n"
+    return "\n".join(imports) + "\n", "\n".join([checker(), text[at:].strip("\n")]).rstrip() + "\n"
+
+
+def plain(text: str) -> str:
+    """`text` with the line breaks of Lean, which knows neither CRLF inside a string nor a tab."""
+    return text.replace("\r\n", "\n").replace("\t", " ")
 
 
 def assemble(
@@ -89,7 +129,8 @@ def assemble(
     """The check of one proof; `head` is the statement up to `:=`, `proof` the screened tactic block after `by`."""
     nonce = secrets.token_hex(16)
     arguments = (nonce, name, f"{head} by", proof, library, str(heartbeats))
-    return Check(prelude(header), "#sieve_check " + " ".join(map(literal, arguments)), nonce)
+    imports, context = split(header)
+    return Check(imports, context, "#sieve_check " + " ".join(map(literal, arguments)), nonce)
 
 
 def literal(text: str) -> str:

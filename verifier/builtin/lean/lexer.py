@@ -66,7 +66,7 @@ def read(text: str) -> Source:
         if text.startswith(("--", "/-"), at):
             if at and text[at - 1] not in _OPENERS and not _continues(text[at - 1]):
                 raise Unreadable("odd_comment", f"{text[max(0, at - 3) : at + 3]!r}: a comment attached to an operator")
-            end = _comment(text, at)
+            end = comment_end(text, at)
             for place in range(at, end):
                 if text[place] != "\n":
                     blank[place] = " "
@@ -171,7 +171,7 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(words)
 
 
-def _comment(text: str, at: int) -> int:
+def comment_end(text: str, at: int) -> int:
     """The end of the comment that begins at `at`."""
     if text.startswith("--", at):
         close = text.find("\n", at)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from verifier.builtin.failed import Failed
-from verifier.builtin.lean.assembly import Message, NoFinding, assemble, finding, literal, prelude
+from verifier.builtin.lean.assembly import Message, NoFinding, assemble, finding, literal, split
 from verifier.builtin.lean.extraction import read_record, tactics
 from verifier.builtin.lean.lexer import Unreadable, read
 from verifier.builtin.lean.screening import OPTIONS, REASONS, screen
@@ -164,10 +164,10 @@ def test_a_string_literal_ends_where_it_should(text: str) -> None:
 
 
 def test_imports_come_first_and_the_checker_before_whatever_else_the_header_holds() -> None:
-    text = prelude("import Mathlib\nimport Aesop\n\nset_option maxRecDepth 900\nopen Nat\n")
+    text = "".join(split("import Mathlib\n-- why\nimport Aesop\n\nset_option maxRecDepth 900\nopen Nat\n"))
     assert text.startswith("import Mathlib\nimport Aesop\nimport Lean\n")
     assert text.index("namespace SieveCheck") < text.index("open Nat")
-    assert prelude("").startswith("import Lean\n")
+    assert "".join(split("")).startswith("import Lean\n")
 
 
 def test_only_a_single_finding_with_the_nonce_and_without_errors_is_accepted() -> None:
