@@ -4,10 +4,11 @@
 
 A keep-alive thread renews the claim on every completion held until the broker has acknowledged its verdict. A slow
 verdict is therefore never mistaken for a dead service, and the work of a killed service goes to the others. The broker
-retries `error` verdicts elsewhere. A queue whose verdicts are all errors is read more and more slowly: an outage of a
-tool for a minute must not send a minute of work to the dead letters, and a broken service must not take work faster
-than the working ones. On a stop, unfinished work is requeued at once. How answers are judged is decided in protocol.py
-and by the verifiers.
+retries `error` verdicts elsewhere. A completion whose verifier ended without a verdict may be what ended it: it is
+judged alone, so that it ends nothing else, and after `verify_attempts` deliveries the broker dead-letters it. A queue
+whose verdicts are all errors is read more and more slowly: an outage of a tool for a minute must not send a minute of
+work to the dead letters, and a broken service must not take work faster than the working ones. On a stop, unfinished
+work is requeued at once. How answers are judged is decided in protocol.py and by the verifiers.
 """
 
 from __future__ import annotations
@@ -77,6 +78,8 @@ class VerifierService(Service[VerifierClient]):
         self._pools: list[Pool] = []
         self._caches: dict[str, VerdictCache] = {}
         self._done: queue.SimpleQueue[Result] = queue.SimpleQueue()
+        self._alone: tuple[Pool, str] | None = None
+        """The last completion that was received to be judged alone, by its pool and entry."""
         self._ended = threading.Event()
         self._keeper_failure: Exception | None = None
         self._asked_finished = 0.0
@@ -105,6 +108,10 @@ class VerifierService(Service[VerifierClient]):
             self.log.info("serving %s/%s with %d threads", name, verifier.version, settings.concurrency)
         # On its own connection, because a blocking receive on a shared one would delay it.
         threading.Thread(target=self._keep, args=(self._connect(),), name="keep-alive", daemon=True).start()
+        # Before anything is judged, the launcher must be able to see that the set-up has succeeded: what ends this
+        # process from now on may be an answer.
+        self.phase("idle")
+        self.retrying(lambda: self.broker.heartbeat(self.heartbeat()))
 
     def step(self) -> None:
         """One turn of the loop; safe to repeat after an error, because completions received and verdicts given are kept
@@ -140,8 +147,14 @@ class VerifierService(Service[VerifierClient]):
     # --- parts of a step
 
     def _receive(self) -> None:
-        """Receive up to each queue's share; blocks only while nothing at all is held."""
-        for pool in self._pools:
+        """Receive up to each queue's share; blocks only while nothing at all is held. Nothing is received next to a
+        completion that is judged alone, or while what is held is finished to make room for one."""
+        if self._alone is not None and self._alone[1] in self._alone[0].in_hand:
+            return
+        left_behind = [pool for pool in self._pools if self.broker.has_left_behind(pool.name)]
+        if left_behind and self._busy():
+            return
+        for pool in left_behind or self._pools:
             settings = self._queue(pool.name)
             target = share(settings.concurrency, settings.batch, self._settings.prefetch_seconds, pool.seconds)
             # Refill when half is judged, not one by one: a fast verifier would pay a round trip for every completion.
@@ -151,12 +164,19 @@ class VerifierService(Service[VerifierClient]):
             if room <= 0 or pool.backing_off() > 0:
                 continue
             if self._busy():
-                works = self.broker.receive(pool.name, self.id, room, 0.0)
+                works = self.broker.receive(pool.name, self.id, room, 0.0, free=False)
             else:
                 with self.waiting("verify queue"):
                     works = self.broker.receive(pool.name, self.id, room, IDLE_SECONDS / len(self._pools))
             self._metrics.received(pool.name, [work.entry for work in works])
             self._submit(pool, works)
+            if works and works[0].alone:
+                self._alone = (pool, works[0].entry)
+                self.log.warning(
+                    "%s %s/%s: an earlier verifier gave no verdict; attempt %d, alone",
+                    *(pool.name, works[0].completion.group_id, works[0].completion.idx, works[0].attempt),
+                )
+                return
 
     def _submit(self, pool: Pool, works: list[Work]) -> None:
         """Give work to the threads, except what the verdict cache answers."""

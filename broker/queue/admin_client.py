@@ -63,5 +63,6 @@ def _letter(entry: bytes, fields: dict[bytes, bytes]) -> DeadLetter:
         verifier=text(b"verifier"),
         reason=text(b"reason"),
         verdict=unpack(Verdict, body) if body else None,
+        history=tuple(text(b"h").splitlines()),
         payload_bytes=len(fields.get(b"p", b"")),
     )

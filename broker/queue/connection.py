@@ -3,7 +3,8 @@
 The run is a state machine. Each arrow is one method of a client and one script in `lua/`, atomic and safe to repeat:
 
     actor_client      TICKET take, release   OFFER offer
-    verifier_client   JUDGE receive, judge, requeue   (READY: when judge settles the last completion of a group)
+    verifier_client   JUDGE receive, judge, requeue   CLAIM receive
+                      (READY: when judge settles the last completion of a group)
     learner_client    LEASE lease, groups   COMMIT commit   weights: publish   evaluation: request_eval … eval_done
     admin_client      RETRY retry_dead; depths and audit read only
 
@@ -20,7 +21,8 @@ Keys, all under `{sieve:<run>}:` (one hash tag, so one slot of a Redis cluster):
     lease:<step>, leased     groups that the learner holds
     open, live               train groups not yet leased (score: absorbed count at issue); not yet committed or dropped
     done, dropped            bitmaps over ticket numbers: the tombstones
-    dead                     stream of dead letters with their reasons
+    deaths                   hash: entry of a verify queue → a line for each consumer that gave no verdict on it
+    dead                     stream of dead letters with their reasons and histories
     canaries, canary-reports               broker/weights/canary.py
     transfer, receivers, answers, acks     broker/weights/broadcast.py
     z, evals                 Z statistics per train prompt; evaluations and their state

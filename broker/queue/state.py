@@ -69,7 +69,9 @@ class Work:
     completion: Completion
     prompt: Prompt
     attempt: int
-    """1 for the first try."""
+    """1 for the first try. Earlier tries ended with an error, or with no verdict at all."""
+    alone: bool = False
+    """Whether an earlier consumer may have been ended by it: it must be judged with nothing else in the process."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,9 @@ class DeadLetter:
     verifier: str
     reason: str
     verdict: Verdict | None
-    """The last one; None when the completion could not be read."""
+    """The last one; None when the completion could not be read, or its last consumer gave none."""
+    history: tuple[str, ...]
+    """One line for each attempt: the consumer, and its reason code or that it gave no verdict."""
     payload_bytes: int
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import redis
@@ -33,7 +34,7 @@ class VerifierClient(RunConnection):
         self._blocking = scripts.connect(url, socket_timeout=LONGEST_BLOCK + 5.0)
         self._cache = scripts.Scripts(redis_client, VERDICT_CACHE, settings.connect_seconds)
         self._joined: set[str] = set()
-        self._claimed_at: dict[str, float] = {}
+        self._looked_at: dict[str, float] = {}
 
     def close(self) -> None:
         """Close the connections."""
@@ -42,10 +43,14 @@ class VerifierClient(RunConnection):
 
     # --- the verify queues
 
-    def receive(self, verifier: str, consumer: str, count: int, block_seconds: float) -> list[Work]:
+    def receive(
+        self, verifier: str, consumer: str, count: int, block_seconds: float, *, free: bool = True
+    ) -> list[Work]:
         """Up to `count` completions to judge, waiting at most `block_seconds` (≤ 30) for the first.
 
-        What a dead consumer left comes first, once its idle time exceeds the lease. What cannot be read is
+        What a dead consumer left comes first, once its idle time exceeds the lease: one completion at a time, marked
+        `alone`, since it may be what ended that consumer, and only if the caller holds nothing else (`free`). Each such
+        delivery is an attempt. What cannot be read, and what was given to `verify_attempts` consumers in vain, is
         dead-lettered here. An entry that this consumer answered with `error` before goes to another living consumer if
         there is one.
 
@@ -56,17 +61,42 @@ class VerifierClient(RunConnection):
             raise ValueError(f"block_seconds = {block_seconds}, must be within 0 and {LONGEST_BLOCK:g}")
         try:
             self._join(verifier)
-            entries = self._left_behind(verifier, consumer, count)
-            if not entries:
-                entries = self._new(verifier, consumer, count, block_seconds)
+            left = self._left_behind(verifier, consumer) if free else None
+            if left is not None:
+                entry, used = left
+                works, malformed = self._read([entry])
+                found = [replace(work, attempt=used + 1, alone=True) for work, _ in works]
+            else:
+                works, malformed = self._read(self._new(verifier, consumer, count, block_seconds))
+                found = [work for work, tried in works if self._may_try(verifier, consumer, work, tried)]
         except BrokerError as error:
             if "NOGROUP" in str(error):  # the server lost its data; join again with the next call
                 self._joined.discard(verifier)
             raise
-        works, malformed = self._read(entries)
         if malformed:
             self.script("judge", **self._verdicts(verifier, consumer, malformed))
-        return [work for work, tried in works if self._may_try(verifier, consumer, work, tried)]
+        return found
+
+    def has_left_behind(self, verifier: str) -> bool:
+        """Whether dead consumers left work that `receive` would give to a caller that is `free`; looked for twice
+        within a lease, and at once after some was found."""
+        now = time.monotonic()
+        if now - self._looked_at.get(verifier, float("-inf")) <= self.settings.lease_seconds / 2:
+            return False
+        queue, idle = self._queue(verifier), int(self.settings.lease_seconds * 1000)
+        try:
+            self._join(verifier)
+            pending = self._retry(
+                lambda: self._redis.xpending_range(queue, GROUP, "-", "+", 1, idle=idle), "looking for abandoned work"
+            )
+        except BrokerError as error:
+            if "NOGROUP" in str(error):
+                self._joined.discard(verifier)
+            raise
+        if not cast(list[Any], pending):
+            self._looked_at[verifier] = now
+            return False
+        return True
 
     def _join(self, verifier: str) -> None:
         queue = self._queue(verifier)
@@ -85,19 +115,17 @@ class VerifierClient(RunConnection):
             self._retry(join, "joining the verify queue")
             self._joined.add(verifier)
 
-    def _left_behind(self, verifier: str, consumer: str, count: int) -> list[Entry]:
-        """Claimed entries of dead consumers; looked for twice within a lease."""
-        if time.monotonic() - self._claimed_at.get(verifier, float("-inf")) <= self.settings.lease_seconds / 2:
-            return []
+    def _left_behind(self, verifier: str, consumer: str) -> tuple[Entry, int] | None:
+        """An entry of a dead consumer, claimed, and the attempts before this one."""
+        if not self.has_left_behind(verifier):
+            return None
         idle = int(self.settings.lease_seconds * 1000)
-        claimed = self._retry(
-            lambda: self._redis.xautoclaim(self._queue(verifier), GROUP, consumer, idle, count=count),
-            "claiming the work of dead verifiers",
-        )
-        entries = [(entry, fields) for entry, fields in cast(Any, claimed)[1] if fields]
-        if len(entries) < count:  # a full claim says there may be more
-            self._claimed_at[verifier] = time.monotonic()
-        return entries
+        attempts = self.settings.verify_attempts
+        claimed = self.script("claim", verifier=verifier, consumer=consumer, attempts=attempts, idle=idle)
+        if not claimed:
+            return None
+        entry, fields, used = claimed
+        return (entry, dict(zip(fields[::2], fields[1::2], strict=True))), int(used)
 
     def _new(self, verifier: str, consumer: str, count: int, block_seconds: float) -> list[Entry]:
         queue, block = self._queue(verifier), int(block_seconds * 1000) or None

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -22,9 +22,11 @@ from rich.console import Console
 
 from broker.errors import EX_DATA, EX_OK, EX_UNAVAILABLE, SieveError
 from broker.queue.admin_client import AdminClient
+from broker.queue.heartbeat import Heartbeat
 from broker.runtime.endpoint import answers, read_endpoint
 from broker.runtime.metrics import close_log, open_log
 from broker.runtime.redis_server import Server
+from broker.runtime.service import UNREACHABLE
 from deploy.config.tree import Config, plain
 from deploy.launch.ray_units import Unit, Unplaceable, connect, make_units
 from deploy.launch.restarts import KILLED
@@ -196,7 +198,20 @@ class Supervisor:
 
     def _see_work(self) -> None:
         """Note which units got past their set-up: a death after that is not a failed start."""
-        services = self._exporter.snapshot.services
+        self._note_work(self._exporter.snapshot.services)
+
+    def _look_again(self) -> None:
+        """See who works, asked anew: the exporter's snapshot may be older than the start of a service that ended."""
+        try:
+            broker = AdminClient.connect(self._config.broker, self._config.run, url=self._url)
+            try:
+                self._note_work(broker.services())
+            finally:
+                broker.close()
+        except (*UNREACHABLE, SieveError) as error:
+            log.warning("the heartbeats of an ended service cannot be read: %s", error)
+
+    def _note_work(self, services: Sequence[Heartbeat]) -> None:
         working = {heartbeat.pid for heartbeat in services if heartbeat.phase not in SETTING_UP}
         for unit in self._units:
             unit.worked = unit.worked or all(process in working for process in unit.processes)
@@ -217,6 +232,8 @@ class Supervisor:
             if unit.role == "learner":
                 self._begin_drain("the run is finished" if not self._signals else "stopped")
             return
+        if not unit.worked:
+            self._look_again()
         lived = time.monotonic() - unit.started
         pause = unit.restarts.ended(end.code, lived, unit.worked)
         reason = end.line or f"exit {end.code}"

@@ -225,7 +225,7 @@ def make_units(config: Config, tree: Mapping[str, Any], url: str) -> list[Unit]:
     for name, queue in config.verifier.serve.items():
         for _ in range(queue.replicas):
             member = _member("verifier", launch.verifier, tree, url, index, (name,), launch.threads)
-            units.append(Unit("verifier", index, f"verifier {index} ({name})", [member], Restarts(launch)))
+            units.append(Unit("verifier", index, f"verifier {index} ({name})", [member], Restarts(launch, True)))
             index += 1
     return units
 

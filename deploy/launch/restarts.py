@@ -7,6 +7,9 @@
     any other                         restart once; give up the second time in a row
     none (killed)                     restart; the limit applies only if the service never got past its set-up
 
+A verifier that got past its set-up is always restarted: an answer can end it with any code, and after
+broker.verify_attempts deliveries the queue gives up on that answer.
+
 Failures are "in a row" until a service has run for launch.healthy_seconds. The pause doubles with each of them, up to
 LONGEST_PAUSE.
 """
@@ -31,6 +34,8 @@ class Restarts:
     """The failures of one service so far, and the decision after each."""
 
     settings: LaunchSettings
+    expendable: bool = False
+    """Whether what the service works on can end it: true of verifiers."""
     row: int = 0
     """Failures in a row."""
     reasons: dict[str, int] = field(default_factory=dict)
@@ -44,7 +49,9 @@ class Restarts:
         self.row = 1 if lived >= self.settings.healthy_seconds else self.row + 1
         reason = "killed" if code == KILLED else f"exit {code}"
         self.reasons[reason] = self.reasons.get(reason, 0) + 1
-        if code == KILLED:
+        if self.expendable and worked:
+            hopeless = False
+        elif code == KILLED:
             hopeless = not worked and self.row > self.settings.restart_limit
         elif code in TEMPORARY:
             hopeless = self.row > self.settings.restart_limit

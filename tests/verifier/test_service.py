@@ -221,6 +221,34 @@ def test_killing_a_verifier_loses_nothing(rig: Rig) -> None:
     assert broker.dead_letters() == []
 
 
+@pytest.mark.slow
+def test_an_answer_that_ends_its_verifier_is_given_up_after_its_attempts_and_ends_no_other(rig: Rig) -> None:
+    rig.lease_seconds = 1.0
+    broker = rig.open(["die", *(f"pass {i}" for i in range(39))], n=4)
+    config = rig.config(obedient(concurrency=2))
+    ends = 0
+    process = rig.process(config)
+    try:
+        until_ready = time.monotonic() + 60
+        while ready(broker) < 10:
+            assert time.monotonic() < until_ready, f"{ends} verifiers ended"
+            if process.poll() is not None:
+                assert process.returncode == 3
+                ends += 1
+                process = rig.process(config, ends)
+            time.sleep(0.02)
+        time.sleep(0.5)
+        assert process.poll() is None  # the next verifier is not given it again
+    finally:
+        process.kill()
+        process.wait()
+    assert ends == rig.attempts
+    (letter,) = broker.dead_letters()
+    assert letter.reason == "no_verdict" and len(letter.history) == rig.attempts
+    audit = broker.audit()
+    assert (audit.lost, audit.dead_letters) == (0, 1)
+
+
 def test_the_service_ends_by_itself_when_the_run_is_finished(rig: Rig) -> None:
     broker = rig.open(["pass"])
     service = VerifierService(rig.config(obedient()), url=rig.url)

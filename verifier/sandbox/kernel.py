@@ -1,4 +1,4 @@
-"""Wrappers for kernel calls that Python lacks: Landlock, seccomp, prctl. Each raises OSError naming the call.
+"""Wrappers for kernel calls that Python lacks: Landlock, seccomp, prctl, mounts. Each raises OSError naming the call.
 
 Landlock (kernel documentation, userspace-api/landlock) takes rights away from the calling process and everything it
 starts: here all file access outside the named trees, TCP (ABI 4), ioctls on devices (5), abstract sockets and signals
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import stat
 import struct
 from collections.abc import Iterable
@@ -25,6 +26,9 @@ _ALL_BY_ABI = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 4: (1 << 15
 _TCP_BIND_CONNECT = 3
 _SCOPE_ABSTRACT_AND_SIGNAL = 3
 SCOPED_SIGNALS_ABI = 6
+
+_CLONE_NEWNS, _CLONE_NEWUSER = 0x00020000, 0x10000000
+_MS_NOSUID, _MS_NODEV, _MS_REC, _MS_PRIVATE = 2, 4, 1 << 14, 1 << 18
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -46,6 +50,39 @@ def install_filter(code: bytes) -> None:
 
     found = Program(len(code) // 8, code)
     prctl(PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.cast(ctypes.byref(found), ctypes.c_void_p))
+
+
+def counts_tasks_by_namespace() -> bool:
+    """Whether RLIMIT_NPROC counts the tasks of a user within a user namespace (since Linux 5.14)."""
+    found = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    return found is not None and (int(found[1]), int(found[2])) >= (5, 14)
+
+
+def own_mounts(new_user: bool) -> None:
+    """Give this process mounts of its own, which end with it; `new_user`: in a user namespace of its own, in which an
+    ordinary user may mount."""
+    user, group = os.getuid(), os.getgid()
+    if _libc.unshare(ctypes.c_int(_CLONE_NEWNS | (_CLONE_NEWUSER if new_user else 0))) != 0:
+        raise OSError(ctypes.get_errno(), f"unshare: {os.strerror(ctypes.get_errno())}")
+    if new_user:
+        # The files below belong to this user only while the process is dumpable, which the change of namespace ended.
+        prctl(PR_SET_DUMPABLE, 1)
+        for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(text)
+        prctl(PR_SET_DUMPABLE, 0)
+    _mount("none", "/", None, _MS_REC | _MS_PRIVATE, None)
+
+
+def mount_tmpfs(place: str, options: str) -> None:
+    """Mount a tmpfs at the folder `place`."""
+    _mount("tmpfs", place, "tmpfs", _MS_NOSUID | _MS_NODEV, options)
+
+
+def _mount(source: str, target: str, kind: str | None, flags: int, options: str | None) -> None:
+    texts = [None if text is None else text.encode() for text in (source, target, kind, options)]
+    if _libc.mount(texts[0], texts[1], texts[2], ctypes.c_ulong(flags), texts[3]) != 0:
+        raise OSError(ctypes.get_errno(), f"mount at {target}: {os.strerror(ctypes.get_errno())}")
 
 
 def landlock_abi() -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from verifier.sandbox import kernel, seccomp
-from verifier.sandbox.limits import LEVELS, Level, Limits, SandboxTrouble, SandboxUnavailable
+from verifier.sandbox.limits import GROUPED, LEVELS, Level, Limits, SandboxTrouble, SandboxUnavailable
 from verifier.sandbox.sandbox import Sandbox
 
 log = logging.getLogger("sieve.sandbox")
@@ -41,22 +41,44 @@ _MEANING = {
 
 
 def open_sandbox(
-    level: Literal["auto"] | Level = "auto", *, readable: Sequence[Path | str] = (), directory: Path | None = None
+    level: Literal["auto"] | Level = "auto",
+    *,
+    readable: Sequence[Path | str] = (),
+    programs: bool = True,
+    directory: Path | None = None,
 ) -> Sandbox:
-    """A sandbox at the strongest level that works, or at exactly `level`. Raises SandboxUnavailable."""
+    """A sandbox at the strongest level that works, or at exactly `level`; the rest as for Sandbox.
+
+    Raises SandboxUnavailable.
+    """
     if level == "unsafe":
         log.warning("sandbox level unsafe: programs can read what this service can, and use the network")
-        return Sandbox("unsafe", readable=readable, directory=directory)
+        sandbox = Sandbox("unsafe", readable=readable, programs=programs, directory=directory)
+        _log_bounds(sandbox)
+        return sandbox
     tried: list[str] = []
     for candidate in LEVELS if level == "auto" else (level,):
-        sandbox = Sandbox(candidate, readable=readable, directory=directory)
+        sandbox = Sandbox(candidate, readable=readable, programs=programs, directory=directory)
         trouble = probe(sandbox)
         if not trouble:
-            log.info("sandbox level %s", candidate)
+            _log_bounds(sandbox)
             return sandbox
         sandbox.close()
         tried.append(f"{candidate}: {trouble}")
     raise SandboxUnavailable(f"untrusted programs cannot be confined here ({'; '.join(tried)}); {REMEDY}")
+
+
+def _log_bounds(sandbox: Sandbox) -> None:
+    bounds = sandbox.bounds
+    log.info("sandbox level %s; memory is bounded by %s, disk by %s", sandbox.level, bounds.memory, bounds.disk)
+    if bounds.memory not in GROUPED:
+        log.warning(
+            "no control group for programs (%s): memory is limited for each process, and measured for all of them; to "
+            "bound it exactly, delegate a control group to this service (systemd: Delegate=yes)",
+            "; ".join(bounds.why),
+        )
+    if bounds.disk != "tmpfs":
+        log.warning("no tmpfs for programs (%s): disk use is measured, not bounded", "; ".join(bounds.why))
 
 
 def probe(sandbox: Sandbox) -> str:
@@ -72,8 +94,11 @@ def probe(sandbox: Sandbox) -> str:
             outcome = sandbox.run(
                 ["/bin/sh", "-c", _PROBE, "sh", outside.name], {"given": "given\n"}, limits=Limits(wall_seconds=10)
             )
+            bounds = sandbox.bounds
         except SandboxTrouble as error:
             return str(error)
+    if bounds.memory == "none":
+        return f"nothing bounds the memory of programs: {'; '.join(bounds.why)}"
     if (outcome.ended, outcome.code) == ("exit", _CONFINED):
         return ""
     how = _MEANING.get(outcome.code, f"the probe ended by {outcome.ended} {outcome.code}")

@@ -13,6 +13,11 @@ Ended = Literal["exit", "signal", "wall", "cpu", "memory", "disk", "output", "st
 """How a program ended. `exit` and `signal`: by itself. `stopped`: by the caller. The others name the limit at which it
 was killed; `starved` is raised as Starved and never appears in an Outcome."""
 
+MemoryBound = Literal["cgroup2", "cgroup1", "scope", "rlimits", "none"]
+DiskBound = Literal["tmpfs", "sampled"]
+GROUPED: frozenset[MemoryBound] = frozenset({"cgroup2", "cgroup1", "scope"})
+"""Bounds on memory by a control group for each run."""
+
 MiB = 1 << 20
 STRETCH = 4.0
 """Time limits do not count the time in which a program was ready to run but got no core, up to this many times the
@@ -34,6 +39,20 @@ class Starved(SandboxTrouble):
 
 
 @dataclass(frozen=True, slots=True)
+class Bounds:
+    """How the kernel bounds what a run uses on this machine; each was exceeded once, to see that it holds."""
+
+    memory: MemoryBound
+    """`cgroup2`, `cgroup1`, `scope` (systemd's): one control group for each run, which bounds its memory and its tasks.
+    `rlimits`: limits of each process, and a system call filter against memory that they do not count. `none`: not even
+    that filter can be installed."""
+    disk: DiskBound
+    """`tmpfs`: a file system of the run's own. `sampled`: a limit on each file; the sum is measured at intervals."""
+    why: tuple[str, ...]
+    """Why stronger bounds do not work here, one line each."""
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """Limits of one run. Raises ValueError for a value that cannot be enforced."""
 
@@ -42,10 +61,13 @@ class Limits:
     cpu_seconds: float = 10.0
     """CPU time of each process, rounded up to whole seconds."""
     memory_bytes: int = 512 * MiB
-    """Resident memory of everything the run started, checked periodically; see also `address_space`."""
+    """Memory of everything the run started. In a control group: all that the kernel allocates for it, besides
+    `disk_bytes` for its files where they are in memory (Bounds.disk). Without one: the resident memory, measured at
+    intervals, and limits of each process; see `address_space`."""
     address_space: bool = True
-    """Also limit the address space of each process to `memory_bytes`, enforced at once by the kernel. Off for programs
-    that map much more than they use (Lean, Node, the JVM)."""
+    """Also limit the address space of each process to `memory_bytes`. Off for programs that map much more than they use
+    (Lean, Node, the JVM); without a control group, their private writable memory is limited to four times
+    `memory_bytes` for each process."""
     processes: int = 1
     """1: the program can start no other process, only threads. Above 1: it may start that many besides itself."""
     threads: int = 32
@@ -55,8 +77,8 @@ class Limits:
     file_bytes: int = 16 * MiB
     """Size of the largest file that the program can write."""
     disk_bytes: int = 64 * MiB
-    """All files in the run's directory plus those removed but still open, checked periodically. A file whose descriptor
-    was sent through a socket and closed is not seen; such files are bounded by open_files times file_bytes."""
+    """All files that the run writes, each counted as at least 4 KiB. On a tmpfs (Bounds.disk) the kernel refuses more.
+    Otherwise they are measured at intervals, and files that were removed are seen only while a descriptor is open."""
     open_files: int = 64
 
     def __post_init__(self) -> None:

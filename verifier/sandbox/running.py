@@ -20,6 +20,10 @@ from verifier.sandbox.limits import STRETCH, Ended, Outcome, SandboxTrouble, Sta
 
 GRACE_SECONDS = 15.0
 """How long after a limit has passed a supervisor may take to end the run and report; then SandboxTrouble is raised."""
+_OUT_OF_MEMORY = (
+    "the machine, or a group around this service, is out of memory and killed the program; lower the number of "
+    "verdicts under way, or give the service more memory"
+)
 
 
 class Running:
@@ -231,13 +235,21 @@ class Running:
             raise Starved(f"the program waited {report['starved']:.1f} of {report['seconds']:.1f} s for a core")
         if report["ended"] != "exit":
             return report["ended"], 0
+        if report["group_killed"]:
+            if report["exhausted"]:
+                return "memory", 0
+            raise SandboxTrouble(_OUT_OF_MEMORY)
         if code >= 0:
             return "exit", code
         limits = self._plan.limits
         if code == -24 or (code == -9 and report["cpu"] >= limits.cpu_seconds):
             return "cpu", 0
-        if code == -9 and report["machine_killed"] and report["peak"] < 0.9 * limits.memory_bytes:
-            raise SandboxTrouble("the machine is out of memory and killed the program; lower verifier concurrency")
+        # Without a control group, only a program that cannot have caused the signal itself (seccomp.program, `grouped`)
+        # counts as killed by the machine.
+        ungrouped = report["group_killed"] is None
+        harmless = limits.processes == 1 or self._plan.level == "unsafe"
+        if code == -9 and ungrouped and harmless and report["machine_killed"]:
+            raise SandboxTrouble(_OUT_OF_MEMORY)
         return "signal", -code
 
     def _said(self, name: str) -> bytes:

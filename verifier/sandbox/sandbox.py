@@ -3,9 +3,10 @@
     outcome = open_sandbox().run(["python3", "-I", "main.py"], {"main.py": source}, b"its stdin", Limits())
 
 A program gets its own directory with the given files, a clean environment, and nothing else: no network, no other files
-(except the system's programs and libraries, read-only), no other processes. When `run` returns, everything it started
-has ended and its directory is removed. `start` returns a Running, which exchanges lines with the program through a
-channel (descriptor 3 in the program). Safe to use from several threads. The output of programs is not interpreted.
+(except the system's programs and libraries, and what the caller names, read-only), no other processes. When `run`
+returns, everything it started has ended and its directory is removed. `start` returns a Running, which exchanges lines
+with the program through a channel (descriptor 3 in the program). Safe to use from several threads. The output of
+programs is not interpreted.
 """
 
 from __future__ import annotations
@@ -27,15 +28,18 @@ from types import TracebackType
 
 from verifier.sandbox.confine import Plan
 from verifier.sandbox.folders import remove
-from verifier.sandbox.limits import MESSAGE_BYTES, Level, Limits, Outcome, SandboxTrouble
+from verifier.sandbox.limits import MESSAGE_BYTES, Bounds, Level, Limits, Outcome, SandboxTrouble
+from verifier.sandbox.readable import resolve
 from verifier.sandbox.running import GRACE_SECONDS, Running
 
 _BOOT = """
 import sys
 sys.path.append(sys.argv[1])
 from verifier.sandbox.spawner import main
-main(int(sys.argv[2]), sys.argv[3])
+main(int(sys.argv[2]), *sys.argv[3:])
 """
+_START_SECONDS = 60.0
+"""Deadline for the start of the spawner, which tries the bounds of the kernel."""
 _FIRST_USER, _USERS = 1_700_000_000, 100_000_000
 """As root, each run gets a random unused user id: it has its own process count and can signal no other process."""
 
@@ -43,20 +47,43 @@ _FIRST_USER, _USERS = 1_700_000_000, 100_000_000
 class Sandbox:
     """Runs programs confined at one level.
 
-    `readable`: directory trees that programs may read besides the system's, under their own paths. `directory`: where
-    the directories of the runs are made (default: the system's temporary directory). The level is not tested here:
-    `levels.open_sandbox` finds the strongest that works.
+    `readable`: files and directory trees that programs may read, under their own paths. `programs`: they may also read
+    the system's programs, not only its shared libraries. `directory`: where the directories of the runs are made
+    (default: the system's temporary directory). The level is not tested here: `levels.open_sandbox` finds the strongest
+    that works.
     """
 
-    def __init__(self, level: Level, *, readable: Sequence[Path | str] = (), directory: Path | None = None) -> None:
+    def __init__(
+        self,
+        level: Level,
+        *,
+        readable: Sequence[Path | str] = (),
+        programs: bool = True,
+        directory: Path | None = None,
+    ) -> None:
         self.level = level
-        self._readable = [os.path.realpath(path) for path in readable]
+        self.readable = resolve((os.path.abspath(path) for path in readable), programs=programs)
+        self._bounds: Bounds | None = None
         self._home = Path(tempfile.mkdtemp(prefix="sieve-sandbox-", dir=directory))
         self._forget = weakref.finalize(self, _forget, self._home)
         self._home.chmod(0o711)  # other users may pass through to a directory whose name they know
         self._lock = threading.Lock()
         self._spawner: subprocess.Popen[bytes] | None = None
         self._requests: socket.socket | None = None
+
+    @property
+    def bounds(self) -> Bounds:
+        """The kernel's bounds on memory and disk that are in force. Raises SandboxTrouble."""
+        with self._lock:
+            if self._requests is None:
+                self._start_spawner()
+            assert self._bounds is not None
+            return self._bounds
+
+    @property
+    def info(self) -> dict[str, str]:
+        """The level of confinement and the bounds in force, as labels of the metric `sieve_verifier_info`."""
+        return {"sandbox": self.level, "memory": self.bounds.memory, "disk": self.bounds.disk}
 
     def close(self) -> None:
         """End the spawner (runs under way end when their Running is closed) and remove the directory."""
@@ -115,7 +142,8 @@ class Sandbox:
             argv=list(argv),
             environment={"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", **(environment or {})},
             directory=str(directory),
-            readable=self._readable,
+            readable=list(self.readable.paths),
+            links=list(self.readable.links),
             level=self.level,
             user=user,
             limits=limits,
@@ -180,12 +208,30 @@ class Sandbox:
                     str(theirs.fileno()),
                     str(self._home),
                 ],
-                env={"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"},
+                env={"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8", **_session()},
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
                 cwd="/",
             )
+        ours.settimeout(_START_SECONDS)
+        try:
+            found = json.loads(ours.recv(MESSAGE_BYTES) or b"null")
+        except OSError as error:
+            found, said = None, str(error)
+        else:
+            said = f"it ended with {self._spawner.wait(GRACE_SECONDS)}" if found is None else ""
+        if found is None:
+            ours.close()
+            self._spawner.kill()
+            raise SandboxTrouble(f"the sandbox's spawner did not start within {_START_SECONDS:g} s: {said}")
+        ours.settimeout(None)
+        self._bounds = Bounds(found["memory"], found["disk"], tuple(found["why"]))
         self._requests = ours
+
+
+def _session() -> dict[str, str]:
+    """The variables by which systemd-run finds an ordinary user's systemd."""
+    return {name: os.environ[name] for name in ("XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS") if name in os.environ}
 
 
 def _populate(directory: Path, files: Mapping[str, bytes | str], user: int | None) -> None:

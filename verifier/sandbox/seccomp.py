@@ -4,9 +4,10 @@ Listed calls are refused with EPERM, calls newer than NEWEST with ENOSYS, and th
 dangerous call does not open a hole. The numbers are written out for the two supported architectures (a dependency on
 libseccomp would add a shared library to every image for this one table). Besides the usual ways out of a sandbox
 (ptrace, mounts, namespaces, keys, bpf, io_uring, sockets), the list has memory that no limit counts or that outlives
-its process (System V and POSIX queues, memfd), and calls on files and processes that Landlock does not control (chmod,
-chown, times, xattrs, limits, priorities and signals of other processes). Sources: linux
-include/uapi/linux/{filter,seccomp,audit}.h. This module only builds the program; kernel.py installs it.
+its process (System V and POSIX queues, memfd, huge pages), what the whole machine shares (asynchronous I/O contexts,
+sync), and calls on files and processes that Landlock does not control (chmod, chown, times, xattrs, inotify, limits,
+priorities and signals of other processes). Sources: linux include/uapi/linux/{filter,seccomp,audit}.h. This module only
+builds the program; kernel.py installs it.
 """
 
 from __future__ import annotations
@@ -39,19 +40,29 @@ memfd_secret:447,447 chmod:90,- fchmod:91,52 fchmodat:268,53 chown:92,- lchown:9
 setxattr:188,5 lsetxattr:189,6 fsetxattr:190,7 removexattr:197,14 lremovexattr:198,15 fremovexattr:199,16 utime:132,-
 utimes:235,- utimensat:280,88 futimesat:261,- truncate:76,45 setpriority:141,140 ioprio_set:251,30
 sched_setparam:142,118 sched_setscheduler:144,119 sched_setattr:314,274 sched_setaffinity:203,122 migrate_pages:256,238
-move_pages:279,239 mbind:237,235 set_mempolicy:238,237 set_mempolicy_home_node:450,450
+move_pages:279,239 mbind:237,235 set_mempolicy:238,237 set_mempolicy_home_node:450,450 io_setup:206,0
+io_destroy:207,1 io_getevents:208,4 io_submit:209,2 io_cancel:210,3 io_pgetevents:333,292 timer_create:222,107
+sync:162,81 syncfs:306,267 inotify_init:253,- inotify_init1:294,26 inotify_add_watch:254,27 fanotify_mark:301,263
 """
+_UNCOUNTED = "vmsplice:278,75 splice:275,76 tee:276,77"
+"""Calls that keep memory in pipes, where only a control group counts it."""
 _ARGUMENTS = (
     "socketpair:53,199 clone:56,220 clone3:435,435 fork:57,- vfork:58,- kill:62,129 tkill:200,130 tgkill:234,131 \
-rt_sigqueueinfo:129,138 rt_tgsigqueueinfo:297,240 prlimit64:302,261 fcntl:72,25 ioctl:16,29"
+rt_sigqueueinfo:129,138 rt_tgsigqueueinfo:297,240 prlimit64:302,261 setrlimit:160,164 fcntl:72,25 ioctl:16,29 \
+mmap:9,222 fallocate:285,47 exit:60,93 exit_group:231,94"
 )
 
 _CLONE_THREAD = 0x00010000
 _CLONE_NAMESPACES = 0x7E020000
-_FCNTL = (8, 15, 1031)
-"""F_SETOWN and F_SETOWN_EX choose the process that a signal goes to; F_SETPIPE_SZ takes kernel memory."""
+_FCNTL = (8, 15, 10, 1024, 1026, 1031)
+"""F_SETOWN and F_SETOWN_EX choose the process that a signal goes to, F_SETSIG the signal (SIGKILL too), which
+F_SETLEASE and F_NOTIFY then send; F_SETPIPE_SZ takes kernel memory."""
 _IOCTL = (0x5412, 0x541C, 0x8901, 0x8902)
 """TIOCSTI and TIOCLINUX inject input into a terminal; FIOSETOWN and SIOCSPGRP do the same as F_SETOWN."""
+
+_MAP_SHARED, _MAP_ANONYMOUS, _MAP_HUGETLB = 0x01, 0x20, 0x40000
+_RLIMIT_CPU = 0
+_SIGKILL, _KILLED = 9, 128 + 9
 
 _LOAD, _EQUAL, _ABOVE, _ANY_BIT, _AND, _RETURN = 0x20, 0x15, 0x25, 0x45, 0x54, 0x06
 _ALLOW = 0x7FFF0000
@@ -59,6 +70,7 @@ _KILL = 0x80000000
 _ERRNO = 0x00050000
 _EPERM = _ERRNO | errno.EPERM
 _ENOSYS = _ERRNO | errno.ENOSYS
+_EOPNOTSUPP = _ERRNO | errno.EOPNOTSUPP
 
 
 def supported() -> bool:
@@ -66,12 +78,15 @@ def supported() -> bool:
     return platform.machine() in _AUDIT
 
 
-def program(*, own_pid: int | None, may_fork: bool) -> bytes:
+def program(*, own_pid: int | None, may_fork: bool, grouped: bool = False, tmpfs: bool = False) -> bytes:
     """The filter as an array of struct sock_filter (8 bytes each).
 
-    `own_pid`: the only process that may be signalled, and not with SIGKILL (a program that kills itself would look as
-    if the machine had killed it); None where a pid namespace or Landlock's scope already keeps signals inside.
-    `may_fork` False: threads only. Raises ValueError on an architecture without a table.
+    `own_pid`: the only process that may be signalled, and not with SIGKILL; None where a pid namespace or Landlock's
+    scope already keeps signals inside. `may_fork` False: threads only. `grouped` False: no control group counts the
+    memory, so shared anonymous memory is refused, and so is everything by which a process without children could look
+    as if the machine's OOM killer had killed it (a signal, a lower limit of CPU time, the exit code of a killed
+    process). `tmpfs` False: the size of the directory is only measured, so files do not grow without being written.
+    Raises ValueError on an architecture without a table.
     """
     machine = platform.machine()
     if machine not in _AUDIT:
@@ -83,6 +98,8 @@ def program(*, own_pid: int | None, may_fork: bool) -> bytes:
     if machine == "x86_64":  # the x32 calls carry the same numbers with a bit set
         code += [(_ANY_BIT, 0, 1, _X32), (_RETURN, 0, 0, _KILL)]
     code += [(_ABOVE, 0, 1, NEWEST), (_RETURN, 0, 0, _ENOSYS)]
+    if not grouped:
+        refused |= _table(_UNCOUNTED, column)
     for number in refused.values():
         code += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _EPERM)]
 
@@ -106,12 +123,31 @@ def program(*, own_pid: int | None, may_fork: bool) -> bytes:
         examine("vfork", refuse)
     if own_pid is not None:
         for name, place in (("kill", 1), ("tgkill", 2)):
-            examine(
-                name, _argument(0), (_EQUAL, 1, 0, own_pid), refuse, _argument(place), (_EQUAL, 0, 1, 9), refuse, allow
-            )
+            only = (_argument(0), (_EQUAL, 1, 0, own_pid), refuse)
+            examine(name, *only, _argument(place), (_EQUAL, 0, 1, _SIGKILL), refuse, allow)
         for name in ("tkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo"):
             examine(name, refuse)
-    examine("prlimit64", _argument(0), (_EQUAL, 1, 0, 0), refuse, allow)
+    disguised = not grouped and not may_fork
+    if disguised and own_pid is None:
+        for name, place in (("kill", 1), ("tgkill", 2), ("tkill", 1), ("rt_sigqueueinfo", 1), ("rt_tgsigqueueinfo", 2)):
+            examine(name, _argument(place), (_EQUAL, 0, 1, _SIGKILL), refuse, allow)
+    own = (_argument(0), (_EQUAL, 1, 0, 0), refuse)
+    if disguised:
+        for name in ("exit", "exit_group"):
+            examine(name, _argument(0), (_AND, 0, 0, 0xFF), (_EQUAL, 0, 1, _KILLED), refuse, allow)
+        examine("setrlimit", _argument(0), (_EQUAL, 0, 1, _RLIMIT_CPU), refuse, allow)
+        # Reading the limit passes a null pointer for the new one.
+        new = (_argument(2), (_EQUAL, 0, 2, 0), _argument(2, high=True), (_EQUAL, 1, 0, 0), refuse, allow)
+        examine("prlimit64", *own, _argument(1), (_EQUAL, 1, 0, _RLIMIT_CPU), allow, *new)
+    else:
+        examine("prlimit64", *own, allow)
+    huge = (_argument(3), (_ANY_BIT, 0, 1, _MAP_HUGETLB), refuse)
+    if grouped:
+        examine("mmap", *huge, allow)
+    else:
+        examine("mmap", *huge, (_ANY_BIT, 0, 2, _MAP_ANONYMOUS), (_ANY_BIT, 0, 1, _MAP_SHARED), refuse, allow)
+    if not tmpfs:  # libc then writes zeros instead
+        examine("fallocate", (_RETURN, 0, 0, _EOPNOTSUPP))
     for name, commands in (("fcntl", _FCNTL), ("ioctl", _IOCTL)):
         body = [_argument(1)]
         for command in commands:
@@ -121,9 +157,9 @@ def program(*, own_pid: int | None, may_fork: bool) -> bytes:
     return b"".join(struct.pack("=HBBI", operation, yes, no, value) for operation, yes, no, value in code)
 
 
-def _argument(index: int) -> tuple[int, int, int, int]:
+def _argument(index: int, high: bool = False) -> tuple[int, int, int, int]:
     """An instruction that loads the low half of an argument (little-endian): all of an int, and every flag of clone."""
-    return (_LOAD, 0, 0, 16 + 8 * index)
+    return (_LOAD, 0, 0, 16 + 8 * index + (4 if high else 0))
 
 
 def _table(text: str, column: int) -> dict[str, int]:

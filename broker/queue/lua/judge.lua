@@ -3,23 +3,11 @@
 -- Returns per verdict done, duplicate, retry (an error, queued again) or dead (dead-lettered).
 ---@param verifier string
 ---@param consumer string
----@param attempts number  errors after which a completion is dead-lettered
+---@param attempts number  attempts after which a completion is dead-lettered
 ---@param verdicts {entry: string, outcome: string, reason: string, body: string}[]
 local queue = stream(verifier)
-local function bury(group_id, idx, reason, body, payload)
-  redis.call('XADD', DEAD, '*', 'g', group_id, 'i', idx, 'verifier', verifier, 'reason', reason, 'verdict', body,
-    'p', payload)
-  redis.call('HINCRBY', STATE, 'dead', 1)
-  if redis.call('EXISTS', group(group_id)) == 1 then
-    redis.call('HINCRBY', group(group_id), 'bytes', 0 - #payload)
-    redis.call('HINCRBY', STATE, 'bytes', 0 - #payload)
-    redis.call('HINCRBY', group(group_id), 'short', 1)
-    settle(group_id, 1)
-  end
-end
-
 -- Group id and index are those of the queue's entry: the queue, not the caller, says what an entry is.
-local entries, seen, groups, group_ids = {}, {}, {}, {}
+local entries, seen, groups, group_ids, deaths = {}, {}, {}, {}, redis.call('EXISTS', DEATHS) == 1
 for _, v in ipairs(verdicts) do
   local found = not seen[v.entry] and redis.call('XRANGE', queue, v.entry, v.entry)[1]
   if found then
@@ -27,6 +15,7 @@ for _, v in ipairs(verdicts) do
     entries[#entries + 1] = v.entry
     for j = 1, #found[2], 2 do v.f[found[2][j]] = found[2][j + 1] end
     v.group_id, v.idx = v.f.g or '', v.f.i or ''
+    v.deaths = deaths and redis.call('HGET', DEATHS, verifier .. ':' .. v.entry) or ''
     if v.outcome == 'pass' or v.outcome == 'fail' then
       local g = groups[v.group_id]
       if not g then
@@ -40,6 +29,9 @@ end
 if #entries > 0 then
   redis.call('XACK', queue, 'verifiers', unpack(entries))
   redis.call('XDEL', queue, unpack(entries))
+  if deaths then
+    for _, entry in ipairs(entries) do redis.call('HDEL', DEATHS, verifier .. ':' .. entry) end
+  end
 end
 for _, group_id in ipairs(group_ids) do
   local g = groups[group_id]
@@ -82,20 +74,21 @@ add('repeated:verdict', repeated)
 
 for k, v in ipairs(verdicts) do
   if replies[k] == '' then
-    local f, group_id = v.f, v.group_id
+    local f, group_id, used = v.f, v.group_id, (tonumber(v.f.t) or 0) + lines(v.deaths) + 1
+    local history = (f.h or '') .. v.deaths .. consumer .. ' ' .. v.outcome .. ' ' .. v.reason .. '\n'
     if redis.call('EXISTS', group(group_id)) == 0 then
       replies[k] = 'duplicate'
       if v.outcome == 'malformed' then
-        bury(group_id, v.idx, v.reason, v.body, f.p or '')
+        bury(verifier, f, v.reason, v.body, history)
         replies[k] = 'dead'
       end
-    elseif v.outcome == 'error' and tonumber(f.t) + 1 < attempts then
-      redis.call('XADD', queue, '*', 'g', group_id, 'i', v.idx, 'v', f.v, 't', tonumber(f.t) + 1,
-        'w', (f.w or '') .. consumer .. ' ', 'p', f.p)
+    elseif v.outcome == 'error' and used < attempts then
+      redis.call('XADD', queue, '*', 'g', group_id, 'i', v.idx, 'v', f.v, 't', used,
+        'w', (f.w or '') .. consumer .. ' ', 'h', history, 'p', f.p)
       add('retried', 1)
       replies[k] = 'retry'
     else
-      bury(group_id, v.idx, v.reason, v.body, f.p or '')
+      bury(verifier, f, v.reason, v.body, history)
       replies[k] = 'dead'
     end
   end

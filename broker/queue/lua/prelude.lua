@@ -7,6 +7,7 @@ local P = KEYS[1] .. ':'
 local STATE, OPEN, LIVE, HELD = P .. 'state', P .. 'open', P .. 'live', P .. 'held'
 local RETURNED, EVALQ, LEASED = P .. 'returned', P .. 'evalq', P .. 'leased'
 local SEEN, DEAD, DONE, DROPPED = P .. 'seen', P .. 'dead', P .. 'done', P .. 'dropped'
+local DEATHS = P .. 'deaths'
 
 local function num(field) return tonumber(redis.call('HGET', STATE, field) or '0') end
 local function add(field, amount) if amount ~= 0 then redis.call('HINCRBY', STATE, field, amount) end end
@@ -72,6 +73,25 @@ local function settle(group_id, count)
   else
     redis.call('HSET', key, 'ready_at', string.format('%.3f', now()))
     redis.call('ZADD', ready('train'), age(g[3], g[4]), group_id)
+  end
+end
+
+local function lines(text)
+  local _, count = text:gsub('\n', '')
+  return count
+end
+
+-- Dead-letters the completion of a queue entry with fields `f`: its group ends without it.
+local function bury(verifier, f, reason, verdict, history)
+  local group_id, idx, payload = f.g or '', f.i or '', f.p or ''
+  redis.call('XADD', DEAD, '*', 'g', group_id, 'i', idx, 'verifier', verifier, 'reason', reason, 'verdict', verdict,
+    'h', history, 'p', payload)
+  redis.call('HINCRBY', STATE, 'dead', 1)
+  if redis.call('EXISTS', group(group_id)) == 1 then
+    redis.call('HINCRBY', group(group_id), 'bytes', 0 - #payload)
+    redis.call('HINCRBY', STATE, 'bytes', 0 - #payload)
+    redis.call('HINCRBY', group(group_id), 'short', 1)
+    settle(group_id, 1)
   end
 end
 

@@ -7,7 +7,15 @@ for _, entry in ipairs(entries) do
   if found[1] then
     redis.call('XACK', queue, 'verifiers', entry)
     redis.call('XDEL', queue, entry)
-    redis.call('XADD', queue, '*', unpack(found[1][2]))
+    local deaths, fields = redis.call('HGET', DEATHS, verifier .. ':' .. entry), found[1][2]
+    if deaths then -- deliveries without a verdict stay counted
+      redis.call('HDEL', DEATHS, verifier .. ':' .. entry)
+      local f = {}
+      for j = 1, #fields, 2 do f[fields[j]] = fields[j + 1] end
+      fields = {'g', f.g, 'i', f.i, 'v', f.v, 't', (tonumber(f.t) or 0) + lines(deaths), 'w', f.w or '',
+        'h', (f.h or '') .. deaths, 'p', f.p}
+    end
+    redis.call('XADD', queue, '*', unpack(fields))
     count = count + 1
   end
 end
