@@ -60,7 +60,6 @@ CHANGES_WHAT_IS_SAMPLED: dict[str, Any] = {
     "scheduler_cls": "a.B",
     "spec_method": "ngram",
     "speculative_config": {"method": "ngram", "num_speculative_tokens": 3},
-    "trust_remote_code": True,
     "worker_cls": "a.B",
 }
 
@@ -106,7 +105,7 @@ def test_an_actor_with_other_unsafe_settings_than_its_run_is_refused(model_path:
     with pytest.raises(ArgumentRefused, match=r"hf_overrides=.*the run was opened with nothing unsafe: .*identity"):
         open_engine(tree(tmp_path, model_path, engine="vllm", vllm=unsafe), run, "test")
     other = run.model_copy(update={"unsafe": settings(**unsafe).vllm.unsafe})
-    with pytest.raises(ArgumentRefused, match=r"would sample with nothing unsafe, and the run .* hf_overrides="):
+    with pytest.raises(ArgumentRefused, match=r"would sample with nothing unsafe, and the run was .*hf_overrides="):
         open_engine(tree(tmp_path, model_path, engine="vllm"), other, "test")
 
 

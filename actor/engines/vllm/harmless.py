@@ -117,7 +117,6 @@ _VALUES: dict[str, frozenset[Any]] = {
             "CUTLASS_MLA", "FLASH_ATTN_MLA", "FLASHINFER_MLA", "FLASHMLA", "TRITON_MLA",
         }
     ),
-    "trust_remote_code": frozenset({False}),
     "quantization": frozenset({None}),
     "speculative_config": frozenset({None}),
     "kv_transfer_config": frozenset({None}),

@@ -17,13 +17,14 @@ from deploy.observe.status import status
 from tests.broker.builders import EveryRole, connect, offer_all, prompts, spec
 
 Write = Callable[[Any], Path]
+UNSAFE = 'actor.vllm.unsafe_arguments.hf_overrides={"rope_theta": 1000.0}'
 
 
 @pytest.fixture
 def broker(redis_url: str) -> EveryRole:
     """A run with prompts of two verifiers, and one completion of each waiting for its verdict."""
     broker = connect(redis_url, "small")
-    run = spec(train_prompts=2, eval_prompts=0, group_size=1, groups_per_step=2)
+    run = spec(train_prompts=2, eval_prompts=0, group_size=1, groups_per_step=2, unsafe=(UNSAFE,))
     broker.open_run(
         run, [*prompts(1, "arithmetic"), *(p.model_copy(update={"index": 1}) for p in prompts(1, "lean"))], []
     )
@@ -49,6 +50,7 @@ def test_a_queue_beside_a_living_verifier_of_another_is_named_with_the_command_t
 
     code, text = ask()
     assert code == 75 and text.count("stalled: verify:") == 2
+    assert f"unsafe: {UNSAFE}" in text
     beat(broker, "verifier", ("arithmetic",))
     code, text = ask()
     assert code == 75 and text.count("stalled:") == 1

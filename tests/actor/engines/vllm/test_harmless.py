@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
@@ -60,3 +62,8 @@ def test_a_deadline_is_a_multiple_of_the_slowest_time_seen_within_its_bounds():
     assert patience.seconds == 120
     patience.saw(300.0)
     assert patience.seconds == 900
+
+
+def test_the_guide_names_every_argument_that_passes():
+    page = (Path(__file__).parents[4] / "docs" / "how-to" / "vllm.md").read_text()
+    assert [name for name in HARMLESS if f"`{name}`" not in page] == []
