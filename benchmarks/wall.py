@@ -72,7 +72,7 @@ def sampling_seconds(rounds: int = 3) -> float:
     """Median seconds that the actor's engine takes for the groups of one step of the job, with the base model."""
     config = Config.model_validate(_settings("sampling", "runs", 0, 1, 0.0))
     tokenizer = load_tokenizer(config.model.path)
-    model = AutoConfig.from_pretrained(config.model.path, local_files_only=True)
+    model = AutoConfig.from_pretrained(config.model.path, local_files_only=True, trust_remote_code=False)
     prompts = read_prompts(
         config.data.train, tokenizer, vocabulary=model.vocab_size, longest=model.max_position_embeddings
     )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from actor.engine import ModelUnusable
+from broker.model_files import problem_of
 
 Decode = Callable[[list[list[int]]], list[str]]
 """A function from the token ids of several answers, end tokens included, to their texts without special tokens."""
@@ -15,9 +16,12 @@ def vocabulary(path: Path) -> int:
     """The vocabulary size of the model in the directory `path`. Raises ModelUnusable if its config cannot be read."""
     from transformers import AutoConfig
 
+    if problem := problem_of(path):
+        raise ModelUnusable(problem)
     try:
-        return int(AutoConfig.from_pretrained(path, local_files_only=True).get_text_config().vocab_size)
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        return int(config.get_text_config().vocab_size)
+    except Exception as error:  # of a foreign library about foreign files
         raise ModelUnusable(f"model.path = {path}: not a Hugging Face model directory ({error})") from error
 
 
@@ -28,8 +32,8 @@ def open_tokenizer(path: Path, vocabulary: int) -> Decode:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # of a foreign library about foreign files
         raise ModelUnusable(
             f"model.path = {path}: not a Hugging Face model directory with a tokenizer ({error})"
         ) from error

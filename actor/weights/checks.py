@@ -14,6 +14,8 @@ from typing import NamedTuple
 from safetensors import SafetensorError, safe_open
 
 from actor.engine import WeightsUnusable
+from broker.model_files import problem_of, shards
+from broker.weights.peft_format import read_config
 
 
 class Header(NamedTuple):
@@ -36,19 +38,11 @@ OUTPUT = "lm_head.weight"
 _ADAPTER = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 
 
-def files(directory: Path, stem: str = "model") -> list[Path]:
-    """`<stem>.safetensors`, or the shards that its index names. Raises OSError, ValueError or KeyError."""
-    index = directory / f"{stem}.safetensors.index.json"
-    if index.exists():
-        return [directory / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-    return [directory / f"{stem}.safetensors"]
-
-
 def headers(directory: Path, stem: str = "model") -> Headers:
     """Type and shape of every tensor, from the files' headers. Raises WeightsUnusable."""
     found: Headers = {}
     try:
-        for path in files(directory, stem):
+        for path in shards(directory, stem):
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 -- not a mapping
                     header = file.get_slice(name)
@@ -73,6 +67,8 @@ class VersionFiles:
     adapters for some of its matrices. Raises WeightsUnusable when the base cannot be read."""
 
     def __init__(self, base: Path, *, adapters: bool) -> None:
+        if problem := problem_of(base):
+            raise WeightsUnusable(problem)
         self.adapters = adapters
         self._base = headers(base)
         self._stem = "adapter_model" if adapters else "model"
@@ -111,6 +107,10 @@ class VersionFiles:
                 raise WeightsUnusable(f"{source}: {name} is missing; publish every parameter of the model")
 
     def _check_adapters(self, directory: Path, there: Headers) -> None:
+        try:
+            read_config(directory)
+        except (OSError, ValueError) as error:
+            raise WeightsUnusable(f"{directory}: {error}; publish plain LoRA in PEFT's format") from None
         if not there:
             raise WeightsUnusable(f"{directory}: no adapters in it; publish those of model.lora.targets")
         for name, (dtype, shape) in there.items():
@@ -137,7 +137,7 @@ class VersionFiles:
 def _check_finite(directory: Path, stem: str) -> None:
     import torch
 
-    for path in files(directory, stem):
+    for path in shards(directory, stem):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 -- not a mapping
                 if not torch.isfinite(file.get_tensor(name)).all():

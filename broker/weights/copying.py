@@ -71,8 +71,10 @@ def copy(source: BufferedIOBase | FileIO, target: Path, size: int, stats: CopySt
     are, so comparing the returned hash with the expected one shows whether they were right.
     """
     sha = hashlib.sha256()
-    descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    # A pipe of that name would be opened, and never end, without O_NONBLOCK; it cannot be sought, which ends the copy.
+    descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     with open(descriptor, "r+b", buffering=0) as written:
+        os.lseek(descriptor, 0, os.SEEK_SET)
         if os.fstat(descriptor).st_size > size:
             written.truncate(0)
         for chunk in _chunks(written, stats):

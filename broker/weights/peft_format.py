@@ -14,7 +14,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from broker.plain_files import read_plain
+
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG_BYTES = 1 << 20
 _NAME = re.compile(r"base_model\.model\.(.+)\.(lora_[AB])\.weight")
 
 
@@ -27,8 +30,8 @@ class AdapterConfig(BaseModel):
     peft_type: Literal["LORA"] = "LORA"
     task_type: str | None = "CAUSAL_LM"
     base_model_name_or_path: str | None = None
-    r: Annotated[int, Field(ge=1)]
-    lora_alpha: Annotated[float, Field(gt=0)]
+    r: Annotated[int, Field(ge=1, le=1 << 16)]
+    lora_alpha: Annotated[float, Field(gt=0, le=1e6)]
     target_modules: list[str]
     inference_mode: bool = True
     lora_dropout: float = 0.0
@@ -53,7 +56,7 @@ def is_adapter(directory: Path) -> bool:
 
 def read_config(directory: Path) -> AdapterConfig:
     """The adapter's configuration. Raises OSError, or ValueError for another kind or unsupported features."""
-    return AdapterConfig.model_validate_json((directory / CONFIG).read_bytes())
+    return AdapterConfig.model_validate_json(read_plain(directory / CONFIG, CONFIG_BYTES))
 
 
 def tensor_name(module: str, factor: str) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+from broker.model_files import problem_of
 from broker.queue import admission
 from broker.settings import PromptSource
 from deploy.config.tree import Config
@@ -39,6 +40,8 @@ def _model(path: Path) -> Iterator[str]:
         )
     elif not (path / "config.json").is_file():
         yield f"model.path = {path}: has no config.json, so it is no Hugging Face model directory; name one that has"
+    elif problem := problem_of(path, headers=False):
+        yield problem
     elif not list(path.glob("*.safetensors")):
         yield f"model.path = {path}: has no *.safetensors file; save the model with safe_serialization"
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from broker.plain_files import open_plain
 from broker.settings import PromptSource
 
 SAMPLE_BYTES = 1 << 20
@@ -25,14 +26,14 @@ def of_prompts(source: PromptSource) -> bytes:
     """Hash of a file of prompts; a dataset loaded by name is its name. Raises OSError."""
     if isinstance(source, str):
         return hashlib.sha256(source.encode()).digest()
-    with open(source, "rb") as stream:
+    with open_plain(source) as stream:
         return hashlib.file_digest(stream, "sha256").digest()
 
 
 def _ends(file: Path) -> bytes:
     """Hash of a file's size and its first and last megabyte."""
     size = file.stat().st_size
-    with open(file, "rb") as stream:
+    with open_plain(file) as stream:
         digest = hashlib.sha256(size.to_bytes(8, "little") + stream.read(SAMPLE_BYTES))
         stream.seek(max(0, size - SAMPLE_BYTES))
         digest.update(stream.read())

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from pydantic import ValidationError
 from transformers import AutoTokenizer, GenerationConfig
 
@@ -76,8 +75,9 @@ def _text(row: Row, tokenizer: Any, chat: ChatSettings) -> str:
             raise DataUnusable(f"{row.where}: prompt begins with a system message; remove data.chat.system")
         messages.insert(0, {"role": "system", "content": chat.system})
     try:
+        # Transformers renders in a sandbox of Jinja's, where a template reaches neither modules nor files.
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **chat.options))
-    except (TemplateError, TypeError, ValueError) as error:
+    except Exception as error:  # a template is a program: it can fail in any way
         raise DataUnusable(
             f"{row.where}: the chat template refuses the prompt ({error}); correct the messages or data.chat"
         ) from None
@@ -86,8 +86,8 @@ def _text(row: Row, tokenizer: Any, chat: ChatSettings) -> str:
 def load_tokenizer(path: Path) -> Any:
     """The tokenizer in the model directory. Raises DataUnusable."""
     try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # of a foreign library about foreign files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataUnusable(
             f"model.path = {path}: no usable tokenizer ({reason}): copy tokenizer.json and tokenizer_config.json there"
@@ -101,16 +101,23 @@ def end_tokens(path: Path, model_config: Any, tokenizer: Any) -> tuple[int, ...]
     """
     found: Any = None
     if (path / "generation_config.json").is_file():
-        found = GenerationConfig.from_pretrained(path, local_files_only=True).eos_token_id
+        try:
+            found = GenerationConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False).eos_token_id
+        except Exception as error:  # of a foreign library about foreign files
+            raise DataUnusable(
+                f"model.path = {path}: generation_config.json cannot be used ({error}): copy the model again"
+            ) from None
     for other in (getattr(model_config, "eos_token_id", None), tokenizer.eos_token_id):
         found = other if found is None else found
     if isinstance(found, torch.Tensor):
         found = found.tolist()
-    ids = tuple(found) if isinstance(found, (list, tuple)) else () if found is None else (int(found),)
+    ids = tuple(found) if isinstance(found, (list, tuple)) else () if found is None else (found,)
     if not ids:
         raise DataUnusable(
             f"model.path = {path}: no eos_token_id in generation_config.json, config.json or the tokenizer"
         )
+    if not all(type(one) is int and one >= 0 for one in ids):
+        raise DataUnusable(f"model.path = {path}: eos_token_id = {str(found)[:80]}: must be token ids, from 0")
     if max(ids) >= int(model_config.vocab_size):
         raise DataUnusable(
             f"model.path = {path}: eos_token_id {max(ids)} ≥ the model's vocabulary of {model_config.vocab_size}: the "

@@ -15,6 +15,7 @@ from string import Formatter
 from typing import Any
 
 from broker.errors import EX_DATA, SieveError
+from broker.plain_files import check_plain, open_plain
 from broker.settings import ColumnSettings, DataSettings, PromptSource
 from learner.data.formats import registry
 from learner.data.formats.fields import NotOfFormat
@@ -85,7 +86,8 @@ def _bodies(source: PromptSource) -> Iterator[tuple[str, str, dict[str, Any]]]:
 def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, object); blank lines are skipped."""
     try:
-        text = path.read_text(encoding="utf-8")
+        with open_plain(path) as file:
+            text = file.read().decode("utf-8")
     except FileNotFoundError:
         raise DataUnusable(f"{path}: no such file; set data.train and data.eval to prompt files") from None
     except UnicodeDecodeError as error:
@@ -111,6 +113,7 @@ def _parquet(path: Path) -> Any:
     except ImportError:
         raise DataUnusable(f"{path}: reading Parquet needs pyarrow: pip install 'sieve-rl[parquet]'") from None
     try:
+        check_plain(path)
         return ParquetFile(path)
     except FileNotFoundError:
         raise DataUnusable(f"{path}: no such file; set data.train and data.eval to prompt files") from None
@@ -122,7 +125,7 @@ def _parquet(path: Path) -> Any:
 def _dataset(name: str) -> Any:
     """The rows of a dataset loaded by name, from the Hub, its cache, or a directory of that relative path."""
     try:
-        from datasets import exceptions, load_dataset
+        from datasets import load_dataset
     except ImportError:
         raise DataUnusable(f"{name}: loading by name needs datasets: pip install 'sieve-rl[datasets]'") from None
     repository, _, split = name.removeprefix("datasets:").partition(":")
@@ -131,7 +134,7 @@ def _dataset(name: str) -> Any:
     configuration = parts[2] if len(parts) == 3 else None
     try:
         return load_dataset("/".join(parts[:2]), configuration, split=split, revision=revision or None)
-    except (OSError, ValueError, exceptions.DatasetsError) as error:
+    except Exception as error:  # of a foreign library about foreign files; scripts are refused with RuntimeError
         reason = " ".join(str(error).split())[:300]
         raise DataUnusable(
             f"{name}: datasets cannot load it ({type(error).__name__}: {reason}); check the name, the configuration "

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM
 
 from broker.errors import EX_DATA, SieveError
+from broker.model_files import problem_of
 from learner.batch.packing import Layout, Row, lay_out
 
 LOGIT_ELEMENTS = 1 << 27
@@ -87,11 +88,18 @@ def load(path: Path, dtype: torch.dtype) -> nn.Module:
     """The causal language model in `path`, on the CPU in `dtype`, without dropout. Raises ModelUnusable."""
     if not (path / "config.json").is_file():
         raise ModelUnusable(f"model.path = {path} holds no config.json: give the directory of a Hugging Face model")
+    if problem := problem_of(path):
+        raise ModelUnusable(problem)
     try:
         model: nn.Module = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, local_files_only=True, attn_implementation="sdpa"
+            path,
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            attn_implementation="sdpa",
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # of a foreign library about foreign files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelUnusable(f"model.path = {path} cannot be loaded ({reason}): copy the model there again") from error
     # A policy is what the sampler runs, and a sampler has no dropout: with it, π_θ would not be the sampled policy.

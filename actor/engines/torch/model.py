@@ -15,6 +15,7 @@ from actor.engine import Ids, ModelUnusable
 from actor.engines.tokenizer import Decode, open_tokenizer
 from actor.engines.torch.kv_slots import Slots
 from actor.engines.torch.weights import Weights
+from broker.model_files import problem_of
 from broker.settings import ModelSettings
 
 
@@ -156,16 +157,21 @@ def open_model(settings: ModelSettings, device: torch.device, pass_tokens: int) 
     """The model and tokenizer in the directory model.path; nothing is fetched from a network.
 
     Raises ModelUnusable if they cannot be read or do not fit each other."""
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # a service's stderr is its log
+    if problem := problem_of(settings.path):
+        raise ModelUnusable(problem)
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            settings.path, dtype=getattr(torch, settings.dtype), local_files_only=True
+            settings.path,
+            dtype=getattr(torch, settings.dtype),
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
         )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except Exception as error:  # of a foreign library about foreign files
         raise ModelUnusable(f"model.path = {settings.path}: not a Hugging Face model directory ({error})") from error
     policy = Policy(model.to(device), pass_tokens=pass_tokens)
     return policy, open_tokenizer(settings.path, policy.vocabulary)

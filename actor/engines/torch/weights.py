@@ -6,7 +6,6 @@ original W each time, so that rounding errors do not accumulate and decoding is 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -15,6 +14,8 @@ from safetensors.torch import load_file
 
 from actor.engine import WeightsUnusable
 from actor.weights.checks import check_dtype
+from broker.model_files import shards
+from broker.plain_files import check_plain
 from broker.weights.peft_format import TENSORS, is_adapter, module_and_factor, read_config
 
 
@@ -77,6 +78,7 @@ def read_adapter(directory: Path) -> tuple[float, dict[str, dict[str, torch.Tens
     factors: dict[str, dict[str, torch.Tensor]] = {}
     try:
         scale = read_config(directory).scale
+        check_plain(directory / TENSORS)
         for name, tensor in load_file(directory / TENSORS).items():
             check_dtype(str(directory), name, str(tensor.dtype).removeprefix("torch."))
             module, factor = module_and_factor(name)
@@ -90,15 +92,10 @@ def read_adapter(directory: Path) -> tuple[float, dict[str, dict[str, torch.Tens
 
 def read(directory: Path) -> dict[str, torch.Tensor]:
     """Every tensor of `model.safetensors`, or of the shards its index names. Raises WeightsUnusable."""
-    index = directory / "model.safetensors.index.json"
     try:
-        if index.exists():
-            files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        else:
-            files = ["model.safetensors"]
         tensors: dict[str, torch.Tensor] = {}
-        for name in files:
-            tensors.update(load_file(directory / name))
+        for path in shards(directory):
+            tensors.update(load_file(path))
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         raise WeightsUnusable(
             f"{directory}: not readable as safetensors ({error}); publish `model.safetensors`, or shards with an index"

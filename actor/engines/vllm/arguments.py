@@ -17,6 +17,7 @@ OWNED = {
     "model_weights": "it is model.path",
     "tokenizer": "it is the one at model.path",
     "skip_tokenizer_init": "prompts arrive as token ids",
+    "trust_remote_code": "code that comes with a model is never run",
     "served_model_name": "it labels vLLM's metrics, which stay comparable between actors",
     "dtype": "it is model.dtype, one precision for sampler and learner",
     "max_num_seqs": "it is actor.max_batch",
@@ -113,6 +114,7 @@ def engine(
     own: dict[str, Any] = {
         "model": str(model.path),
         "skip_tokenizer_init": True,
+        "trust_remote_code": False,
         "served_model_name": "policy",
         "dtype": model.dtype,
         "max_num_seqs": max_batch,

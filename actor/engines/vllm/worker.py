@@ -30,7 +30,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmb
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.platforms import current_platform
 
-from actor.weights.checks import files
+from broker.model_files import shards
 
 BACKEND = "sieve-files"
 EXTENSION = "actor.engines.vllm.worker.Extension"
@@ -96,7 +96,7 @@ def repack(model: torch.nn.Module) -> None:
 
 
 def _tensors(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    for path in files(directory):
+    for path in shards(directory):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 -- not a mapping
                 yield name, file.get_tensor(name)

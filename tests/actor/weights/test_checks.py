@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import torch
@@ -20,6 +21,8 @@ def tensors(**change):
 def directory(path, content, name="model.safetensors", **config):
     path.mkdir()
     save_file(content, path / name)
+    if name == "adapter_model.safetensors":
+        (path / "adapter_config.json").write_text('{"r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}')
     (path / "config.json").write_text(json.dumps(config))
     return path
 
@@ -97,3 +100,24 @@ def test_an_integer_tensor_of_the_model_keeps_its_type(tmp_path):
     files.check(directory(tmp_path / "same", tensors(**counts)))
     with pytest.raises(WeightsUnusable, match=r"model\.counts is int32; publish"):
         files.check(directory(tmp_path / "other", tensors(**{"model.counts": torch.arange(3, dtype=torch.int32)})))
+
+
+@pytest.mark.parametrize(
+    "config", ['{"r": 2}', '{"r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], "use_dora": true}', "["]
+)
+def test_adapters_of_another_kind_are_refused(tmp_path, config):
+    files = VersionFiles(directory(tmp_path / "base", tensors()), adapters=True)
+    path = directory(tmp_path / "other", {"x": torch.ones(1)}, "adapter_model.safetensors")
+    (path / "adapter_config.json").write_text(config)
+    with pytest.raises(WeightsUnusable, match="publish plain LoRA in PEFT's format"):
+        files.check(path)
+
+
+@pytest.mark.parametrize("name", ["../base/model.safetensors", "/dev/zero", "pipe.safetensors"])
+def test_an_index_names_files_of_its_own_version_only(tmp_path, name):
+    files = VersionFiles(directory(tmp_path / "base", tensors()), adapters=False)
+    path = directory(tmp_path / "other", tensors())
+    os.mkfifo(path / "pipe.safetensors")
+    (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": name}}))
+    with pytest.raises(WeightsUnusable):
+        files.check(path)
