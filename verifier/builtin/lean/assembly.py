@@ -6,8 +6,8 @@
     #sieve_check "nonce" "name" "statement" "proof" "mode" "heartbeats"      Check.command, one line
 
 A back end elaborates `prelude` once per environment and then sends only commands: each leaves the environment as it
-was. `joined` is one file for several checks of the same prelude, for a server that keeps nothing but imports; each
-check finds its own message by its nonce.
+was. `several` makes one check of several with the same prelude, for the canaries and for a server that keeps nothing
+but imports; each finds its own message by its nonce.
 
 Statement and proof are string literals, so nothing that the model wrote is part of the file's own commands. Lean
 answers with one information message that carries the nonce. The nonce is drawn after the answer was written, and a
@@ -51,7 +51,7 @@ class Check:
     """One question to Lean: `prelude` (equal for equal headers, to be elaborated once), then `command`.
 
     `imports` are the import lines alone, each ending in a line break; `context` is the checker and the rest of the
-    header. `command` is one line and leaves the environment unchanged.
+    header. `command` is one line for each question (see `several`) and leaves the environment unchanged.
     """
 
     imports: str
@@ -67,15 +67,18 @@ class Check:
     @property
     def file(self) -> str:
         """Prelude and command as one file."""
-        return joined([self])
+        return f"{self.prelude}\n{self.command}\n"
 
 
-def joined(checks: Sequence[Check]) -> str:
-    """One file that holds all checks after one prelude. Raises ValueError unless they have the same prelude."""
-    preludes = {check.prelude for check in checks}
-    if len(preludes) != 1:
-        raise ValueError(f"{len(checks)} checks with {len(preludes)} different preludes; join those with the same one")
-    return "\n".join([*preludes, *(check.command for check in checks)]) + "\n"
+def several(checks: Sequence[Check]) -> Check:
+    """Checks of one prelude as one, to be run together; its messages hold the finding of each, by its own nonce.
+
+    Raises ValueError unless they have the same prelude.
+    """
+    if len({check.prelude for check in checks}) != 1:
+        raise ValueError(f"{len(checks)} checks without a common prelude; join those of equal headers")
+    first = checks[0]
+    return Check(first.imports, first.context, "\n".join(check.command for check in checks), first.nonce)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +127,22 @@ def plain(text: str) -> str:
 
 
 def assemble(
-    header: str, name: str, head: str, proof: str, *, library: Library = "walk", heartbeats: int = 200_000
+    header: str,
+    name: str,
+    head: str,
+    proof: str,
+    *,
+    library: Library = "walk",
+    heartbeats: int = 200_000,
+    kernel: bool = False,
 ) -> Check:
-    """The check of one proof; `head` is the statement up to `:=`, `proof` the screened tactic block after `by`."""
+    """The check of one proof; `head` is the statement up to `:=`, `proof` the screened tactic block after `by`.
+
+    With `kernel` the checker does not look at the proof's syntax, and the second type check decides alone.
+    """
     nonce = secrets.token_hex(16)
-    arguments = (nonce, name, f"{head} by", proof, library, str(heartbeats))
+    mode = f"{library} kernel" if kernel else library
+    arguments = (nonce, name, f"{head} by", proof, mode, str(heartbeats))
     imports, context = split(header)
     return Check(imports, context, "#sieve_check " + " ".join(map(literal, arguments)), nonce)
 
