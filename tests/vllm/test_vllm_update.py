@@ -233,29 +233,31 @@ def test_with_the_cache_kept_the_recorded_log_probs_are_the_samplers_own_mixture
     assert pure > 0.01  # they belong to no single version
 
 
-def test_with_the_cache_kept_only_requests_in_flight_at_an_update_mix_versions(approximate, versions):
+def test_with_the_cache_kept_only_requests_in_flight_at_an_update_mix_versions(approximate, versions, monkeypatch):
     """One prompt of three full blocks under 20 versions: what begins after an update reuses nothing from before it."""
     models, directories = versions
     question = prompt(np.random.default_rng(6).integers(10, VOCABULARY, 100).tolist())
     done = []
     for version in range(20):
         approximate.load(version, directories[version % 3])
-        before = approximate.tokens
         approximate.submit(ticket(version, n=3, version=version), question)
-        while approximate.tokens < before + 3:  # all have begun, and some are in flight at the next load
+        with monkeypatch.context() as last:  # of one token: when it is here, those submitted before it have begun
+            last.setattr(approximate, "_limit", 1)
+            approximate.submit(ticket(100 + version, n=1, version=version), question)
+        until = time.monotonic() + 60
+        while not any(one.prompt == 100 + version for one in done):
+            assert time.monotonic() < until
             done += approximate.poll(0.001)
     done += drain(approximate)
-    assert len(done) == 60
-    begun = {version: [one for one in done if one.prompt == version] for version in range(20)}
+    assert len(done) == 80
     mixed = [one for one in done if len(one.spans) > 1]
     assert len(mixed) >= 10
-    for version, ones in begun.items():
-        for one in ones:
-            used, start, end = one.spans[0]
-            assert (used, start) == (version, 0)
-            expected = reference(models[version % 3], question, one.ids)
-            np.testing.assert_allclose(one.sampler_logprobs[:end], expected[:end], atol=TOLERANCE)
-    for one in mixed:  # and of those, each key and value is of the version that was loaded when its token was fed
+    for one in done:
+        (used, start, end), version = one.spans[0], one.prompt % 100
+        assert (used, start) == (version, 0)
+        expected = reference(models[version % 3], question, one.ids)
+        np.testing.assert_allclose(one.sampler_logprobs[:end], expected[:end], atol=TOLERANCE)
+    for one in mixed:  # each key and value is of the version that was loaded when its token was fed
         np.testing.assert_allclose(one.sampler_logprobs, mixture(models, question, one), atol=TOLERANCE)
 
 
@@ -320,9 +322,10 @@ def test_an_engine_that_hangs_or_dies_says_so_and_closes_in_bounded_time(open_vl
     sampler.load(0, directories[0])
     sampler.submit(ticket(0, n=200), prompt([5, 6]))
     sampler.poll(0.1)
-    monkeypatch.setattr(sampler._progress, "patience", Patience(1.0, 5.0))
     os.kill(core.pid, signal.SIGSTOP)
-    with pytest.raises(EngineError, match=r"vLLM has sampled nothing for \d+ s with \d+ completions in flight \(limit"):
+    hanging = r"vLLM has sampled nothing for \d+ s with \d+ completions in flight \(limit"
+    with monkeypatch.context() as short, pytest.raises(EngineError, match=hanging):
+        short.setattr(sampler._progress, "patience", Patience(1.0, 5.0))
         drain(sampler, 30.0)
     os.kill(core.pid, signal.SIGKILL)
     with pytest.raises(EngineError, match="vLLM aborted a request"):

@@ -225,6 +225,8 @@ class VllmEngine:
         gone = [key for key, request in self._requests.items() if request.ticket.group_id in group_ids]
         for key in gone:
             del self._requests[key]
+        if not self._requests:
+            self._progress.stop()
         if gone:
             self.run(self._llm.abort(gone), CONTROL_SECONDS, "vLLM to abort requests")
         return len(gone)
@@ -312,7 +314,7 @@ class VllmEngine:
     def _input(self, tokens: list[int]) -> TokensInput:
         """A prompt whose keys and values are shared only with requests submitted under the same load. (By load, not by
         version: an evaluation may load an older version again.)"""
-        return tokens_input(tokens, cache_salt=f"{self._version}/{self._loads}")
+        return tokens_input(tokens, cache_salt=f"{self._version}-{self._loads}")
 
     def _start(self, prompt: TokensInput, started: list[tuple[str, SamplingParams]]) -> None:
         for key, params in started:

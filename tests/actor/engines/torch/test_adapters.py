@@ -122,6 +122,8 @@ def spoil(directory: Path, damage: str) -> None:
         tensors[name] = tensors[name][:, :-1].contiguous()
     elif damage == "nan":
         tensors[name][0, 0] = torch.nan
+    elif damage == "integers":
+        tensors[name] = torch.ones_like(tensors[name], dtype=torch.int8)
     elif damage == "unknown matrix":
         tensors = {key.replace("layers.1", "layers.7"): value for key, value in tensors.items()}
     elif damage == "another tensor":
@@ -137,6 +139,7 @@ def spoil(directory: Path, damage: str) -> None:
         ("missing factor", "v_proj lacks lora_A"),
         ("shape", r"v_proj has B .* and A .*, the matrix in the model at model\.path is"),
         ("nan", "v_proj has values that are not finite"),
+        ("integers", r"lora_A\.weight is int8; publish weights as float32"),
         ("unknown matrix", "lacks a matrix of the model"),
         ("another tensor", "lm_head.*is not of the form"),
         ("truncated", "not readable as an adapter"),

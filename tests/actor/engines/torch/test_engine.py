@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from actor.engine import ModelUnusable, PromptTooLong, WeightsUnusable, WrongVersion
+from actor.engine import ModelUnusable, PromptTooLong, TokenUnknown, WeightsUnusable, WrongVersion
 from tests.actor.tiny_llama import EOS, drain, engine, llama, prompt, published, ragged, reference, ticket
 
 TOLERANCE = 1e-4  # float32, per token
@@ -331,6 +331,11 @@ def test_weights_that_do_not_fit_are_named_and_the_old_ones_stay(versions, tmp_p
         (published(llama(1, kv_heads=1), tmp_path / "heads"), "k_proj.weight is"),
         (tmp_path / "empty", "not readable as safetensors"),
         (tmp_path / "torn", "not readable as safetensors"),
+        (
+            published(llama(1).to(torch.float64), tmp_path / "double"),
+            "is float64; publish weights as float32, bfloat16",
+        ),
+        (published(llama(1).to(torch.float8_e4m3fn), tmp_path / "fp8"), "is float8_e4m3fn; publish weights as"),
     ):
         with pytest.raises(WeightsUnusable, match=message):
             sampler.load(1, directory)
@@ -350,6 +355,9 @@ def test_prompts_that_do_not_fit_the_model_are_refused(versions):
         sampler.submit(ticket(1), prompt([3] * 53))
     with pytest.raises(PromptTooLong):
         sampler.submit(ticket(2), prompt([]))
+    for token in (24, -1):
+        with pytest.raises(TokenUnknown, match=rf"prompt 3 has token id {token} at position 1, .* has ids 0 … 23"):
+            sampler.submit(ticket(3), prompt([3, token]))
     assert len(drain(sampler)) == 1
 
 
