@@ -68,7 +68,7 @@ def measure(rounds: int) -> list[Row]:
             def ours(base: Sequence[Floats | None]) -> float:
                 batch = replace(samples, base=list(base))
                 start = time.process_time()
-                report = trainer.step(batch, step=next(steps), progress=0.5, version=1)
+                report = trainer.step(batch, step=next(steps), progress=0.5)
                 seconds = time.process_time() - start
                 if report.refused or len(report.sequences) != len(layouts):
                     raise RuntimeError(f"not the step that was meant: {report.refused!r}")

@@ -1,4 +1,4 @@
-"""The learner's metrics: the record of a step, the journal that keeps them, and the Prometheus series.
+"""The learner's metrics: the record of a step and the Prometheus series.
 
 Reads what a step left behind and changes nothing in it. All values are of the whole step over all ranks; units are with
 the fields of learner/step_record.py.
@@ -6,11 +6,8 @@ the fields of learner/step_record.py.
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -105,34 +102,6 @@ class PartitionSummary:
             self._last = self._partition.summary()
             self._due = begin + 50 * (time.monotonic() - begin)
         return self._last["z_narrow_share"]
-
-
-class Journal:
-    """The file metrics.jsonl: one StepRecord a line, no step twice."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def truncate(self, step: int) -> None:
-        """Keep the lines of steps ≤ `step`: a resumed run does the later ones again. Also drops a half-written line."""
-        if not self.path.exists():
-            return
-        kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True):
-            try:
-                body = json.loads(line)
-            except ValueError:
-                continue  # cut off by the crash this resume follows
-            if line.endswith("\n") and body["step"] <= step:
-                kept.append(line)
-        partial = self.path.with_name(f".{self.path.name}.partial")
-        partial.write_text("".join(kept), encoding="utf-8")
-        os.replace(partial, self.path)
-
-    def append(self, record: StepRecord) -> None:
-        """Write the record of the next step."""
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(record.line())
 
 
 class LearnerMetrics:

@@ -1,45 +1,53 @@
-"""The learner service: open the run, then lease → train → publish → checkpoint and commit, until the steps are done.
+"""The learner service: take the run, then lease → train → publish → checkpoint and commit, until the steps are done.
 
 Rank 0 decides what comes next and all ranks carry it out, so that their collectives match. Only rank 0 calls the
-broker, except that every rank fetches its groups. A kill at any moment is harmless because
+broker, except that every rank fetches its groups. A kill or a pause at any moment is harmless because
 
-- groups are committed only after a checkpoint that contains their gradient is durable, and with it;
-- the version pointer moves only after a version's files are complete;
-- a restart loads the newest checkpoint, settles it (`begin(step)`, `commit(step)`), and publishes what it loaded under
-  a new version number if actors have seen newer weights than these: a version never means two sets of weights.
+- nothing is loaded or written before the run is this learner's, and then only what the broker names is loaded;
+- every file has the epoch in its name, and counts once a fenced script names it: a checkpoint with the commit of the
+  groups whose gradient it contains, a version with its hash when the pointer moves;
+- a restart goes on from the committed checkpoint and does the steps after it again, with the same groups. The published
+  version stays until the learner is past it: a version number never means two sets of weights, and no version has fewer
+  steps than the one before it.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 
-from broker.errors import RunBusy, SieveError
+from broker.errors import Fenced, SieveError
 from broker.queue import admission
 from broker.queue.heartbeat import Role
 from broker.queue.learner_client import LearnerClient
-from broker.queue.state import Epoch
+from broker.queue.state import Epoch, VersionName
 from broker.queue.wire import float32
-from broker.runtime.service import Service
+from broker.runtime.service import UNREACHABLE, Service
 from broker.weights.broadcast import BroadcastCoordinator
 from broker.weights.factory import location_of, open_store
 from learner.batch.samples import fetch
+from learner.epoch_files import Journal, forget, own, show
 from learner.evaluation.collector import EvaluationCollector
-from learner.metrics import Journal, LearnerMetrics, PartitionSummary, step_record, whole_step
-from learner.model.checkpoint import Checkpoints, Progress
+from learner.metrics import LearnerMetrics, PartitionSummary, step_record, whole_step
+from learner.model.checkpoint import CheckpointCorrupt, CheckpointName, Checkpoints, Progress
 from learner.objective.sequences import Sequences
 from learner.ranks import Ranks
 from learner.settings import LearnerConfig
-from learner.start import Run, build_trainer, compute_dtype, open_run
+from learner.start import Run, build_trainer, compute_dtype, read_run
 from learner.step_record import StepRecord
+from learner.takeover import take_run, ways_back
 from learner.weights.broadcast import Broadcaster, BroadcastMetrics, open_broadcaster
 from learner.weights.canary import CanaryWatch
 from learner.weights.publish import export, export_adapters, publish_weights
+from learner.weights.published import PublishedWeights, versions_to_keep
 
 Order = Literal["train", "publish", "checkpoint", "finish", "stop", "idle"]
 POLL_SECONDS = 0.02
@@ -85,20 +93,20 @@ class LearnerService(Service[LearnerClient]):
             torch.set_num_threads(settings.threads)
         self.ranks = Ranks(settings.device, settings.collective_seconds)
         self.phase("loading")
-        self.run_data: Run = open_run(self.config, self.ranks, self.broker)
-        path = self.config.run.path
+        self.run_data: Run = read_run(self.config)
         self.trainer = build_trainer(self.config, self.ranks)
+        path = self.config.run.path
         self.weights = open_store(self.config.weights, location_of(self.config.run))
         self.checkpoints = Checkpoints(path / "checkpoints", self.ranks)
-        self.journal = Journal(path / "metrics.jsonl")
-        self.broadcaster = self._open_broadcaster() if self.ranks.first else None
-        self.evaluation = EvaluationCollector(self.broker, self.weights, path, self._evaluated)
-        self.canary = CanaryWatch(self.config, self.ranks, self.broker, self.run_data.prompts)
-        self.z_summary = PartitionSummary(self.trainer.partition)
-        self.epoch: Epoch = self._resume()
-        self.metrics.of_field["step"].set(self.progress.step)
-        self.metrics.committed.set(self.committed)
-        self._publish_at_start()
+        self.epoch: Epoch = self.ranks.tell(self._take_run() if self.ranks.first else None)
+        with self._unless_replaced():
+            self._go_on_from_commit()
+            self.canary = CanaryWatch(self.config, self.ranks, self.broker, self.run_data.prompts)
+            self.z_summary = PartitionSummary(self.trainer.partition)
+            if self.ranks.first:
+                self._open_files(path)
+            self._published = PublishedWeights(self.epoch)
+            self._publish_at_start()
         self._idle_since = time.perf_counter()
 
     def _open_broadcaster(self) -> Broadcaster | None:
@@ -106,67 +114,94 @@ class LearnerService(Service[LearnerClient]):
         coordinator, metrics = BroadcastCoordinator(self.broker), BroadcastMetrics(self.registry)
         return open_broadcaster(self.config.weights, coordinator, metrics, self.log, self.wait)
 
-    def _resume(self) -> Epoch:
-        """Load the newest checkpoint and take the run: its steps are committed, later ones are done again."""
-        steps = self.ranks.tell(self.checkpoints.steps())
-        fingerprint = self.run_data.fingerprint
+    def _take_run(self) -> Epoch:
+        written = [name.epoch for name in self.checkpoints.names()] + [name.epoch for name in self.weights.versions()]
+        wait = lambda: self.wait("the previous learner's lease", 0.25)  # noqa: E731
+        return take_run(self.broker, self.config, self.run_data, self.id, max(written, default=0), wait, self.log)
+
+    def _go_on_from_commit(self) -> None:
+        """Load the committed checkpoint, the only one that counts. Collective; raises CheckpointCorrupt."""
+        epoch, fingerprint = self.epoch, self.run_data.fingerprint
         self.progress = Progress(fingerprint=fingerprint)
-        if steps:
+        if epoch.committed_step:
+            name = CheckpointName.parse(epoch.checkpoint)
+            if name is None or name.step != epoch.committed_step:
+                raise CheckpointCorrupt(
+                    f"the broker names {epoch.checkpoint!r:.80} as the checkpoint of step {epoch.committed_step}: its "
+                    f"data are damaged; go back with {ways_back(self.broker, epoch.committed_step)}"
+                )
+            remedy = f"Restore it from a copy, or go back with {ways_back(self.broker, name.step)}"
             self.progress = self.checkpoints.load(
-                steps[-1], self.trainer.policy, self.trainer.optimizer, fingerprint=fingerprint
+                name, self.trainer.policy, self.trainer.optimizer, fingerprint=fingerprint, remedy=remedy
             )
             self.trainer.partition.load(self.progress.z)
-        epoch = self.ranks.tell(self._begin() if self.ranks.first else None)
-        step = self.progress.step
-        if self.ranks.first:
-            if step:
-                self.broker.commit(epoch, step, self.progress.z)
-            self.journal.truncate(step)
-            self.log.info(
-                "epoch %d: step %d, version %d, %d groups returned",
-                epoch.number, step, epoch.version, epoch.returned_groups,
-            )  # fmt: skip
-            self._admitted = self.broker.admitted()
-        self.committed = step
-        return epoch
+        self.committed = self.progress.step
+        self.log.info(
+            "epoch %d: step %d, version %d of step %d, %d groups leased",
+            epoch.number, self.committed, epoch.version, epoch.published_step, epoch.leased_groups,
+        )  # fmt: skip
+        self.metrics.of_field["step"].set(self.committed)
+        self.metrics.committed.set(self.committed)
 
-    def _begin(self) -> Epoch:
-        """Take the run, waiting for the lease of a previous learner that has just died. Raises RunBusy."""
-        deadline = time.monotonic() + 2 * self.config.broker.lease_seconds
-        while True:
-            try:
-                return self.broker.begin(self.id, self.progress.step)
-            except RunBusy:
-                if time.monotonic() > deadline or self.wait("the previous learner's lease", 0.25):
-                    raise
+    def _open_files(self, path: Path) -> None:
+        """Open what only rank 0 writes."""
+        epoch = self.epoch
+        self.journal = Journal(
+            path / "metrics.jsonl", epoch.number, "step", lambda line: int(line["step"]) <= epoch.committed_step
+        )
+        self.evaluation = EvaluationCollector(self.broker, epoch, path, self._evaluated)
+        self.broadcaster = self._open_broadcaster()
+        self._admitted = self.broker.admitted()
+        self._sweep_checkpoints()
 
     def _publish_at_start(self) -> None:
-        """Make sure that the newest version is the weights just loaded."""
+        """Make sure that there is a version to sample from."""
         known = self.epoch
-        there = self.ranks.tell(self.weights.versions())
-        if self.ranks.first and known.opened and 0 in there:
-            self._request_evaluation(0)  # the former learner may have died between publishing the base and this
-        if known.opened and known.version == self.progress.version and known.version in there:
-            self.metrics.version.set(known.version)
-        else:
-            self._publish(known.version + 1 if known.opened else self.progress.version)
+        if not known.opened:
+            self._publish()
+            return
+        self.metrics.version.set(known.version)
+        if self.ranks.first:
+            self._published.check(self.broker, self.weights, self.log)
+            if self.broker.published(0) is not None:
+                self._request_evaluation(0)  # the former learner may have died between publishing the base and this
 
     # --- the loop
 
     def step(self) -> None:
         """Carry out rank 0's next order on all ranks."""
-        order, group_ids = self._agree()
+        with self._unless_replaced():
+            self._carry_out(*self._agree())
+
+    @contextmanager
+    def _unless_replaced(self) -> Iterator[None]:
+        """Context of work that fails as it must when another learner has taken the run over: groups are gone, files
+        are swept. The cause is then named instead. Raises Fenced."""
+        try:
+            yield
+        except (Fenced, *UNREACHABLE):
+            raise
+        except Exception as error:
+            with suppress(*UNREACHABLE):
+                newest = self.broker.current_epoch()
+                if newest > self.epoch.number:
+                    raise Fenced(
+                        f"a newer learner (epoch {newest}) has taken this run over from epoch {self.epoch.number}; "
+                        f"this one must end ({' '.join(str(error).split())[:200]})"
+                    ) from error
+            raise
+
+    def _carry_out(self, order: Order, group_ids: list[str]) -> None:
         if order == "train":
             self._train(group_ids)
         elif order == "publish":
-            self._publish(self.progress.version + 1)
+            self._publish()
         elif order == "checkpoint":
             self._checkpoint()
         elif order == "finish":
             self._finish()
         elif order == "stop":
-            now = self.progress
-            current = now.step == now.published_step
+            current = self._published.holds(self.progress.step)
             self.canary.explain(self.trainer.policy, self.weights, current=current, committed=self.committed)
 
     def _agree(self) -> tuple[Order, list[str]]:
@@ -184,14 +219,14 @@ class LearnerService(Service[LearnerClient]):
             return "stop", []
         schedule, now = self.config.schedule, self.progress
         last = now.step >= schedule.steps
-        if now.step - now.published_step >= (1 if last else schedule.publish_every):
+        if self._published.due(now.step, 1 if last else schedule.publish_every):
             return "publish", []
         self._write_line()
         if now.step - self.committed >= (1 if last else schedule.checkpoint_every):
             return "checkpoint", []
         if last:
             return self._await_evaluations()
-        busy = self.evaluation.poll(self.epoch, EVAL_GROUPS)
+        busy = self.evaluation.poll(EVAL_GROUPS)
         group_ids = self.broker.lease(self.epoch, now.step + 1, schedule.groups_per_step)
         if group_ids:
             return "train", group_ids
@@ -206,8 +241,11 @@ class LearnerService(Service[LearnerClient]):
             self.step()  # other ranks may still be in the middle of an order
         if self.progress.step > self.committed:
             self._checkpoint()
-        if self.broadcaster is not None:
-            self.broadcaster.close()
+        if self.ranks.first:
+            if self.broadcaster is not None:
+                self.broadcaster.close()
+            self.journal.close()
+            self.evaluation.close()
         self.ranks.close()
 
     # --- the orders
@@ -221,6 +259,7 @@ class LearnerService(Service[LearnerClient]):
             group_ids,
             self.run_data.prompts,
             lambda wanted: self.retrying(lambda: self.broker.groups(wanted)),
+            self._staleness_of(before.step),
         )
         unscored = [index for index, base in enumerate(samples.base) if base is None]
         clock = {"waiting": begin - self._idle_since, "fetch": time.perf_counter() - begin}
@@ -237,16 +276,16 @@ class LearnerService(Service[LearnerClient]):
 
         step = before.step + 1
         progress = step / schedule.steps
-        report = self.trainer.step(samples, step=step, progress=progress, version=before.version, scored=scored)
+        report = self.trainer.step(samples, step=step, progress=progress, scored=scored)
         # From here on the step is done: whatever fails below must not repeat it.
         self.progress = replace(before, step=step)
         sequences = whole_step(self.ranks, report)
         if self.ranks.first:
             record = step_record(
-                sequences, report, self.trainer.objective, step=step, version=before.version, progress=progress,
-                current=before.published_step == before.step,
+                sequences, report, self.trainer.objective, step=step, version=self._published.version,
+                progress=progress, current=self._published.holds(before.step),
             )  # fmt: skip
-            self.canary.trained(samples, record, before.version)
+            self.canary.trained(samples, record, self._published.version)
             record.canary_mean, record.canary_max = self.canary.largest_differences()
             record.z_narrow_share = self.z_summary.narrow_share()
             record.admitted_staleness = self._admitted
@@ -270,43 +309,52 @@ class LearnerService(Service[LearnerClient]):
                 f"float16; the run resumes from step {self.committed}"
             )
 
-    def _publish(self, version: int) -> None:
+    def _staleness_of(self, step: int) -> Callable[[int], int]:
+        """Staleness, by version, of tokens that are trained on from weights of `step` steps. Collective."""
+        steps = self.ranks.tell(
+            sorted((number, one.step) for number, one in self.broker.versions().items()) if self.ranks.first else None
+        )
+        every = self.config.schedule.publish_every
+
+        def staleness(version: int) -> int:
+            # A version that was only sent to actors, by a learner that died, has at least the steps of the one before.
+            at = bisect_right(steps, version, key=lambda entry: entry[0])
+            return admission.staleness(step, steps[at - 1][1] if at else 0, every)
+
+        return staleness
+
+    def _publish(self) -> None:
+        """Publish the weights as they are under a new number."""
         self.phase("publishing")
         begin = time.perf_counter()
-        now, model = self.progress, self.config.model
+        now, model, published = self.progress, self.config.model, self._published
+        name = VersionName(published.next_number, self.epoch.number)
         first, dtype = self.ranks.first, compute_dtype(model)
-        publish_weights(
-            self.weights, version, self.trainer.policy, model.path, dtype, first=first, step=now.step,
-            delta=self.config.weights.delta,
-            meanwhile=self._send(version) if first else None,
+        identity = publish_weights(
+            self.weights, name, self.trainer.policy, model.path, dtype, first=first, step=now.step,
+            base=published.name if self.config.weights.delta else None,
+            meanwhile=self._send(name.number) if first else None,
         )  # fmt: skip
-        canary = self.canary.canary(version, self.trainer.policy)
+        canary = self.canary.canary(name.number, self.trainer.policy)
         if self.ranks.first:
-            self.retrying(lambda: self.canary.put(canary, self.epoch, self.weights.versions()))
+            kept = self._versions_to_keep()
+            self.retrying(lambda: self.canary.put(canary, self.epoch, [one.number for one in kept]))
             target, bound = self.config.schedule.ess_target, self.config.schedule.max_staleness
             self._admitted = admission.tightened(self._admitted, bound=bound, ess=self._ess, target=target)
-            self.retrying(lambda: self.broker.publish(self.epoch, version, now.step, admitted=self._admitted))
+            self.retrying(
+                lambda: self.broker.publish(self.epoch, name.number, now.step, identity, admitted=self._admitted)
+            )
             every, last = self.config.evaluation.every, now.step >= self.config.schedule.steps
-            if last or version == 0 or (every and version % every == 0):
-                self._request_evaluation(version)
-            kept = self.config.learner.keep_versions + self.config.schedule.forced_staleness
-            self.weights.keep(kept, {*self.evaluation.pending, *self._being_fetched()})
-        self.progress = replace(now, version=version, published_step=now.step)
-        self.metrics.version.set(version)
+            if last or name.number == 0 or (every and name.number % every == 0):
+                self._request_evaluation(name.number)
+            self.weights.keep(self._versions_to_keep(), self.epoch.number)
+        published.moved(name, now.step)
+        self.metrics.version.set(name.number)
         self._write_line(publish=time.perf_counter() - begin)
 
-    def _being_fetched(self) -> set[int]:
-        """Versions that live actors were reading at their last heartbeat.
-
-        An actor whose version is deleted all the same starts again from the newest one.
-        """
-        lease = self.config.broker.lease_seconds
-        heartbeats = self.retrying(self.broker.services)
-        return {
-            int(heartbeat.values["fetching"])
-            for heartbeat in heartbeats
-            if heartbeat.alive(lease) and "fetching" in heartbeat.values
-        }
+    def _versions_to_keep(self) -> set[VersionName]:
+        count = self.config.learner.keep_versions + self.config.schedule.forced_staleness
+        return self.retrying(lambda: versions_to_keep(self.broker, count, self.evaluation.pending))
 
     def _send(self, version: int) -> Callable[[dict[str, torch.Tensor]], object] | None:
         """What broadcasts `version` to the actors that are there; None with `weights.broadcast: none`."""
@@ -319,10 +367,10 @@ class LearnerService(Service[LearnerClient]):
             record, sequences = self._pending
             end = time.perf_counter()
             record.seconds_publish, record.seconds = publish, end - self._idle_since
-            self.journal.append(record)
+            self.journal.append(record.plain())
             self.metrics.observe(record, sequences)
             self.values = {
-                "step": record.step, "steps": self.config.schedule.steps, "version": self.progress.version,
+                "step": record.step, "steps": self.config.schedule.steps, "version": self._published.version,
                 "pass_rate": record.pass_rate or 0.0, "ess": record.ess_rho_alpha or 0.0,
                 "staleness": record.staleness_mean or 0.0, "step_seconds": record.seconds,
                 "tokens_per_second": (record.tokens or 0) / record.seconds,
@@ -335,16 +383,23 @@ class LearnerService(Service[LearnerClient]):
         self.phase("checkpointing")
         begin = time.perf_counter()
         now = replace(self.progress, z=self.trainer.partition.pack())
-        self.checkpoints.save(now, self.trainer.policy, self.trainer.optimizer)
+        name = self.checkpoints.save(now, self.epoch.number, self.trainer.policy, self.trainer.optimizer)
         if self.ranks.first:
-            reply = self.retrying(lambda: self.broker.commit(self.epoch, now.step, now.z))
+            self.journal.sync()
+            keep = self.config.learner.keep_checkpoints
+            reply = self.retrying(lambda: self.broker.commit(self.epoch, now.step, str(name), now.z, keep=keep))
             if reply.duplicates:
                 self.log.error("step %d: %d groups had been committed before", now.step, reply.duplicates)
+            self._sweep_checkpoints()
         self.committed = now.step
-        self.checkpoints.keep(self.config.learner.keep_checkpoints, now.step)
         self.metrics.committed.set(now.step)
         self._idle_since = time.perf_counter()
         self.metrics.seconds.labels("checkpoint").observe(time.perf_counter() - begin)
+
+    def _sweep_checkpoints(self) -> None:
+        """Delete the checkpoints that no commit named, and those that are not kept any more (rank 0)."""
+        kept = [CheckpointName.parse(name) for name in self.retrying(self.broker.checkpoints).values()]
+        self.checkpoints.keep([name for name in kept if name is not None], self.epoch.number)
 
     # --- evaluation and the end
 
@@ -358,13 +413,13 @@ class LearnerService(Service[LearnerClient]):
         if version == 0 and not self.config.evaluation.base and self.config.schedule.steps:
             return
         prompts, samples = self.run_data.eval_prompts, self.config.evaluation.samples
-        self.retrying(lambda: self.evaluation.request(self.epoch, version, prompts, samples))
+        self.retrying(lambda: self.evaluation.request(version, prompts, samples))
 
     def _await_evaluations(self) -> tuple[Order, list[str]]:
         """The order after the last step: idle until the pending evaluations are collected, then finish."""
         first_look = self._done_since is None
         self._done_since = self._done_since or time.monotonic()
-        busy = self.evaluation.poll(self.epoch, EVAL_GROUPS_AT_THE_END, now=first_look)
+        busy = self.evaluation.poll(EVAL_GROUPS_AT_THE_END, now=first_look)
         if not self.evaluation.pending:
             return "finish", []
         waited = time.monotonic() - self._done_since
@@ -381,15 +436,21 @@ class LearnerService(Service[LearnerClient]):
 
     def _finish(self) -> None:
         """Export the weights as a Hugging Face model to <run>/model, with adapters merged, and the adapters alone to
-        <run>/adapter; then finish the run in the broker."""
+        <run>/adapter; finish the run in the broker, and then show the exports under these names."""
         self.phase("exporting")
-        model = self.config.model
+        model, number = self.config.model, self.epoch.number
         path, first, dtype = self.config.run.path, self.ranks.first, compute_dtype(model)
+        shown = []
         if self.progress.step:  # a run of no steps evaluates: its model is the one it was given
-            export(path / "model", self.trainer.policy, model.path, dtype, first=first)
+            shown.append(path / "model")
+            export(own(shown[-1], number), self.trainer.policy, model.path, dtype, first=first)
             if model.lora is not None:
-                export_adapters(path / "adapter", self.trainer.policy, model.path, dtype, first=first)
+                shown.append(path / "adapter")
+                export_adapters(own(shown[-1], number), self.trainer.policy, model.path, dtype, first=first)
         if first:
             self.retrying(lambda: self.broker.finish(self.epoch))
+            for place in shown:
+                show(place)
+                forget(place, number)
         self.ranks.barrier()
-        self.finish(f"{self.progress.step} steps, version {self.progress.version}")
+        self.finish(f"{self.progress.step} steps, version {self._published.version}")

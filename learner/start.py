@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoConfig
 
-from broker.errors import EX_USAGE, SieveError
-from broker.queue.learner_client import LearnerClient
+from broker.errors import EX_USAGE, RunConflict, SieveError
+from broker.model_files import problem_of
 from broker.queue.state import RunSpec
 from broker.queue.wire import Prompt, pack
 from broker.settings import ModelSettings
@@ -25,6 +25,7 @@ from learner.model.lora import Unadapted, attach
 from learner.model.model import ModelUnusable, Scorer, load, shard, verify_scoring
 from learner.objective.registry import build
 from learner.ranks import Ranks
+from learner.resumption import Change, changes, of_the_training, refused
 from learner.settings import LearnerConfig
 from learner.train.partition import PartitionFunction
 from learner.train.step import Trainer
@@ -42,12 +43,18 @@ class SettingsUnfit(SieveError):
 
 @dataclass(frozen=True)
 class Run:
-    """What a rank keeps of the run's data."""
+    """The run's data: what a rank keeps, and what rank 0 writes into the broker once it holds the run."""
 
     fingerprint: str
+    spec: RunSpec
+    train: list[Prompt]
+    held_out: list[Prompt]
     prompts: list[NDArray[np.int32]]
     """Tokens of every training prompt."""
-    eval_prompts: int
+
+    @property
+    def eval_prompts(self) -> int:
+        return len(self.held_out)
 
 
 def compute_dtype(model: ModelSettings) -> torch.dtype:
@@ -55,15 +62,23 @@ def compute_dtype(model: ModelSettings) -> torch.dtype:
     return DTYPES[model.dtype]
 
 
-def open_run(config: LearnerConfig, ranks: Ranks, broker: LearnerClient) -> Run:
-    """Tokenise the prompts on every rank and open the run in the broker on rank 0. Collective.
+def read_run(config: LearnerConfig) -> Run:
+    """Tokenise the prompts and describe the run; nothing is written.
 
-    Raises DataUnusable, ModelUnusable, SettingsUnfit, RunConflict.
+    Raises DataUnusable, ModelUnusable, SettingsUnfit.
     """
     path, sampling, schedule = config.model.path, config.sampling, config.schedule
     if not (path / "config.json").is_file():
         raise ModelUnusable(f"model.path = {path} holds no config.json: give the directory of a Hugging Face model")
-    model = AutoConfig.from_pretrained(path, local_files_only=True)
+    if problem := problem_of(path):
+        raise ModelUnusable(problem)
+    try:
+        model = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        vocabulary = int(model.vocab_size)
+    except Exception as error:  # of a foreign library about foreign files
+        raise ModelUnusable(
+            f"model.path = {path}: config.json cannot be used ({error}): copy the model again"
+        ) from None
     tokenizer = load_tokenizer(path)
     context = int(getattr(model, "max_position_embeddings", 0) or 1 << 30)
     longest = context - sampling.max_new_tokens
@@ -72,7 +87,6 @@ def open_run(config: LearnerConfig, ranks: Ranks, broker: LearnerClient) -> Run:
             f"sampling.max_new_tokens = {sampling.max_new_tokens} leaves no room for a prompt in the model's context "
             f"of {context} tokens: lower it"
         )
-    vocabulary = int(model.vocab_size)
     train = read_prompts(config.data.train, tokenizer, vocabulary=vocabulary, longest=longest, data=config.data)
     eval_prompts: list[Prompt] = []
     if config.data.eval is not None:
@@ -117,8 +131,7 @@ def changed_settings(known: RunSpec | None, spec: RunSpec, name: str) -> list[Ch
             f"run {name!r} cannot go on with other settings ({'; '.join(map(str, wrong[:5]))}): undo the change, or "
             f"choose another run.name; what may change is listed under `sieve run --help`"
         )
-    ranks.barrier()
-    return Run(fingerprint, prompts, len(eval_prompts))
+    return found
 
 
 def fingerprint_of(config: LearnerConfig, train: Sequence[Prompt], eval_prompts: Sequence[Prompt]) -> str:
@@ -133,6 +146,8 @@ def fingerprint_of(config: LearnerConfig, train: Sequence[Prompt], eval_prompts:
         for prompt in lane:
             digest.update(pack(prompt))
     digest.update(json.dumps([config.run.seed, config.sampling.model_dump(mode="json")], sort_keys=True).encode())
+    for setting in config.unsafe:
+        digest.update(setting.encode())
     return digest.hexdigest()
 
 
@@ -146,8 +161,6 @@ def given_rates(config: LearnerConfig) -> dict[int, float]:
     return dict(enumerate(pass_rates(config.data.train, config.data)))
 
 
-    for setting in config.unsafe:
-        digest.update(setting.encode())
 def build_trainer(config: LearnerConfig, ranks: Ranks) -> Trainer:
     """The trainer with its two models, the policy and the frozen base, sharded. Collective.
 

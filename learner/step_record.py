@@ -6,7 +6,6 @@ is exported, its `Metric`. Never imports torch, so that reports and views read r
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,7 +24,8 @@ class Metric:
 class StepRecord(BaseModel):
     """One optimiser step over all ranks.
 
-    Shares are 0–1, log-probabilities, entropies and divergences in nats, times in seconds, staleness in versions.
+    Shares are 0–1, log-probabilities, entropies and divergences in nats, times in seconds. Staleness is in versions:
+    the optimiser steps that the weights trained from are ahead of those that sampled, in units of publish_every.
     Fields that describe the step's completions are None in a step that was refused before they were weighed. A value
     that was not finite is null in the file and None when read.
     """
@@ -37,7 +37,7 @@ class StepRecord(BaseModel):
     step: Annotated[int, Metric("sieve_learner_step")]
     """Optimiser steps done, this one included."""
     version: int
-    """Newest published version when the step was taken; staleness is counted from it."""
+    """Newest published version when the step was taken."""
     time: float
     """Unix time at which the step ended."""
     loss: Annotated[float | None, Metric("sieve_learner_loss")] = None
@@ -156,9 +156,9 @@ class StepRecord(BaseModel):
     seconds_publish: float = 0.0
     """Publishing the new version; 0 where the step published none."""
 
-    def line(self) -> str:
-        """The record as a line of metrics.jsonl: JSON without fields that are None, null for what is not finite."""
-        return json.dumps({name: _finite(value) for name, value in self if value is not None}) + "\n"
+    def plain(self) -> dict[str, Any]:
+        """The record as metrics.jsonl has it: without fields that are None, and None for what is not finite."""
+        return {name: _finite(value) for name, value in self if value is not None}
 
 
 def exported() -> Iterator[tuple[str, Metric, str]]:

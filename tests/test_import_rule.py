@@ -58,10 +58,11 @@ MAY_IMPORT = {
         "protocol": "",
         "helper_process": "",
         "builtin": "sandbox protocol helper_process",  # each below it for itself: see the test of neighbours
+        "exposure": "protocol",
         "metrics": "protocol",
         "verdict_cache": "settings protocol",
         "pool": "protocol",
-        "service": "settings protocol metrics verdict_cache pool",
+        "service": "settings protocol exposure metrics verdict_cache pool",
     },
     "learner": {
         "ranks": "",

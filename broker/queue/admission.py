@@ -1,15 +1,31 @@
 """Admission: the rule that bounds staleness by saying when a new ticket may be granted, as pure functions.
 
-Quantities are counts of groups. `issued` is the number of train groups ever granted, `absorbed` the number whose
-gradient is in the published weights, or that were dropped. One version absorbs K = groups_per_step · publish_every
-groups. A group is open from its issue to its lease; A_i is the absorbed count when open group i was issued. A ticket is
-granted while
+Quantities are counts of groups. `issued` is the number of train groups ever granted (less those that a rollback took
+back), `absorbed` the number whose gradient is in the published weights, or that were dropped. With g = groups_per_step
+and p = publish_every, one version absorbs K = g · p groups. A group i is open from its issue to its lease; A_i is the
+absorbed count when it was issued, under weights of s_i steps: A_i = s_i · g + dropped. A ticket is granted while
 
     issued − min(A_oldest_open, absorbed) < (S + 1) · K                                                              (1)
 
-Bound. While i is open every grant kept (1), so issued ≤ A_i + (S + 1)·K. When i is leased at version V, V·K groups are
-absorbed and i is not among them: V·K < issued ≤ A_i + (S + 1)·K = (v_i + S + 1)·K, hence V − v_i ≤ S. Its staleness
-is at most S versions, whatever the speeds of actors and verifiers, and no group is discarded for being slow.
+Staleness of a group is counted in optimiser steps, in units of a version: ⌊(n − m) / p⌋, where n is the number of steps
+in the weights that it is trained from and m the smallest number of steps in weights that sampled one of its tokens.
+Without interruptions this is the difference of the version numbers.
+
+Bound. While i is open every grant kept (1), so issued ≤ A_i + (S + 1)·K. Let i be leased for step n + 1. The weights of
+n steps contain n·g groups, D were dropped, i is not among them, and all were issued:
+
+    n·g + D < issued ≤ A_i + (S + 1)·K ≤ s_i·g + D + (S + 1)·g·p    ⇒    n − s_i < (S + 1)·p    ⇒    ⌊(n − s_i)/p⌋ ≤ S
+
+A ticket is sampled with the version of its issue or newer ones, and no version contains fewer steps than the one before
+it (publish.lua refuses that), so m ≥ s_i and its staleness is at most S, whatever the speeds of actors and verifiers.
+No group is discarded for being slow.
+
+Deaths. A learner that dies leaves all of these quantities as they are: the pointer stays on its last version, and
+`absorbed` with it, and groups leased after the last commit stay leased for the same steps. Its successor starts from
+the committed checkpoint, does those steps again with the same groups, and publishes when it is past the published step.
+Nothing in the proof refers to who did a step or how often; the lease of step n + 1 comes after the leases of all steps
+before it, in one process or in several. A rollback restores the state after an earlier commit: no group is open then,
+and issued = absorbed.
 
 Progress. With nothing open and nothing leased, issued = absorbed, and (1) holds for every S ≥ 0: the window always
 reopens. One whole step fits the window for every S ≥ 0, because K ≥ groups_per_step.
@@ -41,6 +57,12 @@ BYTES_PER_COMPLETION = 512
 def window(schedule: ScheduleSettings) -> int:
     """Groups that may be issued beyond the absorbed count of the oldest open group: (S + 1) · K."""
     return (schedule.max_staleness + 1) * schedule.groups_per_version
+
+
+def staleness(step: int, sampled_step: int, publish_every: int) -> int:
+    """Staleness, in versions, of a token that was sampled with weights of `sampled_step` optimiser steps when it is
+    trained on from weights of `step` steps. Weights with more steps, of a learner that has died since, count as 0."""
+    return max(0, step - sampled_step) // publish_every
 
 
 def admits(

@@ -5,7 +5,8 @@ The run is a state machine. Each arrow is one method of a client and one script 
     actor_client      TICKET take, release   OFFER offer
     verifier_client   JUDGE receive, judge, requeue   CLAIM receive
                       (READY: when judge settles the last completion of a group)
-    learner_client    LEASE lease, groups   COMMIT commit   weights: publish   evaluation: request_eval … eval_done
+    learner_client    begin, OPEN open_run   LEASE lease, groups   COMMIT commit   ROLLBACK rollback   weights: publish
+                      evaluation: request_eval … eval_done
     admin_client      RETRY retry_dead; depths and audit read only
 
 Keys, all under `{sieve:<run>}:` (one hash tag, so one slot of a Redis cluster):
@@ -18,7 +19,11 @@ Keys, all under `{sieve:<run>}:` (one hash tag, so one slot of a Redis cluster):
     verify:<verifier>        stream of completions with the consumer group `verifiers`
     verifiers                set of the verifiers that have a stream
     ready:train, ready:eval:<version>      groups whose completions are all judged
-    lease:<step>, leased     groups that the learner holds
+    lease:<step>, leased     groups of each step that is leased, or committed after the oldest kept checkpoint; the step
+                             for which each uncommitted one is leased
+    checkpoints              committed checkpoints that are kept: step → name, groups and completions trained by then
+    versions                 what each version number means: number → epoch, step, hash of its files
+    again                    numbers that a rollback took back, to be issued anew before any other
     open, live               train groups not yet leased (score: absorbed count at issue); not yet committed or dropped
     done, dropped            bitmaps over ticket numbers: the tombstones
     deaths                   hash: entry of a verify queue → a line for each consumer that gave no verdict on it
@@ -44,7 +49,7 @@ from broker.errors import BrokerUnavailable, RunConflict, RunUnknown
 from broker.queue import scripts
 from broker.queue.arguments import Argument
 from broker.queue.heartbeat import Heartbeat
-from broker.queue.state import RunSpec
+from broker.queue.state import Published, RunSpec, VersionName
 from broker.queue.wire import SCHEMA, Prompt, WireError, unpack
 from broker.settings import BrokerSettings, Lane, RunSettings
 
@@ -85,9 +90,11 @@ class RunConnection:
             url = settings.url.get_secret_value()
         try:
             client = scripts.connect(url, socket_timeout=10.0)
-        except ValueError as error:
+        except ValueError:  # its message may hold a part of the password
             raise BrokerUnavailable(
-                f"broker.url cannot be read ({error}): use redis://, rediss:// or unix://", lasting=True
+                "broker.url cannot be read: use redis://, rediss:// or unix://, and write what is special in a password "
+                "in percent-encoding (%2F for /, %40 for @)",
+                lasting=True,
             ) from None
         info = scripts.repeat(
             lambda: client.info("server"), deadline_seconds=settings.connect_seconds, what="connecting to Redis"
@@ -188,6 +195,27 @@ class RunConnection:
         """Newest published version (0 also before the base is published)."""
         return int(self._state("version") or 0)
 
+    def versions(self) -> dict[int, Published]:
+        """Every version that the pointer has ever named, by number."""
+        raw = self._retry(lambda: self._redis.hgetall(self._key("versions")), "reading the versions")
+        return {int(number): _published(int(number), body) for number, body in cast(dict[bytes, bytes], raw).items()}
+
+    def published(self, version: int) -> Published | None:
+        """What the pointer named as `version`; None when it never did."""
+        (body,) = self.fields("versions", [str(version)])
+        return None if body is None else _published(version, body)
+
+    def checkpoints(self) -> dict[int, str]:
+        """Names of the committed checkpoints that are kept, by step."""
+        raw = self._retry(lambda: self._redis.hgetall(self._key("checkpoints")), "reading the checkpoints")
+        found = cast(dict[bytes, bytes], raw)
+        return {int(step): found[step].decode().split()[0] for step in sorted(found, key=int)}
+
+    def z(self) -> dict[int, bytes]:
+        """Packed Z statistics per train prompt, as of the last commit."""
+        raw = self._retry(lambda: self._redis.hgetall(self._key("z")), "reading Z")
+        return {int(prompt): data for prompt, data in cast(dict[bytes, bytes], raw).items()}
+
     def finished(self) -> bool:
         """Whether the learner has marked the run as finished."""
         return self._state("finished") == b"1"
@@ -210,3 +238,8 @@ class RunConnection:
         for body, age in zip(raw[::2], raw[1::2], strict=True):
             found.append(Heartbeat.model_validate_json(body).model_copy(update={"age_seconds": float(age)}))
         return sorted(found, key=lambda heartbeat: (heartbeat.role, heartbeat.index, heartbeat.id))
+
+
+def _published(version: int, body: bytes) -> Published:
+    epoch, step, identity = body.decode().split(" ")
+    return Published(VersionName(version, int(epoch)), int(step), identity)

@@ -1,4 +1,9 @@
-"""The learner's side of the protocol: open and begin the run, lease groups, publish, commit, evaluate, finish."""
+"""The learner's side of the protocol: begin and open the run, lease groups, publish, commit, evaluate, finish.
+
+What a learner writes outside Redis (checkpoints, versions, records, exports) has its epoch in its name. A file counts
+from the moment at which a fenced script names it: `commit` the checkpoint, `publish` the version and its hash, `finish`
+the export. So whatever a replaced learner still writes, under whatever delay, is in files that nobody asks for.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +16,7 @@ from broker.errors import BrokerError, RunConflict
 from broker.queue.connection import RunConnection
 from broker.queue.portions import chunks
 from broker.queue.prompt_order import prompt_of
-from broker.queue.state import CommitReply, Epoch, Group, Member, RunSpec
+from broker.queue.state import CommitReply, Epoch, Group, Member, RollbackReply, RunSpec
 from broker.queue.wire import Completion, Prompt, Verdict, pack, unpack
 
 
@@ -20,48 +25,54 @@ class LearnerClient(RunConnection):
 
     # --- the run
 
-    def open_run(self, spec: RunSpec, train: Sequence[Prompt], eval_prompts: Sequence[Prompt]) -> None:
-        """Write the run's specification and prompts. Opening it again with the same fingerprint only refreshes the
-        schedule.
+    def check_run(self, fingerprint: str) -> RunSpec | None:
+        """The specification of the run as it is in Redis, None when it was never opened; changes nothing.
 
         Raises:
             RunConflict: a run of this name was opened with another base model, other prompts, seed or sampling, or
                 was written with another schema.
         """
         known = self.run_spec(fresh=True)
-        if known is not None and known.fingerprint != spec.fingerprint:
+        if known is not None and known.fingerprint != fingerprint:
             raise RunConflict(
                 f"run {self.run.name!r} is in Redis with other settings (fingerprint {known.fingerprint[:12]}, now "
-                f"{spec.fingerprint[:12]}): model, prompts, seed and sampling are fixed within a run; choose another "
+                f"{fingerprint[:12]}): model, prompts, seed and sampling are fixed within a run; choose another "
                 f"run.name"
             )
+        return known
 
-        def write() -> None:
-            for lane, prompts in (("train", train), ("eval", eval_prompts)):
-                for batch in chunks(prompts):
-                    packed = {str(prompt.index): pack(prompt) for prompt in batch}
-                    self._redis.hset(self._key(f"prompts:{lane}"), mapping=packed)  # type: ignore[arg-type]
-            # Last, so that a service which reads the specification finds every prompt.
-            self._redis.set(self._key("spec"), spec.to_json())
+    def begin(self, learner: str, newest_epoch: int = 0) -> Epoch:
+        """Take the run over: every earlier learner is fenced from now on. The reply names the checkpoint to load.
 
-        self._retry(write, "opening the run")
-        self._spec = spec
-
-    def begin(self, learner: str, step: int = 0) -> Epoch:
-        """Take the run over with the durable checkpoint of `step` loaded (0: none). Fences every earlier learner.
-
-        Groups leased for later steps become ready again; those up to `step` wait for `commit(step)`, which the
-        learner calls next.
+        Groups leased for steps after the committed one stay leased for the same steps. `newest_epoch`: the highest
+        epoch in the names of the run's files, so that no name is given twice even if Redis has lost its last writes.
 
         Raises:
             RunBusy: another learner's heartbeat is younger than broker.lease_seconds.
-            RunConflict: `step` is older than what is committed.
         """
-        spec, lease = self._opened(), self.settings.lease_seconds
-        number, committed, version, returned, opened = self.script(
-            "begin", learner=learner, step=step, groups_per_step=spec.groups_per_step, lease_seconds=lease
+        reply = self.script(
+            "begin", learner=learner, lease_seconds=self.settings.lease_seconds, newest_epoch=newest_epoch
         )
-        return Epoch(number, committed, version, returned, bool(opened))
+        number, committed, checkpoint, version, used, published, leased, opened, before = reply
+        return Epoch(number, committed, checkpoint.decode(), version, used, published, leased, bool(opened), before)
+
+    def open_run(self, epoch: Epoch, spec: RunSpec, train: Sequence[Prompt], eval_prompts: Sequence[Prompt]) -> None:
+        """Write the run's prompts and its specification; with the same fingerprint again only the schedule changes.
+
+        Raises:
+            RunConflict: as `check_run`.
+        """
+        if self.check_run(spec.fingerprint) is None:
+            for lane, prompts in (("train", train), ("eval", eval_prompts)):
+                for batch in chunks(prompts):
+                    records = [{"index": prompt.index, "body": pack(prompt)} for prompt in batch]
+                    self.script("open", epoch=epoch.number, spec="", lane=lane, prompts=records)
+        self.script("open", epoch=epoch.number, spec=spec.to_json(), lane="", prompts=())
+        self._spec = spec
+
+    def current_epoch(self) -> int:
+        """Number of the newest epoch: a learner whose own is smaller has been replaced."""
+        return int(self._state("epoch") or 0)
 
     def finish(self, epoch: Epoch) -> None:
         """Mark the run as finished: actors and verifiers end when they next ask. Safe to repeat."""
@@ -80,6 +91,7 @@ class LearnerClient(RunConnection):
             epoch=epoch.number,
             step=step,
             groups=groups,
+            groups_per_step=spec.groups_per_step,
             groups_per_version=spec.groups_per_version,
             max_staleness=spec.max_staleness,
         )
@@ -116,35 +128,62 @@ class LearnerClient(RunConnection):
             records = [{"group_id": group_id, "idx": idx, "data": data} for (group_id, idx), data in batch]
             self.script("store_base", scores=records)
 
-    def commit(self, epoch: Epoch, step: int, z: Mapping[int, bytes] | None = None) -> CommitReply:
-        """Settle all steps up to `step`, which a durable checkpoint holds: their groups become tombstones, and the Z
-        statistics advance with them. Safe to repeat.
+    def commit(
+        self, epoch: Epoch, step: int, checkpoint: str, z: Mapping[int, bytes] | None = None, *, keep: int = 1
+    ) -> CommitReply:
+        """Settle all steps up to `step`, which the durable `checkpoint` holds: it is the one that the next learner
+        loads, the steps' groups become tombstones, and the Z statistics advance with them. Safe to repeat.
 
-        `z`: train prompt → its packed Z statistics as of this step.
+        `z`: train prompt → its packed Z statistics as of this step. `keep`: committed checkpoints that a rollback can
+        go back to, this one included; what else it needs is kept with them.
         """
         records = [{"prompt": prompt, "packed": data} for prompt, data in (z or {}).items()]
-        return CommitReply(*self.script("commit", epoch=epoch.number, step=step, statistics=records))
+        reply = self.script(
+            "commit", epoch=epoch.number, step=step, checkpoint=checkpoint, keep=keep, statistics=records
+        )
+        return CommitReply(*reply)
 
-    def z(self) -> dict[int, bytes]:
-        """Packed Z statistics per train prompt, as of the last commit."""
-        raw = self._retry(lambda: self._redis.hgetall(self._key("z")), "reading Z")
-        return {int(prompt): data for prompt, data in cast(dict[bytes, bytes], raw).items()}
+    def rollback(self, epoch: Epoch, step: int, z: Mapping[int, bytes]) -> RollbackReply:
+        """Go back to the committed checkpoint of `step`, or with 0 to the base model. Every group of a later step, and
+        every group that is not committed, will be sampled and trained again; versions published since stay in the
+        history, and none is sampled from until the weights that the run went back to are published.
+
+        `z`: the Z statistics in that checkpoint.
+
+        Raises:
+            RunConflict: no such checkpoint is kept.
+        """
+        spec = self._opened()
+        records = [{"prompt": prompt, "packed": data} for prompt, data in z.items()]
+        reply = self.script(
+            "rollback",
+            epoch=epoch.number,
+            step=step,
+            groups_per_step=spec.groups_per_step,
+            train_prompts=spec.train_prompts,
+            statistics=records,
+        )
+        return RollbackReply(*reply)
 
     # --- versions
 
-    def publish(self, epoch: Epoch, version: int, step: int, *, admitted: int | None = None) -> None:
-        """Move the version pointer to `version`, whose files are complete and hold `step` optimiser steps.
+    def publish(
+        self, epoch: Epoch, version: int, step: int, identity: str = "", *, admitted: int | None = None
+    ) -> None:
+        """Move the version pointer to `version`, whose files are complete and hold `step` optimiser steps. From here on
+        the number means this epoch's files, whose `Manifest.identity` is `identity`. Safe to repeat.
 
         `admitted`: the staleness that admission aims at from now on (`admission.tightened`); None leaves it.
 
         Raises:
-            BrokerError: a newer version is already published; versions only grow.
+            BrokerError: this version or a newer one is already published, or the published one contains more steps.
         """
         moved = self.script(
             "publish",
             epoch=epoch.number,
             version=version,
             step=step,
+            identity=identity,
             groups_per_step=self._opened().groups_per_step,
             admitted=admitted,
         )

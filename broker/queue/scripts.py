@@ -110,11 +110,12 @@ def _translate(text: str, what: str) -> BrokerError:
         return Fenced(f"a newer learner (epoch {rest}) has taken this run over; this one must end")
     if word == "BUSY":
         return RunBusy(f"a live learner ({rest}) already works on this run: stop it, or give this run another run.name")
-    if word == "BEHIND":
+    if word == "NOCHECKPOINT":
         return RunConflict(
-            f"the newest checkpoint is older than step {rest}, which is already committed: restore the checkpoint, or "
-            "start a run with another run.name"
+            f"no committed checkpoint of step {rest} is kept: choose one of `sieve resume CONFIG --list`"
         )
+    if word == "OLDER":
+        return BrokerError(f"the published version contains {rest} steps, more than this one: {what} would go back")
     return BrokerError(f"Redis answered {text[:300]!r} while {what}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -102,19 +102,52 @@ class Group:
     members: list[Member]
 
 
+class VersionName(NamedTuple):
+    """Number and epoch of a version. The number alone names weights once the broker has named its epoch (`Published`);
+    until then another learner may be writing other weights under the same number."""
+
+    number: int
+    epoch: int
+    """The learner's epoch in which it was written."""
+
+    def __str__(self) -> str:
+        """Name of its directory."""
+        return f"v{self.number:08d}-e{self.epoch:04d}"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A version that the version pointer has named: the one set of weights that its number means."""
+
+    name: VersionName
+    step: int
+    """Optimiser steps that it contains; never decreases from one version to the next."""
+    identity: str
+    """`Manifest.identity` of its files."""
+
+
 @dataclass(frozen=True)
 class Epoch:
-    """A learner's hold on the run."""
+    """A learner's hold on the run, and where the run stands."""
 
     number: int
     """Fencing token: the scripts refuse every learner with a smaller one."""
     committed_step: int
+    checkpoint: str
+    """Name of the checkpoint of that step; empty at step 0."""
     version: int
-    """Newest version that actors may have sampled with: published, or sent to them."""
-    returned_groups: int
-    """Groups leased by an earlier learner that became ready again."""
+    """Newest published version; 0 also before the first."""
+    used_version: int
+    """Highest version number ever given: published, or sent to actors. -1 before the first."""
+    published_step: int
+    """Optimiser steps that the published version contains."""
+    leased_groups: int
+    """Groups leased for steps after the committed one: the same steps get the same groups again."""
     opened: bool
-    """Whether version 0 has been published."""
+    """Whether the published version may be sampled from; False before version 0, and after a rollback until the
+    weights that the run went back to are published."""
+    known_epoch: int
+    """The number that the broker had before this learner began."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +157,16 @@ class CommitReply:
     groups: int
     duplicates: int
     """Groups that had been committed before: 0 unless the state in Redis is damaged."""
+
+
+@dataclass(frozen=True)
+class RollbackReply:
+    """Counts of what a rollback took back."""
+
+    untrained: int
+    """Groups of committed steps."""
+    discarded: int
+    """Groups that were issued and not committed."""
 
 
 @dataclass(frozen=True)
@@ -223,6 +266,18 @@ class Audit(_Report):
     repeated_offers: int
     repeated_verdicts: int
     bytes: int
+    again: int
+    """Groups that a rollback took back, which are sampled anew before any other; not counted as issued."""
+    rolled_back: int
+    """Groups whose training a rollback took back."""
+    epoch: int
+    committed_step: int
+    checkpoint: str
+    """Name of the checkpoint of that step; empty at step 0."""
+    version: int
+    published_step: int
+    opened: bool
+    finished: bool
 
     @property
     def lost(self) -> int:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from broker.settings import Lane, VerifierName
 
-SCHEMA = 2
+SCHEMA = 3
 """Number of the format of messages and of the run's keys in Redis; data of another number is refused."""
 MAX_BYTES = 64 << 20
 """Default limit on one packed message."""

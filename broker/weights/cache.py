@@ -1,8 +1,8 @@
 """Verified copies of versions on the reader's own machine, shared by all actors there (`weights.cache`).
 
-    <cache>/v00000007/…                         a finished copy, without the delta; nothing else is ever loaded
-    <cache>/.v00000007.partial.<identity>/      a copy in progress, continued by the next reader if it is interrupted
-    <cache>/.v00000007.rebuilt.<identity>/      a version being rebuilt from a copy held here and a delta
+    <cache>/v00000007-e0002/…                   a finished copy, without the delta; nothing else is ever loaded
+    <cache>/.v00000007-e0002.partial.<identity>/ a copy in progress, continued by the next reader if it is interrupted
+    <cache>/.v00000007-e0002.rebuilt.<identity>/ a version being rebuilt from a copy held here and a delta
     <cache>/.lock                               file lock of the one process that copies; a dead process holds none
 
 The first reader that needs a version copies it; the others wait, then verify the copy, because each reader answers for
@@ -26,6 +26,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from broker.errors import WeightsCorrupt, WeightsError, WeightsMissing
+from broker.queue.state import VersionName
 from broker.weights.copying import CopyStats, copy, for_each, save
 from broker.weights.delta import LARGEST_SHARE, DeltaUnusable, Fallback, apply
 from broker.weights.manifest import MANIFEST, Delta, Manifest
@@ -53,15 +54,15 @@ class WeightsCache:
         self._store, self._wait_seconds = store, wait_seconds
         self._held: DirectoryReader | None = None
 
-    def fetch(self, version: int) -> Fetched:
-        """A copy of `version` in this cache, every byte of it checked; it stays until the next call has returned.
+    def fetch(self, name: VersionName) -> Fetched:
+        """A copy of version `name` in this cache, every byte of it checked; it stays until the next call has returned.
 
         Raises WeightsMissing and WeightsCorrupt as VersionStore.fetch (about the published files), WeightsError when
         another process copies for longer than `wait_seconds`, OSError when the disk is full.
         """
         start, stats = time.perf_counter(), CopyStats()
         fallback: Fallback | None = None
-        with self._store.open(version) as source:
+        with self._store.open(name) as source:
             while True:
                 here = self._hold(source.manifest)
                 if here is None:
@@ -78,7 +79,9 @@ class WeightsCache:
                     with here, self._locked(stats):
                         self._discard(here)
         assert self._held is not None
-        return Fetched(version, self._held.path, stats.shares(time.perf_counter() - start), stats.bytes, fallback)
+        seconds = stats.shares(time.perf_counter() - start)
+        identity = self._held.manifest.identity
+        return Fetched(name.number, identity, self._held.path, seconds, stats.bytes, fallback)
 
     def close(self) -> None:
         """Release the copy that is held, so that other processes may remove it."""
@@ -103,11 +106,11 @@ class WeightsCache:
         here = self._hold(manifest)
         if here is None:
             raise WeightsError(
-                f"{version_path(self.path, manifest.version)} vanished while it was copied; let nothing else write to "
+                f"{version_path(self.path, manifest.name)} vanished while it was copied; let nothing else write to "
                 f"{self.path}"
             )
         self._keep(here)
-        self._evict(manifest.version)
+        self._evict(manifest.name)
         return fallback
 
     def _copy(self, source: VersionReader, stats: CopyStats) -> None:
@@ -139,7 +142,7 @@ class WeightsCache:
         """
         manifest, delta = source.manifest, source.manifest.delta
         if delta is None or delta.bytes > allowance:
-            raise DeltaUnusable(f"version {source.version} has no delta of at most {allowance} bytes", "base")
+            raise DeltaUnusable(f"version {source.name} has no delta of at most {allowance} bytes", "base")
         rebuilt = self._hidden(manifest, "rebuilt")
         with self._base(delta, stats, allowance - delta.bytes) as base:
             shutil.rmtree(rebuilt, ignore_errors=True)
@@ -162,19 +165,19 @@ class WeightsCache:
         """The delta's base: a copy that is here already, or one rebuilt now."""
         for made in (False, True):
             with suppress(WeightsMissing, WeightsCorrupt):
-                here = DirectoryReader(self.path, delta.base)
+                here = DirectoryReader(self.path, delta.base_name)
                 if here.manifest.identity == delta.identity:
                     return here
                 here.close()
             if not made:
-                with suppress(WeightsMissing, WeightsCorrupt), self._store.open(delta.base) as source:
+                with suppress(WeightsMissing, WeightsCorrupt), self._store.open(delta.base_name) as source:
                     self._rebuild(source, stats, allowance)
-        raise DeltaUnusable(f"version {delta.base} is not in {self.path}", "base")
+        raise DeltaUnusable(f"version {delta.base_name} is not in {self.path}", "base")
 
     def _finish(self, directory: Path, manifest: Manifest) -> None:
         """Make a finished copy visible."""
         (directory / MANIFEST).write_text(manifest.text(), encoding="utf-8")
-        final = version_path(self.path, manifest.version)
+        final = version_path(self.path, manifest.name)
         if final.exists():  # other weights of this number, or a copy without a readable manifest
             self._remove(final)
         os.rename(directory, final)
@@ -184,7 +187,7 @@ class WeightsCache:
     def _hold(self, manifest: Manifest) -> DirectoryReader | None:
         """The copy of exactly these weights, protected from removal until it is closed; None if there is none."""
         try:
-            here = DirectoryReader(self.path, manifest.version)
+            here = DirectoryReader(self.path, manifest.name)
         except (WeightsMissing, WeightsCorrupt):
             return None
         with suppress(BlockingIOError, WeightsMissing):  # another process is removing it
@@ -199,11 +202,11 @@ class WeightsCache:
         self.close()
         self._held = here
 
-    def _evict(self, version: int) -> None:
-        """Remove all copies except `version`, the newest that is still published, and those that a process holds."""
+    def _evict(self, name: VersionName) -> None:
+        """Remove all copies except `name`, the newest that is still published, and those that a process holds."""
         here = versions_in(self.path)
-        newest = max(set(here) & set(self._store.versions()), default=version)
-        for other in set(here) - {version, newest}:
+        newest = max(set(here) & set(self._store.versions()), default=name)
+        for other in set(here) - {name, newest}:
             descriptor = os.open(version_path(self.path, other), os.O_RDONLY | os.O_DIRECTORY)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -227,7 +230,7 @@ class WeightsCache:
         shutil.rmtree(gone, ignore_errors=True)
 
     def _hidden(self, manifest: Manifest, what: str) -> Path:
-        return self.path / f".v{manifest.version:08d}.{what}.{manifest.identity[:8]}"
+        return self.path / f".{manifest.name}.{what}.{manifest.identity[:8]}"
 
     @contextmanager
     def _locked(self, stats: CopyStats) -> Iterator[None]:

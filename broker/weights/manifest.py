@@ -13,10 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
 
 from broker.errors import WeightsCorrupt
+from broker.queue.state import VersionName
 
 MANIFEST = "manifest.json"
 MANIFEST_BYTES = 4 << 20
-SCHEMA = 1
+SCHEMA = 2
 """Version of the manifest's format, and of the delta's (delta.py). Raised with every incompatible change."""
 REMEDY = "have the learner publish again, or look for a full disk or another writer"
 PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
@@ -41,10 +42,17 @@ class Delta(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     base: Annotated[int, Field(ge=0)]
-    """Version that the delta is applied to."""
+    """Number of the version that the delta is applied to."""
+    base_epoch: Annotated[int, Field(ge=0)]
+    """Its epoch."""
     identity: Sha256
-    """`Manifest.identity` of the base: its version number alone may have been given twice."""
+    """Its `Manifest.identity`."""
     bytes: Annotated[int, Field(ge=1)]
+
+    @property
+    def base_name(self) -> VersionName:
+        """Name of the version that the delta is applied to."""
+        return VersionName(self.base, self.base_epoch)
 
 
 class Manifest(BaseModel):
@@ -54,12 +62,19 @@ class Manifest(BaseModel):
 
     schema_number: Annotated[int, Field(ge=SCHEMA, le=SCHEMA, alias="schema")] = SCHEMA
     version: Annotated[int, Field(ge=0)]
+    epoch: Annotated[int, Field(ge=0)]
+    """The learner's epoch in which it was written."""
     published_at: float
     """Unix seconds."""
     files: Annotated[dict[Name, File], Field(min_length=1)]
     meta: dict[str, Any] = {}
     """Whatever the writer adds: optimiser step, dtype, …"""
     delta: Delta | None = None
+
+    @property
+    def name(self) -> VersionName:
+        """Number and epoch."""
+        return VersionName(self.version, self.epoch)
 
     @property
     def identity(self) -> str:
@@ -84,8 +99,8 @@ class Manifest(BaseModel):
             raise WeightsCorrupt(f"{location}/{name}: expected sha256 {expected[:16]}…, found {sha256[:16]}…; {REMEDY}")
 
 
-def parse(data: bytes, version: int, location: str) -> Manifest:
-    """The manifest of `version` from the content of the file at `location`.
+def parse(data: bytes, name: VersionName, location: str) -> Manifest:
+    """The manifest of version `name` from the content of the file at `location`.
 
     Raises WeightsCorrupt, naming the first thing wrong; also for a manifest of another schema.
     """
@@ -110,6 +125,6 @@ def parse(data: bytes, version: int, location: str) -> Manifest:
         raise WeightsCorrupt(
             f"{location}: expected a manifest, found {where}: {first['msg'][:160]}; {REMEDY}"
         ) from None
-    if manifest.version != version:
-        raise WeightsCorrupt(f"{location}: expected version {version}, found {manifest.version}; {REMEDY}")
+    if manifest.name != name:
+        raise WeightsCorrupt(f"{location}: expected version {name}, found {manifest.name}; {REMEDY}")
     return manifest

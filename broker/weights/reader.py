@@ -1,6 +1,6 @@
 """One published version in a directory of versions, opened for reading; and the names that versions have there.
 
-Files are opened through the directory's descriptor, so a version that is replaced or deleted meanwhile cannot mix two
+Files are opened through the directory's descriptor, so a version that is deleted meanwhile cannot mix two
 sets of weights: the reader gets WeightsMissing and takes a newer one.
 """
 
@@ -13,37 +13,49 @@ from pathlib import Path
 from types import TracebackType
 
 from broker.errors import WeightsCorrupt, WeightsMissing
+from broker.plain_files import open_plain
+from broker.queue.state import VersionName
 from broker.weights.copying import CopyStats, digest, for_each
 from broker.weights.delta import DELTA
 from broker.weights.manifest import MANIFEST, MANIFEST_BYTES, REMEDY, Manifest, parse
 
-HIDDEN = re.compile(r"\.v([0-9]{8,12})\.[a-z]+\.[0-9a-f]{8}")
+HIDDEN = re.compile(r"\.v([0-9]{8,12})-e([0-9]{4,12})\.[a-z]+\.[0-9a-f]{8}")
 """A version that is being written or removed."""
-_PUBLISHED = re.compile(r"v([0-9]{8,12})")
+_VISIBLE = re.compile(r"v([0-9]{8,12})-e([0-9]{4,12})")
 
 
-def version_path(directory: Path, version: int) -> Path:
-    """Where `version` is in a directory of versions."""
-    return directory / f"v{version:08d}"
+def version_path(directory: Path, name: VersionName) -> Path:
+    """Where version `name` is in a directory of versions."""
+    return directory / str(name)
 
 
-def versions_in(directory: Path) -> list[int]:
-    """Published versions in `directory`, oldest first."""
+def versions_in(directory: Path) -> list[VersionName]:
+    """The versions in `directory`, in order."""
     try:
         names = os.listdir(directory)
     except FileNotFoundError:
         return []
-    return sorted(int(found[1]) for name in names if (found := _PUBLISHED.fullmatch(name)))
+    found = (_VISIBLE.fullmatch(name) for name in names)
+    return sorted(VersionName(int(match[1]), int(match[2])) for match in found if match)
+
+
+def leftovers_in(directory: Path, epoch: int) -> list[Path]:
+    """Versions that learners up to `epoch` began to write or to remove in `directory`."""
+    try:
+        entries = list(directory.iterdir())
+    except FileNotFoundError:
+        return []
+    return [entry for entry in entries if (found := HIDDEN.fullmatch(entry.name)) and int(found[2]) <= epoch]
 
 
 class DirectoryReader:
-    """`version` in a directory of versions, held open until `close`; a VersionReader.
+    """Version `name` in a directory of versions, held open until `close`; a VersionReader.
 
     Raises WeightsMissing when the version is not there, WeightsCorrupt when its manifest cannot be read.
     """
 
-    def __init__(self, directory: Path, version: int) -> None:
-        self.version, self.path = version, version_path(directory, version)
+    def __init__(self, directory: Path, name: VersionName) -> None:
+        self.name, self.path = name, version_path(directory, name)
         try:
             self.descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
         except (FileNotFoundError, NotADirectoryError):
@@ -51,7 +63,7 @@ class DirectoryReader:
         try:
             with self._open(MANIFEST, "a manifest") as file:
                 data = file.read(MANIFEST_BYTES + 1)
-            self.manifest: Manifest = parse(data, version, str(self.path / MANIFEST))
+            self.manifest: Manifest = parse(data, name, str(self.path / MANIFEST))
         except BaseException:
             self.close()
             raise
@@ -118,7 +130,7 @@ class DirectoryReader:
 
     def _open(self, name: str, expected: str) -> BufferedReader:
         try:
-            return open(os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self.descriptor), "rb")
+            return open_plain(name, directory=self.descriptor, links=False)
         except OSError as error:
             self.still_there()
             raise WeightsCorrupt(
@@ -127,7 +139,5 @@ class DirectoryReader:
 
     def _missing(self) -> WeightsMissing:
         newest = max(versions_in(self.path.parent), default=None)
-        there = "no version is published there yet" if newest is None else f"the newest there is {newest}"
-        return WeightsMissing(
-            f"version {self.version} is not in {self.path.parent}: {there}; take that one and try again"
-        )
+        there = "no version is there yet" if newest is None else f"the newest there is {newest}"
+        return WeightsMissing(f"version {self.name} is not in {self.path.parent}: {there}; take that one and try again")

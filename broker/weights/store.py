@@ -4,10 +4,12 @@ Every implementation keeps these promises:
 
 - readers see a version whole or not at all, and `publish` returns only when it is durable;
 - every file is checked against the manifest's SHA-256 before anybody loads it;
-- one writer (the learner's rank 0) and any number of readers, which may join late;
-- a reader of a version that is deleted or replaced gets WeightsMissing, never a mixture.
+- a version has the learner's epoch in its name, so that it has one writer (that learner's rank 0), and is never written
+  again once it is there; any number of readers, which may join late;
+- a reader of a version that is deleted gets WeightsMissing, never a mixture.
 
-The learner moves the broker's version pointer only after `publish`. `factory.open_store` chooses the implementation.
+A store holds what was written, not what counts: the learner moves the broker's version pointer, which names number,
+epoch and hash, only after `publish`. `factory.open_store` chooses the implementation.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from broker.queue.state import VersionName
 from broker.weights.copying import Part, Source
 from broker.weights.delta import Fallback
 from broker.weights.manifest import Manifest
@@ -29,6 +32,8 @@ class Fetched:
     """A verified version in a directory of this machine, and the time and bytes that fetching it took."""
 
     version: int
+    identity: str
+    """`Manifest.identity` of its files."""
     directory: Path
     seconds: dict[Part, float]
     """Wall time: `fetch` (reading, copying or rebuilding), `verify` (hashing)."""
@@ -41,7 +46,7 @@ class Fetched:
 class VersionReader(Protocol):
     """One published version, open until `close`. Its files are of the right size and not otherwise checked."""
 
-    version: int
+    name: VersionName
     manifest: Manifest
 
     @property
@@ -70,34 +75,37 @@ class VersionStore(Protocol):
 
     # --- the writer
 
-    def begin(self, version: int) -> Path:
-        """An empty directory of this machine into which to write the files of `version`, flat, before `publish`."""
+    def begin(self, name: VersionName) -> Path:
+        """An empty directory of this machine into which to write the files of version `name`, flat, before
+        `publish`."""
 
-    def publish(self, version: int, meta: dict[str, Any] | None = None, *, delta: bool = False) -> None:
-        """Make the files written since `begin(version)` visible as `version`, durably, with `meta` in the manifest.
+    def publish(
+        self, name: VersionName, meta: dict[str, Any] | None = None, *, base: VersionName | None = None
+    ) -> Manifest:
+        """Make the files written since `begin(name)` visible as `name`, durably, with `meta` in the manifest.
 
-        With `delta`, what changed since the newest earlier version is stored too, if it is small enough. A version of
-        this number that is there already (its writer died before the version pointer moved) is replaced. Raises
-        WeightsError when nothing was begun or written, or when anything other than plain files was.
+        `base`: an earlier version; what changed since it is stored too, if it is small enough. A version of this name
+        that is there already stays as it is. Raises WeightsError when nothing was begun or written, or when anything
+        other than plain files was.
         """
 
-    def keep(self, newest: int, also: Collection[int] = ()) -> list[int]:
-        """Delete all but the `newest` (a count, at least 1) highest versions and those in `also`; returns what was
-        deleted. Also removes what writers that died have left behind."""
+    def keep(self, wanted: Collection[VersionName], epoch: int) -> list[VersionName]:
+        """Delete all versions but `wanted` that learners up to `epoch` wrote, and what they left half-written; returns
+        what was deleted. Those of later epochs are not this learner's to judge."""
 
     # --- readers
 
-    def versions(self) -> list[int]:
-        """Published versions, oldest first."""
+    def versions(self) -> list[VersionName]:
+        """What is there, in order."""
 
-    def manifest(self, version: int) -> Manifest:
-        """The manifest of `version`; its files are not checked. Raises as `fetch`."""
+    def manifest(self, name: VersionName) -> Manifest:
+        """The manifest of `name`; its files are not checked. Raises as `fetch`."""
 
-    def open(self, version: int) -> VersionReader:
-        """The files of `version`, not checked yet. Raises as `fetch`."""
+    def open(self, name: VersionName) -> VersionReader:
+        """The files of `name`, not checked yet. Raises as `fetch`."""
 
-    def fetch(self, version: int) -> Fetched:
-        """The files of `version` in a directory of this machine, each checked against the manifest.
+    def fetch(self, name: VersionName) -> Fetched:
+        """The files of `name` in a directory of this machine, each checked against the manifest.
 
         Raises WeightsMissing when the version is not there (any more): take a newer one; WeightsCorrupt when a file is
         not what was published.

@@ -50,17 +50,27 @@ class Samples:
     """The group's place in the whole step's list, equal on every rank, (N,)."""
     oldest: NDArray[np.int64]
     """Oldest version that sampled a token of the completion, (N,)."""
+    staleness: NDArray[np.int64]
+    """Staleness of that version, `broker.queue.admission.staleness`, (N,)."""
     actors: list[str]
     """Id of the actor that sampled each completion."""
 
     @classmethod
-    def of(cls, groups: Sequence[Group], prompts: Sequence[Ids], places: Sequence[int]) -> Samples:
-        """Samples of `groups`; `prompts[g]`: prompt tokens of groups[g]; `places[g]`: its place in the step's list."""
+    def of(
+        cls,
+        groups: Sequence[Group],
+        prompts: Sequence[Ids],
+        places: Sequence[int],
+        staleness: Callable[[int], int] = lambda version: 0,
+    ) -> Samples:
+        """Samples of `groups`; `prompts[g]`: prompt tokens of groups[g]; `places[g]`: its place in the step's list;
+        `staleness(version)`: that of a token sampled with `version`."""
         members = [
             (group, place, member) for group, place in zip(groups, places, strict=True) for member in group.members
         ]
         shapes = [shape_of(group, prompt) for group, prompt in zip(groups, prompts, strict=True)]
         sizes = [len(shape.completions) for shape in shapes]
+        oldest = [member.completion.oldest for _, _, member in members]
         return cls(
             shapes=shapes,
             prompts=list(prompts),
@@ -72,7 +82,8 @@ class Samples:
             passed=np.array([member.verdict.outcome == "pass" for _, _, member in members], bool),
             prompt=np.array([group.prompt for group, _, _ in members], np.int64),
             group=np.array([place for _, place, _ in members], np.int64),
-            oldest=np.array([member.completion.oldest for _, _, member in members], np.int64),
+            oldest=np.array(oldest, np.int64),
+            staleness=np.array([staleness(version) for version in oldest], np.int64),
             actors=[member.completion.actor for _, _, member in members],
         )
 
@@ -91,12 +102,17 @@ class Samples:
 
 
 def fetch(
-    ranks: Ranks, group_ids: Sequence[str], prompts: Sequence[Ids], read: Callable[[list[str]], list[Group]]
+    ranks: Ranks,
+    group_ids: Sequence[str],
+    prompts: Sequence[Ids],
+    read: Callable[[list[str]], list[Group]],
+    staleness: Callable[[int], int],
 ) -> Samples:
     """This rank's groups of a step, balanced between ranks by tokens. Collective.
 
     A group's lengths are known only once it is read: each rank reads an equal slice, shares the lengths, and reads the
-    groups that the balanced division gives it besides. `prompts`: tokens of every training prompt.
+    groups that the balanced division gives it besides. `prompts`: tokens of every training prompt. `staleness`: as in
+    `Samples.of`.
     """
     slice_ = list(range(len(group_ids)))[ranks.rank :: ranks.world]
     found = dict(zip(slice_, read([group_ids[place] for place in slice_]), strict=True))
@@ -106,7 +122,7 @@ def fetch(
     lacking = [place for place in mine if place not in found]
     found |= dict(zip(lacking, read([group_ids[place] for place in lacking]), strict=True))
     groups = [found[place] for place in mine]
-    return Samples.of(groups, [prompts[group.prompt] for group in groups], mine)
+    return Samples.of(groups, [prompts[group.prompt] for group in groups], mine, staleness)
 
 
 def tensor(layout: Layout, values: Sequence[Floats | None] | NDArray[np.generic]) -> Tensor:

@@ -1,7 +1,8 @@
 """Collection of evaluations: finished groups of a version become raw samples and one line of eval.jsonl.
 
 Groups are read a few at a time between optimiser steps, so that an evaluation never holds training up. The broker keeps
-the groups of a version until its files are written: a learner that dies in between reads them again.
+the groups of a version until its files are written: a learner that dies in between reads them again. The raw files of a
+version depend on its groups only, so that it does not matter who writes them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 from broker.queue.learner_client import LearnerClient
 from broker.queue.state import Epoch, Group
-from broker.weights.store import VersionStore
+from learner.epoch_files import Journal, own
 from learner.evaluation.results import Outputs, write_parquet
 from learner.evaluation.stats import PromptResult, summarise
 
@@ -40,22 +41,26 @@ class EvaluationCollector:
     """Requests evaluations and writes them: eval.jsonl, eval/v<version>.jsonl and eval/v<version>.parquet of a run."""
 
     def __init__(
-        self, broker: LearnerClient, weights: VersionStore, run_path: Path, finished: Callable[[dict[str, float]], None]
+        self, broker: LearnerClient, epoch: Epoch, run_path: Path, finished: Callable[[dict[str, float]], None]
     ) -> None:
         """`finished` is called with the numbers of each evaluation's line in eval.jsonl once its files are written."""
-        self._broker, self._weights, self._path, self._finished = broker, weights, run_path, finished
+        self._broker, self._epoch, self._path, self._finished = broker, epoch, run_path, finished
+        # After a rollback, evaluations of weights that are no longer part of the run's history are left out.
+        self._journal = Journal(
+            run_path / "eval.jsonl", epoch.number, "version", lambda line: int(line["step"]) <= epoch.published_step
+        )
         self.pending: dict[int, int] = broker.eval_open()
         """Version → groups still missing when the broker was last asked; the version's weights must stay on disk."""
         self._partial: dict[int, _Partial] = {}
         self._polled = 0.0
 
-    def request(self, epoch: Epoch, version: int, prompts: int, samples: int) -> None:
+    def request(self, version: int, prompts: int, samples: int) -> None:
         """Request `samples` completions of each of the first `prompts` prompts of data.eval; safe to repeat."""
-        if prompts and version not in self.written():
-            self._broker.request_eval(epoch, version, prompts, samples)
+        if prompts and version not in self._journal.keys:
+            self._broker.request_eval(self._epoch, version, prompts, samples)
             self.pending.setdefault(version, prompts)
 
-    def poll(self, epoch: Epoch, groups: int, *, now: bool = False) -> bool:
+    def poll(self, groups: int, *, now: bool = False) -> bool:
         """Read up to `groups` finished groups of each evaluation and write what is complete; True if there was any.
 
         Does nothing within POLL_SECONDS of a poll that found nothing, unless `now`.
@@ -74,7 +79,7 @@ class EvaluationCollector:
                 busy = True
             if missing == 0 and len(unread) <= groups:
                 self._write(version, partial)
-                self._broker.eval_done(epoch, version)
+                self._broker.eval_done(self._epoch, version)
                 del self._partial[version]
                 busy = True
         self.pending = {version: missing for version, missing in self.pending.items() if version in self._partial}
@@ -82,35 +87,29 @@ class EvaluationCollector:
             self._polled = time.monotonic()
         return busy
 
-    def written(self) -> set[int]:
-        """Versions in eval.jsonl. A line cut off by a crash is dropped from the file."""
-        path = self._path / "eval.jsonl"
-        if not path.exists():
-            return set()
-        text = path.read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:
-            path.write_text(whole, encoding="utf-8")
-        return {int(json.loads(line)["version"]) for line in whole.splitlines()}
+    def close(self) -> None:
+        self._journal.close()
 
     def _write(self, version: int, partial: _Partial) -> None:
         directory = self._path / "eval"
         directory.mkdir(parents=True, exist_ok=True)
         lines = [partial.lines[prompt] for prompt in sorted(partial.lines)]
         raw = directory / f"v{version:08d}.jsonl"
-        temporary = raw.with_name(f".{raw.name}.partial")
-        with open(temporary, "w", encoding="utf-8") as file:
+        mine = own(raw, self._epoch.number)
+        with open(mine, "w", encoding="utf-8") as file:
             file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, raw)
-        write_parquet(raw.with_suffix(".parquet"), [partial.outputs[prompt] for prompt in sorted(partial.outputs)])
+        os.replace(mine, raw)
+        table = raw.with_suffix(".parquet")
+        mine = own(table, self._epoch.number)
+        write_parquet(mine, [partial.outputs[prompt] for prompt in sorted(partial.outputs)])
+        os.replace(mine, table)
+        if version in self._journal.keys:
+            return  # an earlier learner died between writing this line and eval_done
         line = self._line(version, partial, lines)
-        if version not in self.written():  # a learner may have died between writing this line and eval_done
-            with open(self._path / "eval.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+        self._journal.append(line)
+        self._journal.sync()
         self._finished({name: float(value) for name, value in line.items()})
 
     def _line(self, version: int, partial: _Partial, lines: list[dict[str, Any]]) -> dict[str, Any]:
@@ -122,9 +121,11 @@ class EvaluationCollector:
             for line in lines
             if line["n"]
         ]
+        published = self._broker.published(version)
+        assert published is not None, "only published versions are evaluated"
         return {
             "version": version,
-            "step": self._weights.manifest(version).meta["step"],
+            "step": published.step,
             "time": time.time(),
             **(summarise(results) if results else {"prompts": 0.0, "samples": 0.0}),
             "answered_errors": partial.errors,

@@ -49,7 +49,7 @@ class Outputs:
 
 
 def write_parquet(path: Path, rows: Sequence[Outputs]) -> None:
-    """Replace `path` by a table of `rows`; durable when it returns."""
+    """Write a table of `rows` to `path`; durable when it returns."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -66,12 +66,10 @@ def write_parquet(path: Path, rows: Sequence[Outputs]) -> None:
         "tokens": pa.array([row.tokens for row in rows], pa.list_(pa.list_(pa.int32()))),
         "log_probs": pa.array([row.log_probs for row in rows], pa.list_(pa.float32())),
     }
-    temporary = path.with_name(f".{path.name}.partial")
     table = pa.table(columns).replace_schema_metadata({_SCHEMA_KEY: str(SCHEMA).encode()})
-    parquet.write_table(table, temporary, compression="zstd")
-    with open(temporary, "rb") as file:
+    parquet.write_table(table, path, compression="zstd")
+    with open(path, "rb") as file:
         os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def read_parquet(path: Path) -> Iterator[Outputs]:

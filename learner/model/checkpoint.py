@@ -1,11 +1,12 @@
 """Checkpoints: the trained part of the model, optimiser, step, version, Z statistics and random state.
 
-    <directory>/step-00000010-e0002/   the sharded tensors (PyTorch distributed checkpoint), state.msgpack, manifest.json
+    <directory>/step-00000010-e0002/   the sharded tensors (PyTorch's format), state.msgpack, manifest.json
 
-is step 10 as the learner of epoch 2 wrote it: no two learners write one checkpoint. Written to a hidden directory, hashed
-and synced, and renamed into place: a checkpoint is whole or absent. Which one counts is not decided here but by the
-broker, whose commit names it. Tensors are stored by name and global offset, so a checkpoint of any number of ranks
-loads on any other. A checkpoint that does not match its manifest is refused; another one is never chosen silently.
+is step 10 as the learner of epoch 2 wrote it: no two learners write one checkpoint. It is written to a hidden
+directory, hashed and synced, and renamed into place: a checkpoint is whole or absent. Which one counts is not decided
+here but by the broker, whose commit names it. Tensors are stored by name and global offset, so a checkpoint of any
+number of ranks loads on any other. A checkpoint that does not match its manifest is refused; another one is never
+chosen silently.
 """
 
 from __future__ import annotations
@@ -121,8 +122,8 @@ class Checkpoints:
                 "random": torch.get_rng_state().numpy().tobytes(),
             }
             _write(partial / STATE, msgpack.packb(body, use_bin_type=True))
-            files = {name: digest for part in found for name, digest in part.items()}
-            files |= {name: _digest(partial / name) for name in (STATE, ".metadata")}
+            files = {file: digest for part in found for file, digest in part.items()}
+            files |= {file: _digest(partial / file) for file in (STATE, ".metadata")}
             manifest = {
                 "schema": SCHEMA,
                 "step": progress.step,
@@ -153,9 +154,9 @@ class Checkpoints:
         """
         directory = self.directory(name)
         manifest, problem = _manifest(directory, name)
-        names = sorted(manifest.get("files", {}))
-        for name in names[self.ranks.rank :: self.ranks.world]:
-            problem = problem or _compare(directory / name, manifest["files"][name])
+        files = sorted(manifest.get("files", {}))
+        for file in files[self.ranks.rank :: self.ranks.world]:
+            problem = problem or _compare(directory / file, manifest["files"][file])
         problems = [text for text in self.ranks.gather(problem) if text]
         if problems:
             raise CheckpointCorrupt(f"checkpoint {directory}: {problems[0]}. {remedy}")

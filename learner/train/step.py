@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -83,12 +84,12 @@ class Trainer:
         self.loss_scale = loss_scale
 
     def step(
-        self, samples: Samples, *, step: int, progress: float, version: int, scored: Callable[[], None] = lambda: None
+        self, samples: Samples, *, step: int, progress: float, scored: Callable[[], None] = lambda: None
     ) -> Report:
         """Train on `samples`, this rank's part of the step's groups. Collective.
 
-        `step` counts from 1, `progress` is step / steps, `version` the weights that staleness is counted from. `scored`
-        is called as soon as `samples` have all their base scores.
+        `step` counts from 1, `progress` is step / steps. `scored` is called as soon as `samples` have all their base
+        scores.
         """
         clock = _Clock()
         layouts, whole = self.layouts(samples)
@@ -97,7 +98,6 @@ class Trainer:
         clock.lap("base")
 
         log_z = self.pooled_log_z(samples)
-        staleness = np.maximum(version - samples.oldest, 0)
         counts = self.ranks.sums([len(samples), len(set(samples.group.tolist())), samples.mixed_groups])
         total = int(counts[0])
         context = replace(self.objective.context, progress=progress, mixed_share=counts[2] / max(counts[1], 1))
@@ -105,7 +105,7 @@ class Trainer:
 
         def sequences(layout: Layout, policy: Tensor) -> Sequences:
             computed = {"policy": policy.detach(), "mask": layout.mask}
-            of_samples = {"log_z": log_z, "staleness": staleness}
+            of_samples: dict[str, Any] = {"log_z": log_z}
             recorded = quantities().keys() - computed.keys() - of_samples.keys()
             of_samples |= {name: getattr(samples, name) for name in recorded}
             return Sequences(**computed, **{name: tensor(layout, values) for name, values in of_samples.items()})

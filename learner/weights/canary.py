@@ -172,4 +172,8 @@ class CanaryWatch:
         """Raise WeightsDisagree for the mismatch that was found; arguments as `diagnosis.explain`. Collective."""
         found = self._ranks.tell(self._mismatch)
         assert found is not None, "called only when mismatched() is true"
-        explain(found, policy, store, self._ranks, self._config.model, current=current, committed=committed)
+        published = {number: one.name for number, one in self._broker.versions().items()} if self._ranks.first else None
+        named = self._ranks.tell(published)
+        explain(
+            found, policy, store, self._ranks, self._config.model, named=named, current=current, committed=committed
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from broker.errors import EX_MISMATCH, SieveError, WeightsError
+from broker.queue.state import VersionName
 from broker.settings import ModelSettings
 from broker.weights.canary import difference
 from broker.weights.store import VersionStore
@@ -55,12 +56,14 @@ def explain(
     ranks: Ranks,
     model: ModelSettings,
     *,
+    named: Mapping[int, VersionName],
     current: bool,
     committed: int,
 ) -> NoReturn:
     """Raise WeightsDisagree for `found`, naming the tensors that are wrong. Collective; overwrites `policy`.
 
     Args:
+        named: the published versions, by number.
         current: whether `policy` still holds the weights of the newest version, so that it can be compared with the
             published files.
         committed: the step up to which the run is committed, for the message.
@@ -70,14 +73,14 @@ def explain(
         f"version {found.version}: {found.who} and the learner differ by {found.mean:.3g} nats per token on "
         f"{where}; the limit for {found.precision} is {found.bound:g} (learner.mismatch_nats)"
     )
-    reason = _reason(found, policy, store, ranks, model, current)
+    reason = _reason(found, policy, store, ranks, model, named, current)
     raise WeightsDisagree(
         f"{head}. {reason}. The run is committed up to step {committed}: end this actor (a new one loads all "
         f"weights again), or run without its engine, then go on with `sieve run CONFIG --resume`"
     )
 
 
-def _files(store: VersionStore, version: int, ranks: Ranks) -> Files | str:
+def _files(store: VersionStore, version: VersionName, ranks: Ranks) -> Files | str:
     """The verified files of `version`; the error message when any rank cannot read them. Collective."""
     directory, error = None, ""
     try:
@@ -89,18 +92,25 @@ def _files(store: VersionStore, version: int, ranks: Ranks) -> Files | str:
 
 
 def _reason(
-    found: Mismatch, policy: Scorer, store: VersionStore, ranks: Ranks, model: ModelSettings, current: bool
+    found: Mismatch,
+    policy: Scorer,
+    store: VersionStore,
+    ranks: Ranks,
+    model: ModelSettings,
+    named: Mapping[int, VersionName],
+    current: bool,
 ) -> str:
     dtype = getattr(torch, model.dtype)
     if not np.isfinite(found.mean):
         return "Its log-probs are not finite: look for an overflow in its precision, or a load that failed"
-    there = ranks.tell(store.versions())
+    stored = set(ranks.tell(store.versions()))
+    there = {number: name for number, name in sorted(named.items()) if name in stored}
     if found.version not in there:
         return "Its files are deleted already, so no tensor group can be named: raise learner.keep_versions"
-    files = _files(store, found.version, ranks)
+    files = _files(store, there[found.version], ranks)
     if isinstance(files, str):
         return f"Its files cannot be read, so no tensor group can be named: {files}"
-    if current and found.version == there[-1]:
+    if current and found.version == max(there):
         wrong = unlike(policy, files, dtype)
         if wrong:
             return f"The published files are not what the learner holds: look at {_kinds(wrong)}, {_few(wrong)}"
@@ -120,9 +130,9 @@ def _reason(
     if plain <= found.bound:
         return "The published files give the sampler's log-probs: the learner scored with something else"
     sources: dict[str, Files] = {}
-    if found.version > there[0]:
+    if found.version > min(there):
         before = max(version for version in there if version < found.version)
-        former = _files(store, before, ranks)
+        former = _files(store, there[before], ranks)
         if isinstance(former, Files):
             sources[f"version {before}"] = former
     sources["the base model"] = Files(model.path)

@@ -24,6 +24,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from broker.errors import EX_DATA, SieveError
+from broker.plain_files import check_plain
+from broker.queue.state import VersionName
 from broker.settings import LoraSettings
 from broker.weights.peft_format import CONFIG, TENSORS, AdapterConfig, read_config
 from broker.weights.store import VersionStore
@@ -58,17 +60,17 @@ class AdapterUnusable(SieveError):
 
 def publish_weights(
     store: VersionStore,
-    version: int,
+    name: VersionName,
     policy: Scorer,
     source: Path,
     dtype: torch.dtype,
     *,
     first: bool,
     step: int,
-    delta: bool = False,
+    base: VersionName | None = None,
     meanwhile: Callable[[dict[str, Tensor]], object] | None = None,
-) -> None:
-    """Write `policy` to `store` as `version`. Collective.
+) -> str:
+    """Write `policy` to `store` as version `name`; returns the identity of its files, "" on other ranks. Collective.
 
     The broker's version pointer is moved by the caller afterwards, so that it never names a version that is not there.
 
@@ -77,28 +79,28 @@ def publish_weights(
         dtype: precision of the files.
         first: whether this is rank 0, which writes.
         step: the optimiser step, for the manifest.
-        delta: as in VersionStore.publish.
+        base: as in VersionStore.publish.
         meanwhile: called on rank 0 with the whole tensors while they are being written.
     """
     state = published_state(policy, dtype, keep=first)
     if not first:
-        return
+        return ""
 
-    def write() -> None:
-        directory, lora = store.begin(version), lora_of(policy)
+    def write() -> str:
+        directory, lora = store.begin(name), lora_of(policy)
         if lora is None:
             write_model(directory, state, source, dtype)
         else:
             write_adapters(directory, state, lora, source)
-        store.publish(version, {"step": step, "dtype": str(dtype).removeprefix("torch.")}, delta=delta)
+        meta = {"step": step, "dtype": str(dtype).removeprefix("torch.")}
+        return store.publish(name, meta, base=base).identity
 
     if meanwhile is None:
-        write()
-        return
+        return write()
     with ThreadPoolExecutor(1, thread_name_prefix="publish") as writer:
         written = writer.submit(write)
         meanwhile(state)
-        written.result()
+        return written.result()
 
 
 def published_state(policy: Scorer, dtype: torch.dtype, *, keep: bool) -> dict[str, Tensor]:
@@ -149,6 +151,7 @@ def convert_adapters(adapters: Path, path: Path, source: Path, dtype: torch.dtyp
     state = full_state(Scorer(load(source, dtype)), dtype, keep=True)
     try:
         scale = read_config(adapters).scale
+        check_plain(adapters / TENSORS)
         whole = merged(state | from_peft(load_file(adapters / TENSORS)), scale)
     except (OSError, ValueError, SafetensorError) as error:
         raise AdapterUnusable(

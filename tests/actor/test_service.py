@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerFast
 
 from actor.service import ActorService
 from actor.weights.checks import VersionFiles
-from broker.queue.state import Epoch, Member, RunSpec
+from broker.queue.state import Epoch, Member, RunSpec, VersionName
 from broker.queue.wire import Verdict
 from broker.settings import BrokerSettings, RunSettings, WeightsSettings
 from broker.weights.directory import DirectoryStore
@@ -77,21 +77,25 @@ class Run:
             "weights": str(directory / "weights"),
         }
         self.spec = RunSpec.model_validate(spec | change)
-        self.broker.open_run(self.spec, self.prompts, self.prompts[: self.spec.eval_prompts])
         self.epoch: Epoch = self.broker.begin("learner")
+        self.broker.open_run(self.epoch, self.spec, self.prompts, self.prompts[: self.spec.eval_prompts])
         self.step = 0
 
     def files(self, version: int) -> Path:
-        llama(version + 1, vocabulary=VOCABULARY).save_pretrained(self.weights.begin(version))
-        self.weights.publish(version, {})
-        return version_path(self.weights.path, version)
+        llama(version + 1, vocabulary=VOCABULARY).save_pretrained(self.weights.begin(self.name(version)))
+        self.weights.publish(self.name(version), {})
+        return version_path(self.weights.path, self.name(version))
+
+    def name(self, version: int) -> VersionName:
+        return VersionName(version, self.epoch.number)
 
     def publish(self, version: int) -> None:
         self.files(version)
         self.point(version)
 
     def point(self, version: int) -> None:
-        self.broker.publish(self.epoch, version, self.step)
+        identity = self.weights.manifest(self.name(version)).identity
+        self.broker.publish(self.epoch, version, self.step, identity)
 
     def judge(self) -> int:
         verdict = Verdict(outcome="pass", reason="right", seconds=0.0, verifier="none/1")
@@ -107,7 +111,7 @@ class Run:
             return None
         members = [member for group in self.broker.groups(group_ids) for member in group.members]
         self.step += 1
-        self.broker.commit(self.epoch, self.step, {})
+        self.broker.commit(self.epoch, self.step, f"step-{self.step}")
         return members
 
     def check(self, members: list[Member]) -> None:
@@ -241,8 +245,8 @@ def test_weights_that_do_not_fit_are_named_and_never_sampled_from(redis_url, tmp
         eventually(run.train)
         model = llama(2, vocabulary=VOCABULARY)
         model.model.norm.weight.data[1] = float("nan")
-        model.save_pretrained(run.weights.begin(1))
-        run.weights.publish(1, {})
+        model.save_pretrained(run.weights.begin(run.name(1)))
+        run.weights.publish(run.name(1), {})
         run.point(1)
         eventually(lambda: value(service, "sieve_actor_weights_failures_total", reason="unusable") >= 2)
         assert value(service, "sieve_actor_version") == 0
@@ -302,8 +306,8 @@ def test_with_a_cache_versions_arrive_as_deltas_and_are_sampled_exactly(redis_ur
         """Publish a version that differs from the one before in a few weights, as a learner would."""
         with torch.no_grad():
             base.lm_head.weight[version] += 0.5 * version
-        base.save_pretrained(run.weights.begin(version))
-        run.weights.publish(version, delta=True)
+        base.save_pretrained(run.weights.begin(run.name(version)))
+        run.weights.publish(run.name(version), base=run.name(version - 1))
         run.point(version)
 
     publish(0)
@@ -322,12 +326,12 @@ def test_with_a_cache_versions_arrive_as_deltas_and_are_sampled_exactly(redis_ur
 
         eventually(trained)
         source = lambda name: value(service, "sieve_actor_weights_bytes_total", source=name)  # noqa: E731
-        assert source("copied") == run.weights.manifest(0).bytes and source("kept") == 0
+        assert source("copied") == run.weights.manifest(run.name(0)).bytes and source("kept") == 0
         assert 0 < source("delta") < 0.1 * source("copied")
         for part in ("fetch", "verify"):
             assert value(service, "sieve_actor_update_seconds_count", part=part) == 2
         assert value(service, "sieve_actor_weights_delta_fallbacks_total", reason="damaged") == 0
-    assert [path.name for path in (tmp_path / "cache" / "test").glob("v*")] == ["v00000001"]
+    assert [path.name for path in (tmp_path / "cache" / "test").glob("v*")] == ["v00000001-e0001"]
     for one in (member.completion for member in members):
         if {version for version, _, _ in one.spans} == {1}:
             np.testing.assert_allclose(

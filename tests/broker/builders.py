@@ -6,8 +6,9 @@ import numpy as np
 
 from broker.queue.actor_client import ActorClient
 from broker.queue.admin_client import AdminClient
+from broker.queue.heartbeat import Heartbeat
 from broker.queue.learner_client import LearnerClient
-from broker.queue.state import RunSpec, Work
+from broker.queue.state import Epoch, RunSpec, VersionName, Work
 from broker.queue.verifier_client import VerifierClient
 from broker.queue.wire import Completion, Outcome, Prompt, Ticket, Verdict, float32, int32
 from broker.settings import BrokerSettings, RunSettings
@@ -15,6 +16,11 @@ from broker.settings import BrokerSettings, RunSettings
 
 class EveryRole(ActorClient, VerifierClient, LearnerClient, AdminClient):
     """The clients of all roles on one connection."""
+
+
+def v(number: int, epoch: int = 1) -> VersionName:
+    """The name of a version."""
+    return VersionName(number, epoch)
 
 
 def connect(url: str, name: str = "test", **settings: float) -> EveryRole:
@@ -37,9 +43,19 @@ def prompts(count: int, verifier: str = "arithmetic") -> list[Prompt]:
 
 
 def open_run(broker: EveryRole, **change: object) -> RunSpec:
+    """A run that is opened by a learner which has ended since."""
     run = spec(**change)
-    broker.open_run(run, prompts(run.train_prompts), prompts(run.eval_prompts))
+    broker.open_run(begin(broker, "opener"), run, prompts(run.train_prompts), prompts(run.eval_prompts))
+    broker.heartbeat(Heartbeat(id="opener", role="learner", phase="stopped", since=0))
     return run
+
+
+def begin(broker: EveryRole, learner: str = "learner") -> Epoch:
+    """Take the run from whichever learner has it, which ends first."""
+    holder = broker._state("learner")
+    if holder is not None:
+        broker.heartbeat(Heartbeat(id=holder.decode(), role="learner", phase="stopped", since=0))
+    return broker.begin(learner)
 
 
 def complete(ticket: Ticket, idx: int, version: int | None = None, tokens: int = 3) -> Completion:

@@ -26,7 +26,7 @@ from broker.queue.wire import Verdict
 from broker.weights.cache import WeightsCache
 from broker.weights.directory import DirectoryStore
 from learner.settings import LearnerConfig
-from tests.broker.builders import EveryRole
+from tests.broker.builders import EveryRole, v
 from tests.learner.learner_rig import ROOT, save_model, save_prompts, uniform_completion
 from tests.ports import hold_port
 
@@ -170,7 +170,7 @@ def test_a_run_trains_publishes_commits_evaluates_and_finishes(job: Job) -> None
     settled(job, 8)
 
     assert pass_probability(job.run / "model") > pass_probability(job.config.model.path) + 0.05
-    assert DirectoryStore(job.run / "weights").versions()[-1] == job.broker.version() == 8
+    assert DirectoryStore(job.run / "weights").versions()[-1].number == job.broker.version() == 8
     evaluations = job.lines("eval.jsonl")
     assert Counter(line["version"] for line in evaluations) == {0: 1, 4: 1, 8: 1}, text
     for line in evaluations:
@@ -206,14 +206,14 @@ def test_versions_are_deltas_of_each_other_and_one_that_is_being_fetched_stays(t
     job.until(job.broker.finished)
     job.wait()
     weights = DirectoryStore(job.run / "weights")
-    assert weights.versions() == [1, 7, 8]
-    newest = weights.manifest(8)
+    assert weights.versions() == [v(1), v(7), v(8)]
+    newest = weights.manifest(v(8))
     assert newest.delta is not None and newest.delta.base == 7 and newest.delta.bytes < newest.bytes / 2
     cache = WeightsCache(weights, tmp_path / "cache")
-    cache.fetch(7)
-    found = cache.fetch(8)
+    cache.fetch(v(7))
+    found = cache.fetch(v(8))
     assert found.bytes == {"copied": 0, "kept": 0, "delta": newest.delta.bytes}
-    assert pass_probability(found.directory) == pass_probability(weights.fetch(8).directory)
+    assert pass_probability(found.directory) == pass_probability(weights.fetch(v(8)).directory)
     job.broker.close()
 
 
@@ -237,7 +237,7 @@ def test_a_learner_killed_at_any_step_goes_on_without_losing_or_repeating_a_grou
 def test_a_learner_killed_between_checkpoint_and_commit_trains_nothing_twice(job: Job) -> None:
     """Killed within moments of the checkpoint's appearance: before or after the commit, the outcome is the same."""
     job.start()
-    job.until((job.run / "checkpoints" / "step-00000003").exists)
+    job.until((job.run / "checkpoints" / "step-00000003-e0001").exists)
     job.processes[0].send_signal(signal.SIGKILL)
     job.processes.pop().wait()
     assert job.broker.depths().committed_step in (0, 3)

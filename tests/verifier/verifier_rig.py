@@ -90,7 +90,10 @@ class Rig:
         broker = self.broker()
         groups = len(answers) // n
         assert groups * n == len(answers)
+        broker.heartbeat(Heartbeat(id="learner", role="learner", phase="learning", since=time.time()))
+        self.epoch = broker.begin("learner")
         broker.open_run(
+            self.epoch,
             RunSpec(
                 fingerprint="f" * 64,
                 seed=0,
@@ -112,8 +115,6 @@ class Rig:
             ],
             [],
         )
-        broker.heartbeat(Heartbeat(id="learner", role="learner", phase="learning", since=time.time()))
-        self.epoch = broker.begin("learner")
         broker.publish(self.epoch, 0, 0)
         broker.heartbeat(Heartbeat(id="actor", role="actor", phase="sampling", since=time.time()))
         left = list(answers)

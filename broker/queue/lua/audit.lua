@@ -31,5 +31,8 @@ return cjson.encode({
   duplicates = num('duplicates'), completions = num('completions:train'), eval_completions = num('completions:eval'),
   trained_completions = num('trained_completions'), dead_letters = num('dead'), retried = num('retried'),
   reissued = num('reissued'), stale = num('dropped:stale'), repeated_offers = num('repeated:offer'),
-  repeated_verdicts = num('repeated:verdict'), bytes = num('bytes'),
+  repeated_verdicts = num('repeated:verdict'), bytes = num('bytes'), again = redis.call('ZCARD', AGAIN),
+  rolled_back = num('rolled_back'), epoch = num('epoch'), committed_step = num('committed_step'),
+  checkpoint = redis.call('HGET', STATE, 'checkpoint') or '', version = num('version'),
+  published_step = num('published_step'), opened = num('opened'), finished = num('finished'),
 })

@@ -3,6 +3,7 @@
 ---@param epoch number
 ---@param step number
 ---@param groups number  how many
+---@param groups_per_step number
 ---@param groups_per_version number
 ---@param max_staleness number
 local refused = fence(epoch)
@@ -10,10 +11,12 @@ if refused then return refused end
 local leased = redis.call('LRANGE', lease_list(step), 0, -1)
 if #leased > 0 then return leased end
 -- Admission already keeps every group inside the window (broker/queue/admission.py has the proof). What is outside all
--- the same, because a learner went back to an older checkpoint, is dropped here.
+-- the same, because schedule.max_staleness was lowered in a resumed run, is dropped here. The weights that this step
+-- starts from contain the groups of all steps before it.
 local limit = (max_staleness + 1) * groups_per_version
 for _, group_id in ipairs(redis.call('ZRANGE', ready('train'), 0, groups - 1)) do
-  if num('absorbed') - tonumber(redis.call('HGET', group(group_id), 'absorbed')) >= limit then
+  local contained = (step - 1) * groups_per_step + num('dropped')
+  if contained - tonumber(redis.call('HGET', group(group_id), 'absorbed')) >= limit then
     redis.call('ZREM', ready('train'), group_id)
     drop(group_id, 'stale')
   end

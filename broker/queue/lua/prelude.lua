@@ -7,7 +7,7 @@ local P = KEYS[1] .. ':'
 local STATE, OPEN, LIVE, HELD = P .. 'state', P .. 'open', P .. 'live', P .. 'held'
 local RETURNED, EVALQ, LEASED = P .. 'returned', P .. 'evalq', P .. 'leased'
 local SEEN, DEAD, DONE, DROPPED = P .. 'seen', P .. 'dead', P .. 'done', P .. 'dropped'
-local DEATHS = P .. 'deaths'
+local AGAIN, CHECKPOINTS, DEATHS = P .. 'again', P .. 'checkpoints', P .. 'deaths'
 
 local function num(field) return tonumber(redis.call('HGET', STATE, field) or '0') end
 local function add(field, amount) if amount ~= 0 then redis.call('HINCRBY', STATE, field, amount) end end
@@ -22,6 +22,23 @@ end
 
 -- A score that sorts by version, then by order of issue (below 2^32). Exact in a double up to version 2^21.
 local function age(version, order) return tonumber(version) * 4294967296 + tonumber(order) end
+
+-- Id and number of a train ticket (broker/queue/prompt_order.py).
+local function train_id(order, train_prompts)
+  return string.format('%d:%d', math.floor(order / train_prompts), order % train_prompts)
+end
+local function order_of(group_id, train_prompts)
+  local cycle, place = string.match(group_id, '^(%d+):(%d+)$')
+  return tonumber(cycle) * train_prompts + tonumber(place)
+end
+
+-- Steps of the committed checkpoints that are kept, oldest first.
+local function checkpoint_steps()
+  local steps = redis.call('HKEYS', CHECKPOINTS)
+  for i, step in ipairs(steps) do steps[i] = tonumber(step) end
+  table.sort(steps)
+  return steps
+end
 
 -- A new group of `n` completions, none offered. `absorbed`: the absorbed count at its issue.
 local function create(group_id, lane, order, n, version, absorbed)

@@ -70,14 +70,16 @@ while room > 0 do
   elseif issued - absorbed >= (aim + 1) * groups_per_version then
     reason = 'admission: effective sample size below schedule.ess_target'
   elseif num('opened') ~= 1 then
-    reason = 'learner: version 0 not published yet'
+    reason = 'learner: no version to sample from yet'
   end
   if reason ~= '' then break end
-  local group_id = string.format('%d:%d', math.floor(issued / train_prompts), issued % train_prompts)
-  create(group_id, 'train', issued, group_size, version, absorbed)
+  -- Numbers that a rollback took back come first; without any, the next number is the count of those issued.
+  local order = tonumber(redis.call('ZPOPMIN', AGAIN)[2] or issued)
+  local group_id = train_id(order, train_prompts)
+  create(group_id, 'train', order, group_size, version, absorbed)
   redis.call('HINCRBY', STATE, 'issued', 1)
   redis.call('ZADD', OPEN, absorbed, group_id)
-  redis.call('ZADD', LIVE, issued, group_id)
+  redis.call('ZADD', LIVE, order, group_id)
   grant(group_id)
 end
 reply[2] = reason

@@ -262,7 +262,7 @@ def test_receivers_of_a_sender_that_is_killed_recover_and_its_version_number_is_
         for id in everyone:
             eventually(lambda id=id: here.counted(id, "sieve_actor_transfers_total", outcome="broken") == 1, PATIENCE)
         here.sampled(0, everyone)
-        here.run.epoch = here.run.broker.begin("learner", here.run.step)
-        assert here.run.epoch.version == 1  # so that the next to be published is 2
+        here.run.epoch = here.run.broker.begin("learner")
+        assert here.run.epoch.used_version == 1  # so that the next to be published is 2
         assert set(here.send(2).received) == everyone
         here.sampled(2, everyone)

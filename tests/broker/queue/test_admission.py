@@ -1,8 +1,8 @@
 """Staleness stays within its bound and nothing is lost or trained twice, in whatever order things happen.
 
-A random schedule of actors, verifiers and a learner (with actors that stop and learners that die between any two
-arrows) runs against a real Redis. After every move the run is audited, and the admission rule in Lua is compared with
-the one in Python.
+A random schedule of actors, verifiers and a learner (with actors that stop, learners that die between any two arrows,
+replaced learners that wake up, and rollbacks) runs against a real Redis. After every move the run is audited, and the
+admission rule in Lua is compared with the one in Python.
 """
 
 from __future__ import annotations
@@ -13,14 +13,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from broker.errors import Fenced
 from broker.queue import admission
 from broker.queue.heartbeat import Heartbeat
 from broker.queue.wire import Outcome
 from broker.settings import BrokerSettings, SamplingSettings, ScheduleSettings
-from tests.broker.builders import complete, connect, open_run, verdict
+from tests.broker.builders import begin, complete, connect, open_run, verdict
 
 _counter = itertools.count()
-MOVES = ["take", "offer", "judge", "error", "lease", "train", "publish", "commit", "stop_actor", "learner_dies"]
+MOVES = [
+    "take", "offer", "judge", "error", "lease", "train", "publish", "commit", "stop_actor", "learner_dies", "zombie",
+    "rollback",
+]  # fmt: skip
 
 
 class World:
@@ -39,15 +43,16 @@ class World:
             max_staleness=staleness,
             group_size=2,
         )
-        self.hold = self.broker.begin("learner")
+        self.hold = begin(self.broker)
         self.broker.publish(self.hold, 0, 0)
+        self.replaced = []
         self.tickets: dict[str, list] = {"a0": [], "a1": []}
-        self.step = self.checkpoint = self.committed = self.published = 0
+        self.step = self.committed = self.published = 0
         self.leased: list[str] | None = None
         self.trained: dict[int, list[str]] = {}
-        self.crashes = 0
-        self.largest_staleness = 0
+        """Groups of each step, of all timelines since the last rollback: a step that is done again has the same."""
         self.aim = staleness
+        self.rollbacks = 0
 
     def beat(self, actor: str, phase: str = "sampling") -> None:
         self.broker.heartbeat(Heartbeat(id=actor, role="actor", phase=phase, since=0))
@@ -79,36 +84,57 @@ class World:
             self.leased = b.lease(self.hold, self.step + 1, self.spec.groups_per_step)
             if self.leased:
                 assert b.lease(self.hold, self.step + 1, self.spec.groups_per_step) == self.leased
-                now = b.version()
-                self.largest_staleness = max([self.largest_staleness] + [now - g.oldest for g in b.groups(self.leased)])
+                assert self.trained.get(self.step + 1, self.leased) == self.leased
+                steps = {number: one.step for number, one in b.versions().items()}
+                for group in b.groups(self.leased):
+                    sampled = min(steps[v] for m in group.members for v, _, _ in m.completion.spans)
+                    found = admission.staleness(self.step, sampled, self.spec.publish_every)
+                    assert found <= self.spec.max_staleness, (group.group_id, self.step, sampled)
         elif name == "train" and self.leased:
             self.step += 1
             self.trained[self.step], self.leased = self.leased, None
         elif name == "publish" and self.step - self.published >= self.spec.publish_every:
-            self.published += self.spec.publish_every
+            self.published = self.step
             # The closed loop, driven by an effective sample size that is as wild as the schedule.
             ess = (pick % 5) / 4
             self.aim = admission.tightened(self.aim, bound=self.schedule.max_staleness, ess=ess, target=0.6)
             b.publish(self.hold, b.version() + 1, self.published, admitted=self.aim)
             assert b.admitted() == self.aim
-        elif name == "commit" and self.step > self.committed:
-            self.checkpoint = self.step
-            if pick % 3:  # else it dies between checkpoint and commit
-                b.commit(self.hold, self.step)
-                self.committed = self.step
+        elif name == "commit" and self.step > self.committed and pick % 3:  # else it dies before the commit
+            b.commit(self.hold, self.step, f"c{self.step}", keep=2)
+            self.committed = self.step
         elif name == "stop_actor":
             self.beat(actor, "stopped")
             self.tickets[actor] = []
         elif name == "learner_dies" and pick % 3 == 0:
-            self.crashes += 1
-            b.heartbeat(Heartbeat(id="learner", role="learner", phase="stopped", since=0))
-            self.hold = b.begin("learner", self.checkpoint)
-            b.commit(self.hold, self.checkpoint)
-            self.trained = {step: group_ids for step, group_ids in self.trained.items() if step <= self.checkpoint}
-            self.step, self.committed, self.leased = self.checkpoint, self.checkpoint, None
-            if self.published > self.step:  # what was published beyond the checkpoint is of a lost timeline
-                self.published = self.step
-                b.publish(self.hold, b.version() + 1, self.step)
+            self.take_over()
+        elif name == "zombie" and self.replaced:
+            hold = self.replaced[pick % len(self.replaced)]
+            with pytest.raises(Fenced):
+                if pick % 3 == 0:
+                    b.commit(hold, self.step + 1, "zombie")
+                elif pick % 3 == 1:
+                    b.publish(hold, b.version() + 1, self.step + 1)
+                else:
+                    b.lease(hold, self.step + 1, self.spec.groups_per_step)
+        elif name == "rollback" and pick == 0 and self.rollbacks < 2:
+            self.rollbacks += 1
+            self.take_over()
+            to = ([0, *b.checkpoints()])[-2:][0]
+            b.rollback(self.hold, to, {})
+            self.take_over()
+            assert not self.hold.opened and self.hold.committed_step == to
+            b.publish(self.hold, self.hold.used_version + 1, to)
+            self.published = to
+            self.trained = {step: group_ids for step, group_ids in self.trained.items() if step <= to}
+
+    def take_over(self) -> None:
+        """Another learner begins where the committed checkpoint is, wherever the one before it was."""
+        self.replaced.append(self.hold)
+        self.hold = begin(self.broker)
+        assert self.hold.committed_step == self.committed or not self.hold.opened
+        self.step = self.committed = self.hold.committed_step
+        self.leased = None
 
     def rule(self, depths) -> bool:
         oldest = self.broker._redis.zrange(self.broker._key("open"), 0, 0, withscores=True)
@@ -123,9 +149,7 @@ class World:
         assert (audit.lost_groups, audit.lost_completions, audit.duplicates) == (0, 0, 0)
         group_ids = [group_id for group in self.trained.values() for group_id in group]
         assert len(group_ids) == len(set(group_ids))
-        if not self.crashes:
-            assert self.largest_staleness <= self.spec.max_staleness
-            assert audit.stale == 0
+        assert audit.stale == 0
 
     def finish(self) -> None:
         """However it went, the run can be brought to its end."""
@@ -233,7 +257,7 @@ def test_a_window_closed_by_the_closed_loop_always_leaves_the_learner_something_
 def test_forced_staleness_samples_with_the_version_that_much_older_and_never_blocks(redis_url):
     broker = connect(redis_url, "forced")
     open_run(broker, steps=6, groups_per_step=1, max_staleness=0, forced_staleness=2, group_size=2)
-    hold = broker.begin("learner")
+    hold = begin(broker)
     broker.publish(hold, 0, 0)
     found = []
     for step in range(1, 7):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from broker.queue.portions import BYTES, ITEMS, chunks, portions
 from broker.runtime.endpoint import connect_once
-from tests.broker.builders import complete, connect, open_run, verdict
+from tests.broker.builders import begin, complete, connect, open_run, verdict
 
 
 @given(st.lists(st.integers(0, 2 * BYTES), max_size=600))
@@ -29,7 +29,7 @@ def test_chunks_cover_all_items_in_order_within_the_limit(items: list[int]) -> N
 def test_a_completion_offered_twice_in_one_call_enters_the_queue_once(redis_url: str) -> None:
     broker = connect(redis_url)
     open_run(broker, group_size=2)
-    broker.publish(broker.begin("learner"), 0, 0)
+    broker.publish(begin(broker), 0, 0)
     ticket = broker.take("a", 2).tickets[0]
     one, two = complete(ticket, 0), complete(ticket, 1)
     assert broker.offer("a", [one, one, two]) == ["new", "duplicate", "new"]
@@ -40,7 +40,7 @@ def test_a_completion_offered_twice_in_one_call_enters_the_queue_once(redis_url:
 def test_one_call_may_hold_verdicts_of_every_kind(redis_url: str) -> None:
     broker = connect(redis_url, verify_attempts=2)
     open_run(broker, group_size=4, groups_per_step=1)
-    epoch = broker.begin("learner")
+    epoch = begin(broker)
     broker.publish(epoch, 0, 0)
     ticket = broker.take("a", 4).tickets[0]
     broker.offer("a", [complete(ticket, idx) for idx in range(4)])
@@ -72,7 +72,7 @@ def test_one_call_may_hold_verdicts_of_every_kind(redis_url: str) -> None:
 def test_queued_bytes_return_to_zero_whatever_the_portions(redis_url: str, tokens: int) -> None:
     broker = connect(redis_url)
     open_run(broker, group_size=8, groups_per_step=2, max_queued_bytes=1 << 30)
-    epoch = broker.begin("learner")
+    epoch = begin(broker)
     broker.publish(epoch, 0, 0)
     tickets = broker.take("a", 16).tickets
     offered = [complete(ticket, idx, tokens=tokens) for idx in range(8) for ticket in tickets]
@@ -87,7 +87,7 @@ def test_queued_bytes_return_to_zero_whatever_the_portions(redis_url: str, token
     for group in broker.groups(group_ids):
         assert [member.completion.idx for member in group.members] == list(range(8))
         assert all(len(member.completion.ids) == tokens for member in group.members)
-    broker.commit(epoch, 1)
+    broker.commit(epoch, 1, "checkpoint")
     assert broker.depths().queued_bytes == 0
     assert broker.audit().lost == 0
 
@@ -95,7 +95,7 @@ def test_queued_bytes_return_to_zero_whatever_the_portions(redis_url: str, token
 def test_a_server_that_forgot_its_scripts_is_given_them_again(redis_url: str) -> None:
     broker = connect(redis_url)
     open_run(broker, group_size=2)
-    broker.publish(broker.begin("learner"), 0, 0)
+    broker.publish(begin(broker), 0, 0)
     first, second = broker.take("a", 4).tickets
     broker.offer("a", [complete(first, 0)])
     with connect_once(redis_url) as client:

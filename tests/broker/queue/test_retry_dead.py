@@ -49,7 +49,7 @@ def test_a_letter_goes_back_into_a_group_that_is_still_being_judged(broker):
 
 
 def test_a_ready_group_is_taken_back_and_becomes_whole(broker):
-    hold = begin(broker)
+    hold = broker.begin("learner")
     entry = one_dead(broker)
     assert counts(broker) == (0, 1, 1, 1)
     assert broker.retry_dead(entry) == "retried"
@@ -60,7 +60,7 @@ def test_a_ready_group_is_taken_back_and_becomes_whole(broker):
     (group,) = broker.groups([group_id])
     assert (len(group.members), group.closed_short) == (2, 0)
     broker.publish(hold, 1, 1)
-    broker.commit(hold, 1)
+    broker.commit(hold, 1, "checkpoint")
     audit = broker.audit()
     assert (audit.trained_completions, audit.lost, audit.duplicates, audit.bytes) == (2, 0, 0, 0)
 
@@ -95,7 +95,7 @@ def test_it_is_too_late_once_the_group_is_leased_committed_or_empty(broker):
     assert broker.lease(hold, 1, 1)
     assert broker.retry_dead(entry) == "closed"
     broker.publish(hold, 1, 1)
-    broker.commit(hold, 1)
+    broker.commit(hold, 1, "checkpoint")
     assert broker.retry_dead(entry) == "closed"
     assert counts(broker)[:3] == (0, 1, 1)
 
@@ -109,7 +109,7 @@ def test_a_group_that_ended_empty_stays_ended(broker):
 
 
 def test_an_evaluation_is_retried_while_open_and_not_once_ready(broker):
-    hold = begin(broker)
+    hold = broker.begin("learner")
     broker.request_eval(hold, 0, 1, 2)
     (ticket,) = broker.take("a", 2).tickets
     assert ticket.lane == "eval"

@@ -15,7 +15,7 @@ from broker.queue.learner_client import LearnerClient
 from broker.queue.verifier_client import VerifierClient
 from broker.queue.wire import SCHEMA
 from broker.settings import BrokerSettings, RunSettings
-from tests.broker.builders import connect, open_run, prompts, spec
+from tests.broker.builders import connect, open_run, spec
 
 SPEC_OF_SCHEMA_1 = {
     "schema": 1, "fingerprint": "f" * 64, "seed": 7, "steps": 5, "gone": "a field that this release does not know",
@@ -61,7 +61,7 @@ def test_a_run_of_another_schema_that_appears_later_is_neither_read_nor_overwrit
     for call in (
         lambda: broker.run_spec(fresh=True),
         lambda: broker.take("a", 1),
-        lambda: broker.open_run(spec(), prompts(5), prompts(3)),
+        lambda: broker.check_run("f" * 64),
     ):
         with pytest.raises(RunConflict, match="schema 1"):
             call()

@@ -9,9 +9,21 @@ import redis
 
 from broker.errors import BrokerError, BrokerFull, BrokerUnavailable, Fenced, RunBusy, RunConflict, RunUnknown
 from broker.queue.heartbeat import Heartbeat
+from broker.queue.state import Published, VersionName
 from broker.queue.wire import WireError, pack
 from broker.settings import BrokerSettings, RunSettings
-from tests.broker.builders import EveryRole, complete, connect, judge_all, offer_all, open_run, prompts, spec, verdict
+from tests.broker.builders import (
+    EveryRole,
+    begin,
+    complete,
+    connect,
+    judge_all,
+    offer_all,
+    open_run,
+    prompts,
+    spec,
+    verdict,
+)
 
 
 @pytest.fixture
@@ -28,7 +40,7 @@ def beat(broker, id: str, phase: str = "sampling", role: str = "actor") -> None:
 def start(broker, **change: object):
     """A run whose base is published, and the learner's hold on it."""
     open_run(broker, **change)
-    hold = broker.begin("learner")
+    hold = begin(broker)
     broker.publish(hold, 0, 0)
     return hold
 
@@ -42,8 +54,8 @@ def finish_groups(broker, room: int = 100) -> int:
 
 def test_a_run_goes_from_tickets_to_commit_and_everything_is_accounted_for(broker):
     run = open_run(broker)
-    hold = broker.begin("learner")
-    assert broker.take("a", 10).waiting_on == "learner: version 0 not published yet"
+    hold = begin(broker)
+    assert broker.take("a", 10).waiting_on == "learner: no version to sample from yet"
     broker.publish(hold, 0, 0)
     for step in range(1, run.steps + 1):
         finish_groups(broker)
@@ -53,7 +65,7 @@ def test_a_run_goes_from_tickets_to_commit_and_everything_is_accounted_for(broke
         assert all(len(group.members) == group.n == 2 for group in groups)
         assert all(m.verdict.outcome == "pass" and m.completion.idx < 2 for g in groups for m in g.members)
         broker.publish(hold, step, step)
-        reply = broker.commit(hold, step, {groups[0].prompt: b"z" * 24})
+        reply = broker.commit(hold, step, "checkpoint", {groups[0].prompt: b"z" * 24})
         assert (reply.groups, reply.duplicates) == (2, 0)
     audit = broker.audit()
     assert audit.issued == audit.committed == run.steps * run.groups_per_step
@@ -268,40 +280,137 @@ def test_leasing_the_same_step_again_gives_the_same_groups_oldest_first(broker):
     assert [group.oldest for group in broker.groups(group_ids)] == [0, 0, 1]
 
 
-def test_a_new_learner_fences_the_old_and_gets_its_uncommitted_groups_back(broker):
+def test_a_new_learner_fences_the_old_and_does_its_uncommitted_steps_again_with_the_same_groups(broker):
     hold = start(broker, steps=20, max_staleness=3)
     finish_groups(broker)
     first = broker.lease(hold, 1, 2)
     broker.publish(hold, 1, 1)
-    broker.commit(hold, 1)
+    broker.commit(hold, 1, "step-1")
     second = broker.lease(hold, 2, 2)
+    broker.publish(hold, 2, 2, "identity")
     with pytest.raises(RunBusy, match="learner"):
-        broker.begin("learner-2", 1)
+        broker.begin("learner-2")
     time.sleep(1.1)
-    with pytest.raises(RunConflict, match="step 1"):
-        broker.begin("learner-2", 0)
-    new = broker.begin("learner-2", 1)
-    assert (new.committed_step, new.version, new.returned_groups) == (1, 1, 2)
-    for stale in (lambda: broker.lease(hold, 3, 2), lambda: broker.commit(hold, 2), lambda: broker.publish(hold, 9, 9)):
+    new = broker.begin("learner-2")
+    assert (new.number, new.committed_step, new.checkpoint) == (hold.number + 1, 1, "step-1")
+    assert (new.version, new.published_step, new.used_version, new.leased_groups) == (2, 2, 2, 2)
+    for stale in (
+        lambda: broker.lease(hold, 3, 2),
+        lambda: broker.commit(hold, 2, "late"),
+        lambda: broker.publish(hold, 9, 9),
+        lambda: broker.open_run(hold, spec(steps=1), [], []),
+        lambda: broker.rollback(hold, 0, {}),
+        lambda: broker.finish(hold),
+    ):
         with pytest.raises(Fenced):
             stale()
-    assert set(broker.lease(new, 2, 2)) == set(second) and not set(second) & set(first)
+    finish_groups(broker)  # others are ready meanwhile, and older ones are not preferred to those of the step
+    assert broker.lease(new, 2, 2) == second and not set(second) & set(first)
+    assert broker.run_spec(fresh=True).steps == 20
     audit = broker.audit()
-    assert (audit.lost, audit.duplicates) == (0, 0)
+    assert (audit.lost, audit.duplicates, audit.committed_step, audit.checkpoint) == (0, 0, 1, "step-1")
 
 
-def test_a_checkpoint_newer_than_the_commit_is_committed_not_trained_again(broker):
+def test_an_epoch_is_above_every_epoch_in_the_names_of_the_runs_files(broker):
+    hold = start(broker)
+    again = broker.begin("learner", hold.number + 7)
+    assert (again.number, again.known_epoch) == (hold.number + 8, hold.number)
+    assert broker.current_epoch() == again.number
+
+
+def test_a_refused_learner_changes_nothing(broker):
+    start(broker, steps=5)
+    raw = {key: broker._redis.dump(key) for key in broker._redis.keys("*")}
+    with pytest.raises(RunBusy):
+        broker.begin("learner-2")
+    assert {key: broker._redis.dump(key) for key in broker._redis.keys("*")} == raw
+
+
+def test_a_checkpoint_that_no_commit_named_does_not_count(broker):
+    """A learner that dies, or is paused, between writing the checkpoint of a step and committing it."""
     hold = start(broker, steps=20, max_staleness=3)
     finish_groups(broker)
-    broker.lease(hold, 1, 2)
+    group_ids = broker.lease(hold, 1, 2)
     broker.publish(hold, 1, 1)
-    # the learner wrote checkpoint 1 and died before COMMIT
     time.sleep(1.1)
-    new = broker.begin("learner-2", 1)
-    assert new.returned_groups == 0
-    assert broker.commit(new, 1).groups == 2
-    assert broker.commit(new, 1).groups == 0
-    assert broker.audit().committed == 2
+    new = broker.begin("learner-2")
+    assert (new.committed_step, new.checkpoint) == (0, "")
+    with pytest.raises(Fenced):
+        broker.commit(hold, 1, "of the zombie")
+    assert broker.lease(new, 1, 2) == group_ids
+    assert broker.commit(new, 1, "of its successor").groups == 2
+    assert broker.commit(new, 1, "of its successor").groups == 0
+    audit = broker.audit()
+    assert (audit.committed, audit.duplicates, audit.checkpoint) == (2, 0, "of its successor")
+
+
+def test_a_version_number_means_one_set_of_weights_and_versions_never_lose_steps(broker):
+    hold = start(broker)
+    broker.publish(hold, 1, 3, "a" * 64)
+    broker.publish(hold, 1, 3, "a" * 64)  # a lost reply
+    with pytest.raises(BrokerError, match="version 1 is not newer"):
+        broker.publish(hold, 1, 3, "b" * 64)
+    with pytest.raises(BrokerError, match="contains 3 steps"):
+        broker.publish(hold, 2, 2, "b" * 64)
+    new = broker.begin("learner")
+    with pytest.raises(BrokerError, match="version 1 is not newer"):
+        broker.publish(new, 1, 4, "b" * 64)
+    assert broker.published(1) == Published(VersionName(1, hold.number), 3, "a" * 64)
+    assert broker.published(2) is None and sorted(broker.versions()) == [0, 1]
+
+
+def test_as_many_committed_checkpoints_are_kept_as_asked_for(broker):
+    hold = start(broker, steps=20, max_staleness=9)
+    for step in range(1, 6):
+        finish_groups(broker)
+        broker.lease(hold, step, 2)
+        broker.publish(hold, step, step)
+        broker.commit(hold, step, f"c{step}", keep=2)
+    assert broker.checkpoints() == {4: "c4", 5: "c5"}
+    lists = [key.decode().rpartition(":")[2] for key in broker._redis.keys(broker._key("lease:*"))]
+    assert lists == ["5"]  # all that going back to step 4 would need
+
+
+@pytest.mark.parametrize("to", [0, 2, 3])
+def test_a_rollback_trains_again_what_came_later_and_the_account_is_exact(broker, to):
+    run = dict(steps=8, max_staleness=3)
+    hold = start(broker, **run)
+    for step in range(1, 5):
+        finish_groups(broker)
+        broker.lease(hold, step, 2)
+        broker.publish(hold, step, step)
+        broker.commit(hold, step, f"c{step}", {0: bytes([step])}, keep=3)
+    finish_groups(broker, room=3)  # ready ones, a leased step, and tickets in an actor's hands
+    broker.lease(hold, 5, 2)
+    held = broker.take("a", 2).tickets
+    broker.request_eval(hold, 4, 2, 2)
+    with pytest.raises(RunConflict, match="step 1"):
+        broker.rollback(hold, 1, {})
+    issued = broker.audit().issued
+    reply = broker.rollback(hold, to, {0: b"z"})
+    assert reply.untrained == (4 - to) * 2 and reply.discarded == issued - 8
+    audit = broker.audit()
+    assert (audit.lost, audit.duplicates, audit.bytes, audit.rolled_back) == (0, 0, 0, reply.untrained)
+    assert (audit.committed, audit.issued, audit.trained_completions) == (2 * to, 2 * to, 4 * to)
+    assert audit.checkpoint == (f"c{to}" if to else "") and broker.z() == {0: b"z"}
+    assert broker.eval_open() == {} and audit.again == issued - 2 * to
+    assert broker.take("a", 4).waiting_on == "learner: no version to sample from yet"
+    assert broker.offer("a", [complete(held[0], 0, 4)]) == ["stale"]
+    new = broker.begin("learner")
+    assert (new.committed_step, new.opened, new.used_version) == (to, False, 4)
+    broker.publish(new, 5, to, "again")
+    trained = {}
+    for step in range(to + 1, 9):
+        finish_groups(broker)
+        trained[step] = broker.lease(new, step, 2)
+        assert all(group.oldest >= 5 for group in broker.groups(trained[step]))
+        broker.publish(new, step + 5, step)
+        broker.commit(new, step, f"d{step}", keep=3)
+    audit = broker.audit()
+    assert (audit.committed, audit.issued, audit.lost, audit.duplicates, audit.again) == (16, 16, 0, 0, 0)
+    assert audit.trained_completions == 32 and audit.bytes == 0
+    numbers = sorted(group_id for groups in trained.values() for group_id in groups)
+    assert len(numbers) == len(set(numbers)) == 16 - 2 * to
 
 
 def test_base_scores_are_kept_with_their_completion_and_survive_a_new_learner(broker):

@@ -179,8 +179,8 @@ def test_a_version_that_was_sent_is_never_used_again_by_a_learner_that_starts_an
     broker.publish(epoch, 0, 0)
     here.invite(epoch, "t1", 1, LAYOUT)
     again = broker.begin("learner")
-    assert (again.version, broker.version()) == (1, 0)
+    assert (again.used_version, again.version, broker.version()) == (1, 0, 0)
     with pytest.raises(Fenced):
         here.invite(epoch, "t2", 2, LAYOUT)
     broker.publish(again, 2, 0)
-    assert broker.begin("learner").version == 2
+    assert broker.begin("learner").used_version == 2

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.broker.builders import connect, offer_all, open_run, verdict
+from tests.broker.builders import begin, connect, offer_all, open_run, verdict
 
 ROOT = Path(__file__).resolve().parents[3]
 Sieve = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -23,7 +23,7 @@ def sieve(tree: dict[str, Any], write: Callable[[Any], Path], redis_url: str) ->
     path = write(tree)
     broker = connect(redis_url, name="small", verify_attempts=1)
     open_run(broker, steps=1, groups_per_step=1, max_staleness=0, group_size=3)
-    broker.publish(broker.begin("learner"), 0, 0)
+    broker.publish(begin(broker), 0, 0)
     offer_all(broker, "a", broker.take("a", 3).tickets)
     first, second, third = broker.receive("arithmetic", "v", 10, 0.01)
     crashed = verdict("error").model_copy(update={"detail": "\x1b]0;x\x07\u202e\nreason      right", "reason": "a\nb"})

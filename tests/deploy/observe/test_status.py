@@ -14,7 +14,7 @@ from broker.queue.heartbeat import Heartbeat, Role
 from deploy.config.load import load
 from deploy.observe.exporter import Exporter
 from deploy.observe.status import status
-from tests.broker.builders import EveryRole, connect, offer_all, prompts, spec
+from tests.broker.builders import begin, EveryRole, connect, offer_all, prompts, spec
 
 Write = Callable[[Any], Path]
 UNSAFE = 'actor.vllm.unsafe_arguments.hf_overrides={"rope_theta": 1000.0}'
@@ -26,10 +26,10 @@ def broker(redis_url: str) -> EveryRole:
     broker = connect(redis_url, "small")
     run = spec(train_prompts=2, eval_prompts=0, group_size=1, groups_per_step=2, unsafe=(UNSAFE,))
     broker.open_run(
-        run, [*prompts(1, "arithmetic"), *(p.model_copy(update={"index": 1}) for p in prompts(1, "lean"))], []
+        begin(broker), run, [*prompts(1, "arithmetic"), *(p.model_copy(update={"index": 1}) for p in prompts(1, "lean"))], []
     )
     beat(broker, "learner")
-    broker.publish(broker.begin("learner"), 0, 0)
+    broker.publish(begin(broker), 0, 0)
     beat(broker, "actor")
     offer_all(broker, "actor", broker.take("actor", 2).tickets)
     return broker

@@ -89,8 +89,8 @@ def test_the_tail_reads_each_line_once_and_starts_again_after_a_rewrite(tmp_path
     path, tail = tmp_path / "metrics.jsonl", Tail(tmp_path)
     assert tail.read() is None
     first, second = (StepRecord(step=step, version=0, time=1.0) for step in (1, 2))
-    path.write_text(first.line() + second.line())
+    path.write_text("".join(json.dumps(one.plain()) + "\n" for one in (first, second)))
     assert tail.read() == second and len(tail.recent) == 2
     assert tail.read() == second and len(tail.recent) == 2
-    path.write_text(first.line())
+    path.write_text(json.dumps(first.plain()) + "\n")
     assert tail.read() == first

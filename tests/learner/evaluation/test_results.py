@@ -86,7 +86,8 @@ def test_a_checkpoint_becomes_a_model_that_loads_anywhere_and_a_damaged_one_is_r
     ranks = Ranks("cpu", 60.0)
     try:
         saved = Progress(step=4, fingerprint="f")
-        directory = Checkpoints(tmp_path / "checkpoints", ranks).save(saved, policy, optimizer)
+        store = Checkpoints(tmp_path / "checkpoints", ranks)
+        directory = store.directory(store.save(saved, 1, policy, optimizer))
     finally:
         ranks.close()  # a process has one group of ranks, and the other tests have theirs
     assert is_checkpoint(directory) and not is_checkpoint(base)

@@ -29,6 +29,7 @@ from learner.settings import LearnerSettings, OptimizerSettings
 from learner.train.partition import PartitionFunction
 from learner.train.step import Trainer
 from learner.weights.publish import AdapterUnusable, convert, convert_adapters, export, export_adapters, publish_weights
+from tests.broker.builders import v
 from tests.learner.learner_rig import make_groups, save_model
 
 LORA = LoraSettings(rank=4, alpha=8)
@@ -66,7 +67,7 @@ def samples_of(seed: int) -> Samples:
 def steps(trainer: Trainer, count: int, first: int = 1) -> list[float]:
     losses = []
     for step in range(first, first + count):
-        report = trainer.step(samples_of(step), step=step, progress=0.5, version=step)
+        report = trainer.step(samples_of(step), step=step, progress=0.5)
         assert not report.refused
         losses.append(report.loss)
     return losses
@@ -274,8 +275,9 @@ def test_a_checkpoint_holds_adapters_only_and_brings_them_back(model_path: Path,
     trainer = trainer_of(policy, ranks)
     store = Checkpoints(tmp_path / "checkpoints", ranks)
     steps(trainer, 2)
-    saved = Progress(2, 2, 2, "f", trainer.partition.pack())
-    directory = store.save(saved, policy, trainer.optimizer)
+    saved = Progress(2, "f", trainer.partition.pack())
+    name = store.save(saved, 1, policy, trainer.optimizer)
+    directory = store.directory(name)
     from torch.distributed.checkpoint.filesystem import FileSystemReader
 
     names = FileSystemReader(directory).read_metadata().state_dict_metadata
@@ -284,7 +286,7 @@ def test_a_checkpoint_holds_adapters_only_and_brings_them_back(model_path: Path,
     losses = steps(trainer, 2, first=3)
     fresh = adapted(model_path, ranks)
     resumed = trainer_of(fresh, ranks)
-    assert store.load(2, fresh, resumed.optimizer, fingerprint="f") == saved
+    assert store.load(name, fresh, resumed.optimizer, fingerprint="f") == saved
     resumed.partition.load(saved.z)
     assert steps(resumed, 2, first=3) == losses
     found, wanted = (full_state(one, torch.float32, keep=True) for one in (fresh, policy))
@@ -325,8 +327,8 @@ def test_an_export_is_merged_and_the_adapter_beside_it_is_the_same_policy(
 
 def test_a_version_is_small_and_in_pefts_format(model_path: Path, ranks: Ranks, tmp_path: Path) -> None:
     weights = DirectoryStore(tmp_path / "weights")
-    publish_weights(weights, 0, adapted(model_path, ranks), model_path, torch.float32, first=True, step=0)
-    path = weights.fetch(0).directory
+    publish_weights(weights, v(0), adapted(model_path, ranks), model_path, torch.float32, first=True, step=0)
+    path = weights.fetch(v(0)).directory
     assert {file.name for file in path.iterdir()} == {
         "adapter_config.json", "adapter_model.safetensors", "manifest.json",
     }  # fmt: skip
@@ -351,8 +353,8 @@ def test_the_torch_engine_gives_the_learners_log_probs(model_path: Path, ranks: 
     sequences = [(samples.prompts[0], ids) for group in samples.completions for ids in group]
     base = score(policy, layout)
     for version in range(3):
-        publish_weights(weights, version, policy, model_path, torch.float32, first=True, step=version)
-        sampler.load(weights.fetch(version).directory)
+        publish_weights(weights, v(version), policy, model_path, torch.float32, first=True, step=version)
+        sampler.load(weights.fetch(v(version)).directory)
         scores = score(policy, layout)
         moved.append(float((scores - base).abs().max()))
         for row, sample in enumerate(layout.samples.tolist()):

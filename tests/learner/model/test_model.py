@@ -19,6 +19,7 @@ from learner.batch.samples import Samples, table
 from learner.model.model import ModelUnusable, Scorer, full_state, load, score, shard, verify_scoring
 from learner.ranks import Ranks
 from learner.weights.publish import export, publish_weights, write_model
+from tests.broker.builders import v
 from tests.learner.learner_rig import VOCABULARY, make_groups, save_model
 
 
@@ -160,9 +161,9 @@ def test_an_export_loads_in_transformers_unchanged(
 def test_a_published_version_is_complete_and_names_its_step(tmp_path: Path, ranks: Ranks, model_path: Path) -> None:
     scorer = shard(load(model_path, torch.float32), ranks.mesh, compute=torch.float32, trainable=False)
     weights = DirectoryStore(tmp_path / "weights")
-    publish_weights(weights, 3, scorer, model_path, torch.float32, first=True, step=6)
-    path = weights.fetch(3).directory
-    assert weights.manifest(3).meta == {"step": 6, "dtype": "float32"}
+    publish_weights(weights, v(3), scorer, model_path, torch.float32, first=True, step=6)
+    path = weights.fetch(v(3)).directory
+    assert weights.manifest(v(3)).meta == {"step": 6, "dtype": "float32"}
     assert torch.equal(AutoModelForCausalLM.from_pretrained(path).lm_head.weight, scorer.head.weight.full_tensor())
 
 

@@ -113,7 +113,7 @@ def test_a_module_of_the_user_is_named_by_factory_and_trains(mine: None, model_p
         before = {name: value.clone() for name, value in full_state(policy, torch.float32, keep=True).items()}
         groups = make_groups(4, 4)
         samples = Samples.of(groups, [np.arange(3, 6, dtype=np.int32)] * 4, range(4))
-        report = trainer.step(samples, step=1, progress=0.5, version=1)
+        report = trainer.step(samples, step=1, progress=0.5)
         after = full_state(policy, torch.float32, keep=True)
     finally:
         ranks.close()

@@ -61,7 +61,7 @@ def run(
     store = Checkpoints(Path(checkpoints), ranks)
     start = 0
     if what == "load":
-        progress = store.load(store.steps()[-1], policy, trainer.optimizer, fingerprint="f")
+        progress = store.load(store.names()[-1], policy, trainer.optimizer, fingerprint="f")
         partition.load(progress.z)
         start = progress.step
 
@@ -82,12 +82,12 @@ def run(
         shapes = [shape_of(group, prompt) for group, prompt in zip(groups, prompts, strict=True)]
         mine = balance(shapes, ranks.world)[ranks.rank]
         samples = Samples.of([groups[i] for i in mine], [prompts[i] for i in mine], mine)
-        report = trainer.step(samples, step=step, progress=0.5, version=step)
+        report = trainer.step(samples, step=step, progress=0.5)
         assert not report.refused, report.refused
         losses.append(report.loss)
         norms.append(report.grad_norm)
     if what == "save":
-        store.save(Progress(2, 1, 1, "f", partition.pack()), policy, trainer.optimizer)
+        store.save(Progress(2, "f", partition.pack()), 1, policy, trainer.optimizer)
     weights = {name: tensor.flatten().tolist() for name, tensor in full_state(policy, torch.float32, keep=True).items()}
     return {"gradients": gradients, "losses": losses, "norms": norms, "weights": weights}
 

@@ -15,8 +15,9 @@ import torch
 
 from broker.queue.state import Group
 from learner.batch.samples import Samples
-from learner.metrics import Journal, step_record, whole_step
-from learner.model.checkpoint import CheckpointCorrupt, Checkpoints, Progress
+from learner.epoch_files import Journal, epochs, own
+from learner.metrics import step_record, whole_step
+from learner.model.checkpoint import CheckpointCorrupt, CheckpointName, Checkpoints, Progress
 from learner.model.model import full_state, load, shard
 from learner.objective.registry import build
 from learner.objective.sequences import quantities
@@ -57,7 +58,7 @@ def trained(ranks: Ranks, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tra
     store = Checkpoints(path / "checkpoints", ranks)
     for step in (1, 2):
         take(trainer, step)
-        store.save(Progress(step, step, step, "f", trainer.partition.pack()), trainer.policy, trainer.optimizer)
+        store.save(Progress(step, "f", trainer.partition.pack()), 1, trainer.policy, trainer.optimizer)
     return trainer, path / "checkpoints"
 
 
@@ -67,7 +68,7 @@ def samples_of(groups: list[Group]) -> Samples:
 
 def take(trainer: Trainer, step: int, groups: list[Group] | None = None) -> tuple[Samples, Report]:
     samples = samples_of(make_groups(6, 4, seed=step) if groups is None else groups)
-    return samples, trainer.step(samples, step=step, progress=0.5, version=step)
+    return samples, trainer.step(samples, step=step, progress=0.5)
 
 
 @pytest.mark.slow
@@ -95,12 +96,12 @@ def test_base_scores_are_computed_once_and_frozen(trainer: Trainer) -> None:
     first = [np.array(values) for values in samples.base]
     groups = make_groups(6, 4, seed=1)
     again = samples_of(groups)
-    trainer.step(again, step=2, progress=0.5, version=2)  # the policy has moved, the base has not
+    trainer.step(again, step=2, progress=0.5)  # the policy has moved, the base has not
     for left, right in zip(first, again.base, strict=True):
         np.testing.assert_allclose(left, right, atol=1e-6)
     given = samples_of(groups)
     given.base = [np.full_like(values, -1.0) for values in given.sampler]
-    trainer.step(given, step=3, progress=0.5, version=3)
+    trainer.step(given, step=3, progress=0.5)
     assert all((values == -1.0).all() for values in given.base if values is not None)
 
 
@@ -146,7 +147,7 @@ def test_a_step_without_completions_is_refused_by_name(trainer: Trainer) -> None
 
 def test_the_mismatch_is_measured_on_the_freshest_samples(trainer: Trainer, ranks: Ranks) -> None:
     """Uniform draws under a policy that is not uniform: |log π − log μ| of exactly these tokens."""
-    samples, report = take(trainer, 1, make_groups(4, 4, version=1))
+    samples, report = take(trainer, 1, make_groups(4, 4))
     sequences = whole_step(ranks, report)
     assert sequences is not None
     record = step_record(sequences, report, trainer.objective, step=1, version=1, progress=0.5, current=True)
@@ -159,7 +160,7 @@ def test_the_mismatch_is_measured_on_the_freshest_samples(trainer: Trainer, rank
     assert record.tokens == samples.tokens and record.groups == 4
     of_the_service = {"canary_mean", "canary_max", "z_narrow_share", "admitted_staleness"}
     assert {name for name, value in record if value is None} == of_the_service
-    assert StepRecord.model_validate_json(record.line()) == record
+    assert StepRecord.model_validate(record.plain()) == record
 
 
 def test_a_quantity_that_nobody_provides_stops_the_step(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,12 +205,11 @@ def test_a_damaged_checkpoint_is_refused_with_the_remedy(
     trainer, checkpoints = trained
     store = Checkpoints(shutil.copytree(checkpoints, tmp_path / "checkpoints"), ranks)
     spoil, message = DAMAGE[damage]
-    spoil(store.directory(2))
+    spoil(store.directory(CheckpointName(2, 1)))
     with pytest.raises(CheckpointCorrupt) as caught:
-        store.load(2, trainer.policy, trainer.optimizer, fingerprint="f")
-    assert message in str(caught.value)
-    assert "delete that directory to resume from step 1" in str(caught.value)
-    assert store.load(1, trainer.policy, trainer.optimizer, fingerprint="f").step == 1
+        store.load(CheckpointName(2, 1), trainer.policy, trainer.optimizer, fingerprint="f", remedy="Go back")
+    assert message in str(caught.value) and str(caught.value).endswith(". Go back")
+    assert store.load(CheckpointName(1, 1), trainer.policy, trainer.optimizer, fingerprint="f").step == 1
 
 
 def test_a_checkpoint_brings_back_weights_moments_z_and_random_state(
@@ -217,13 +217,13 @@ def test_a_checkpoint_brings_back_weights_moments_z_and_random_state(
 ) -> None:
     store = Checkpoints(tmp_path / "checkpoints", ranks)
     take(trainer, 1)
-    saved = Progress(1, 7, 1, "f", trainer.partition.pack())
-    store.save(saved, trainer.policy, trainer.optimizer)
+    saved = Progress(1, "f", trainer.partition.pack())
+    store.save(saved, 1, trainer.policy, trainer.optimizer)
     expected_draw = torch.rand(3)
     _, report = take(trainer, 2)
     after = {name: tensor.clone() for name, tensor in full_state(trainer.policy, torch.float32, keep=True).items()}
 
-    assert store.load(1, trainer.policy, trainer.optimizer, fingerprint="f") == saved
+    assert store.load(CheckpointName(1, 1), trainer.policy, trainer.optimizer, fingerprint="f") == saved
     assert torch.equal(torch.rand(3), expected_draw)
     trainer.partition.load(saved.z)
     _, again = take(trainer, 2)
@@ -234,38 +234,94 @@ def test_a_checkpoint_brings_back_weights_moments_z_and_random_state(
 
 def test_a_checkpoint_of_another_run_is_refused(trainer: Trainer, ranks: Ranks, tmp_path: Path) -> None:
     store = Checkpoints(tmp_path / "checkpoints", ranks)
-    store.save(Progress(1, 1, 1, "f" * 12), trainer.policy, trainer.optimizer)
+    store.save(Progress(1, "f" * 12), 1, trainer.policy, trainer.optimizer)
     with pytest.raises(CheckpointCorrupt, match=r"choose another run\.name"):
-        store.load(1, trainer.policy, trainer.optimizer, fingerprint="g" * 12)
+        store.load(CheckpointName(1, 1), trainer.policy, trainer.optimizer, fingerprint="g" * 12)
 
 
 def test_a_save_that_died_half_way_is_not_a_checkpoint(trainer: Trainer, ranks: Ranks, tmp_path: Path) -> None:
     store = Checkpoints(tmp_path / "checkpoints", ranks)
-    store.save(Progress(1, 1, 1, "f"), trainer.policy, trainer.optimizer)
-    half = tmp_path / "checkpoints" / ".step-00000002.partial"
+
+    def save(step: int, epoch: int) -> CheckpointName:
+        return store.save(Progress(step, "f"), epoch, trainer.policy, trainer.optimizer)
+
+    first = save(1, 1)
+    half = tmp_path / "checkpoints" / ".step-00000002-e0001.partial"
     half.mkdir()
     (half / "__0_0.distcp").write_bytes(b"half")
-    assert store.steps() == [1]
-    store.save(Progress(2, 1, 1, "f"), trainer.policy, trainer.optimizer)
-    store.save(Progress(2, 2, 2, "f"), trainer.policy, trainer.optimizer)
-    store.save(Progress(3, 2, 2, "f"), trainer.policy, trainer.optimizer)
-    assert store.load(2, trainer.policy, trainer.optimizer, fingerprint="f").version == 2
-    store.keep(1, committed=2)
-    assert store.steps() == [2, 3]
-    assert sorted(entry.name for entry in (tmp_path / "checkpoints").iterdir()) == ["step-00000002", "step-00000003"]
+    assert store.names() == [first]
+    second = save(2, 1)
+    assert save(2, 1) == second  # again, after a commit whose reply was lost: it stays
+
+
+def test_each_learner_has_its_own_checkpoints_and_sweeps_only_what_came_before(
+    trainer: Trainer, ranks: Ranks, tmp_path: Path
+) -> None:
+    store = Checkpoints(tmp_path / "checkpoints", ranks)
+
+    def save(step: int, epoch: int) -> CheckpointName:
+        return store.save(Progress(step, "f"), epoch, trainer.policy, trainer.optimizer)
+
+    committed, unnamed, later = save(2, 1), save(3, 1), save(3, 3)
+    (tmp_path / "checkpoints" / ".step-00000004-e0003.partial").mkdir()
+    half = tmp_path / "checkpoints" / ".step-00000004-e0001.partial"
+    half.mkdir()
+    before = (store.directory(unnamed) / "manifest.json").read_bytes()
+    again = save(3, 2)
+    assert (store.directory(unnamed) / "manifest.json").read_bytes() == before
+    store.keep([committed, again], 2)
+    assert store.names() == [committed, again, later]
+    assert sorted(entry.name for entry in (tmp_path / "checkpoints").glob(".*")) == [".step-00000004-e0003.partial"]
+
+
+def record_of(step: int, **values: float) -> dict[str, object]:
+    return StepRecord(step=step, version=0, time=0.0, **values).plain()
+
+
+def steps_in(path: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()]
 
 
 def test_the_journal_lists_no_step_twice_after_a_resume(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "metrics.jsonl")
-    journal.truncate(5)  # nothing there yet
+    path = tmp_path / "metrics.jsonl"
+    journal = Journal(path, 1, "step", lambda line: True)
     for step in (1, 2, 3):
-        journal.append(
-            StepRecord(step=step, version=0, time=0.0, loss=float("nan"), by_staleness={"ess_rho/0": float("inf")})
-        )
-    with open(journal.path, "a") as file:
+        journal.append(record_of(step, loss=float("nan"), by_staleness={"ess_rho/0": float("inf")}))
+    with open(own(path, 1), "a") as file:
         file.write('{"step": 4, "lo')
-    journal.truncate(2)
-    journal.append(StepRecord(step=3, version=0, time=0.0))
-    lines = [json.loads(line) for line in journal.path.read_text().splitlines()]
+    again = Journal(path, 2, "step", lambda line: line["step"] <= 2)
+    assert again.keys == {1, 2}
+    again.append(record_of(3))
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert lines[0]["loss"] is None and lines[0]["by_staleness"] == {"ess_rho/0": None} and "lr" not in lines[0]
+
+
+def test_whatever_a_replaced_learner_writes_its_successors_lines_are_shown(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    zombie = Journal(path, 1, "step", lambda line: True)
+    zombie.append(record_of(1))
+    zombie.append(record_of(2))
+    holder = Journal(path, 2, "step", lambda line: line["step"] <= 1)
+    zombie.append(record_of(3))  # between two lines of its successor, which has deleted its file
+    holder.append(record_of(2))
+    zombie.append(record_of(4))
+    assert steps_in(path) == [1, 2] and epochs(path) == [2]
+    # One that was paused before it began: its file is of an earlier epoch, and the link stays on the newest.
+    late = Journal(path, 1, "step", lambda line: True)
+    late.append(record_of(9))
+    assert steps_in(path) == [1, 2]
+    last = Journal(path, 3, "step", lambda line: True)
+    last.append(record_of(3))
+    assert steps_in(path) == [1, 2, 3]
+
+
+def test_a_link_that_a_replaced_learner_moved_is_mended_with_the_next_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    holder = Journal(path, 2, "step", lambda line: True)
+    holder.append(record_of(1))
+    own(path, 1).write_text("")
+    path.unlink()
+    path.symlink_to(own(path, 1).name)  # killed between its look and its link
+    holder.append(record_of(2))
+    assert steps_in(path) == [1, 2]

@@ -24,7 +24,7 @@ from actor.weights.canary import LOOK_SECONDS
 from actor.weights.canary import CanaryWatch as ActorWatch
 from broker.errors import EX_MISMATCH, Fenced
 from broker.queue.heartbeat import Heartbeat
-from broker.queue.state import RunSpec
+from broker.queue.state import RunSpec, VersionName
 from broker.queue.wire import float32, int32
 from broker.weights.canary import SEQUENCES, Canaries, Canary, Report, difference
 from broker.weights.directory import DirectoryStore
@@ -36,7 +36,7 @@ from learner.weights.diagnosis import WeightsDisagree
 from learner.weights.publish import publish_weights
 from learner.weights.sequences import halves
 from learner.weights.tensor_groups import Files, Suspect, best, groups_of, kind_of
-from tests.broker.builders import EveryRole
+from tests.broker.builders import EveryRole, v
 from tests.learner.learner_rig import VOCABULARY, save_model
 
 PROMPTS = [np.array(ids, np.int32) for ids in ([3, 5, 7, 9, 4], [8, 6], [10], [4, 11, 12, 13, 14, 15, 16])]
@@ -86,7 +86,9 @@ class Bench:
             }
         )
         self.broker = EveryRole.connect(self.config.broker, self.config.run, url=url)
+        self.epoch = self.broker.begin("learner")
         self.broker.open_run(
+            self.epoch,
             RunSpec(
                 fingerprint="f" * 64, seed=7, steps=5, group_size=2, groups_per_step=2, publish_every=1,
                 max_staleness=1, max_queued_bytes=1 << 20, max_new_tokens=8, train_prompts=1, eval_prompts=0,
@@ -94,7 +96,6 @@ class Bench:
             ),
             [], [],
         )  # fmt: skip
-        self.epoch = self.broker.begin("learner")
         self.ranks = Ranks("cpu", 60.0)
         model = load(self.base, torch.float32)
         self.policy: Scorer = shard(model, self.ranks.mesh, compute=torch.float32, trainable=True)
@@ -113,11 +114,13 @@ class Bench:
 
     def publish(self) -> Canary:
         self.version += 1
-        publish_weights(
-            self.weights, self.version, self.policy, self.base, torch.float32, first=True, step=self.version
+        name = VersionName(self.version, self.epoch.number)
+        identity = publish_weights(
+            self.weights, name, self.policy, self.base, torch.float32, first=True, step=self.version
         )
         canary = self.watch.canary(self.version, self.policy)
-        self.watch.put(canary, self.epoch, self.weights.versions())
+        self.watch.put(canary, self.epoch, [one.number for one in self.weights.versions()])
+        self.broker.publish(self.epoch, self.version, self.version, identity)
         return canary
 
     def engine(self, make: Callable[[Any], Policy] = Policy, dtype: torch.dtype = torch.float32) -> TorchEngine:
@@ -137,7 +140,7 @@ class Bench:
 
     def take_over(self, engine: Engine, actor: ActorWatch) -> float:
         """Load the newest version as an actor does, then score its canary."""
-        engine.load(self.version, self.weights.fetch(self.version).directory)
+        engine.load(self.version, self.weights.fetch(VersionName(self.version, self.epoch.number)).directory)
         mean = actor.look(engine)
         assert mean is not None and actor.look(engine) is None, "scored once per load"
         return mean
@@ -191,7 +194,7 @@ def test_an_engine_that_is_away_is_asked_again_and_one_that_lost_its_weights_sho
     def away(sequences: Any) -> Any:
         raise NoAnswer("the server is gone")
 
-    engine.load(0, run.weights.fetch(0).directory)
+    engine.load(0, run.weights.fetch(v(0)).directory)
     engine.score = away  # type: ignore[method-assign]
     until = time.monotonic() + 2 * LOOK_SECONDS
     while time.monotonic() < until:
@@ -303,7 +306,7 @@ def test_published_files_that_are_not_the_learners_are_blamed_before_any_sampler
     run.publish()
     with torch.no_grad():  # what is published is not what the learner scores with
         run.policy.causal_lm.model.layers[0].mlp.up_proj.weight.add_(0.5)
-    run.watch.put(run.watch.canary(1, run.policy), run.epoch, run.weights.versions())
+    run.watch.put(run.watch.canary(1, run.policy), run.epoch, [one.number for one in run.weights.versions()])
     run.take_over(engine, actor)
     assert run.trouble()
     text = run.verdict(current=True)
@@ -321,12 +324,12 @@ def test_published_files_that_are_damaged_are_named_instead_of_a_tensor_group(be
     run.publish()
     run.take_over(engine, actor)
     assert run.trouble()
-    path = run.weights.fetch(1).directory / "model.safetensors"
+    path = run.weights.fetch(v(1)).directory / "model.safetensors"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
     text = run.verdict()
-    assert "files cannot be read" in text and "v00000001/model.safetensors: expected sha256" in text
+    assert "files cannot be read" in text and "v00000001-e0001/model.safetensors: expected sha256" in text
 
 
 def test_the_report_of_an_actor_that_has_gone_stops_nothing(bench: Callable[..., Bench]) -> None:
@@ -349,9 +352,9 @@ def test_weights_can_be_here_before_their_canary(bench: Callable[..., Bench]) ->
     run.learn(0)
     run.version += 1
     publish_weights(run.weights, 1, run.policy, run.base, torch.float32, first=True, step=1)
-    engine.load(1, run.weights.fetch(1).directory)
+    engine.load(1, run.weights.fetch(v(1)).directory)
     assert actor.look(engine) is None
-    run.watch.put(run.watch.canary(1, run.policy), run.epoch, run.weights.versions())
+    run.watch.put(run.watch.canary(1, run.policy), run.epoch, [one.number for one in run.weights.versions()])
     actor._not_before = 0.0
     mean = actor.look(engine)
     assert mean is not None and mean < 1e-5 and not run.trouble()
@@ -367,7 +370,7 @@ def test_canaries_and_reports_go_with_their_versions_and_only_the_newest_learner
     assert [report.version for report in canaries.reports()] == [0]
     for _ in range(3):
         canary = run.publish()
-        run.weights.keep(2)
+        run.weights.keep(run.weights.versions()[-2:], 1)
     run.take_over(engine, actor)
     assert canaries.get(0) is None and canaries.get(1) is not None and canaries.get(3) is not None
     assert [report.version for report in canaries.reports()] == [3]
