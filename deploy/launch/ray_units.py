@@ -26,6 +26,7 @@ from deploy.config import search_path
 from deploy.config.settings import Share
 from deploy.config.tree import Config
 from deploy.launch.ray_host import Ended, Host
+from deploy.launch.ray_session import make_private
 from deploy.launch.restarts import KILLED, Restarts
 from deploy.launch.roles import Startable
 
@@ -205,6 +206,7 @@ def _connect(config: Config) -> None:
         num_cpus=max(1, math.ceil(shares)),
         object_store_memory=launch.object_store_bytes,
         include_dashboard=launch.dashboard,
+        _temp_dir=str(make_private()),
         **quiet,
     )
 
