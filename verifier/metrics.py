@@ -53,12 +53,22 @@ class VerifierMetrics:
             ["verifier", "version", "sandbox"],
             registry=registry,
         )
+        self._bounds = Gauge(
+            "sieve_sandbox_bounds",
+            "1 for each verifier that runs programs; what bounds a verdict's memory and processes (cgroup2, cgroup1, "
+            "scope, rlimits) and its disk use (tmpfs, sampled).",
+            ["verifier", "memory", "disk"],
+            registry=registry,
+        )
         registry.register(_InHand(in_hand))
 
     def serving(self, verifier: Verifier) -> None:
-        """Record a verifier that is served; its optional `info` may name its level of confinement as `sandbox`."""
+        """Record a verifier that is served; its optional `info` may name its level of confinement (`sandbox`) and the
+        kernel's bounds (`memory`, `disk`)."""
         info: Mapping[str, str] = getattr(verifier, "info", {})
         self._info.labels(verifier.name, verifier.version, info.get("sandbox", "")).set(1)
+        if "memory" in info:
+            self._bounds.labels(verifier.name, info["memory"], info["disk"]).set(1)
 
     def received(self, verifier: str, entries: Iterable[str]) -> None:
         """Record queue waits; `entries` are stream ids: milliseconds at which Redis took them, a dash, a counter."""

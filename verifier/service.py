@@ -25,6 +25,7 @@ from broker.queue.state import Work
 from broker.queue.verifier_client import VerifierClient
 from broker.runtime.service import UNREACHABLE, Service
 from broker.settings import Shared
+from verifier.exposure import check_exposure
 from verifier.metrics import VerifierMetrics
 from verifier.pool import Pool, Result, share
 from verifier.protocol import VerifierError, make
@@ -63,6 +64,7 @@ class VerifierService(Service[VerifierClient]):
         self, config: VerifierConfig, *, index: int = 0, url: str | None = None, names: Sequence[str] = ()
     ) -> None:
         super().__init__(config, index=index, url=url)
+        self._shared: Shared = config
         self._settings = config.verifier
         self._lease_seconds = config.broker.lease_seconds
         self._names = tuple(names) or tuple(config.verifier.serve)
@@ -102,6 +104,7 @@ class VerifierService(Service[VerifierClient]):
         for name in self._names:
             settings = self._queue(name)
             verifier = make(name, settings.options, factory=settings.factory)
+            check_exposure(verifier, self._shared)
             self._pools.append(Pool(verifier, settings.concurrency, settings.deadline_seconds, self._done))
             self._caches[name] = VerdictCache(verifier, settings, self._settings.cache_bytes)
             self._metrics.serving(verifier)

@@ -27,7 +27,8 @@ class SandboxSettings(Section):
     """`auto`: the strongest level that works on this machine; without one the service does not start. `unsafe` (limits
     only: a program can read what this service can, and use the network) is never chosen automatically."""
     readable: tuple[Path, ...] = ()
-    """Directories that programs may read besides the system's own, under the same paths."""
+    """Directories that programs may read besides what they need to run, under the same paths. None may hold this run's
+    directory, prompts or model: the service then does not start."""
     directory: Path | None = None
     """Where the directories of the runs are made; default: the system's temporary directory."""
 
@@ -41,9 +42,12 @@ class SandboxSettings(Section):
                 raise ValueError("/ would make everything readable; name the directories that programs need")
         return value
 
-    def open(self, readable: tuple[Path, ...] = ()) -> Sandbox:
-        """A sandbox whose level has been tested by running a program. Raises ConfinementUnavailable."""
+    def open(self, readable: tuple[Path, ...] = (), *, programs: bool = True) -> Sandbox:
+        """A sandbox whose level has been tested by running a program; `programs`: the system's programs are readable,
+        not only its shared libraries. Raises ConfinementUnavailable."""
         try:
-            return levels.open_sandbox(self.level, readable=(*self.readable, *readable), directory=self.directory)
+            return levels.open_sandbox(
+                self.level, readable=(*self.readable, *readable), programs=programs, directory=self.directory
+            )
         except SandboxUnavailable as error:
             raise ConfinementUnavailable(str(error)) from error

@@ -82,7 +82,7 @@ class Sandbox:
 
     @property
     def info(self) -> dict[str, str]:
-        """The level of confinement and the bounds in force, as labels of the metric `sieve_verifier_info`."""
+        """The level of confinement and the bounds in force, as labels of metrics."""
         return {"sandbox": self.level, "memory": self.bounds.memory, "disk": self.bounds.disk}
 
     def close(self) -> None:

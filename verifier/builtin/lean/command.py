@@ -19,7 +19,7 @@ class CommandBackend:
     def __init__(self, settings: LeanSettings) -> None:
         self._settings = settings
         self._room = threading.Semaphore(settings.processes)
-        self._sandbox = confined.open_sandbox(settings, settings.lean)
+        self.sandbox = confined.open_sandbox(settings, settings.lean)
 
     def run(self, check: Check, seconds: float) -> list[Message]:
         """See Backend.run."""
@@ -29,7 +29,7 @@ class CommandBackend:
         limits = confined.limits(settings, wall_seconds=seconds, cpu_seconds=seconds * 4)
         try:
             with self._room:
-                outcome = self._sandbox.run(
+                outcome = self.sandbox.run(
                     argv, {FILE: check.file}, b"", limits, environment=confined.environment(settings)
                 )
         except SandboxTrouble as trouble:
@@ -50,4 +50,4 @@ class CommandBackend:
 
     def close(self) -> None:
         """See Backend.close."""
-        self._sandbox.close()
+        self.sandbox.close()

@@ -39,7 +39,7 @@ class ReplBackend:
     def __init__(self, settings: LeanSettings) -> None:
         self._settings = settings
         self._room = threading.Semaphore(settings.processes)
-        self._sandbox = confined.open_sandbox(settings, settings.repl)
+        self.sandbox = confined.open_sandbox(settings, settings.repl)
         self._lock = threading.Lock()
         self._idle: list[_Repl] = []
         self._closed = False
@@ -55,7 +55,7 @@ class ReplBackend:
                 if trouble.reason != "lean_died" or used == 0:
                     raise
             # It may have ended because of the checks before this one, whose environments fill its memory.
-            return self._run(_Repl(self._sandbox, self._settings), check, seconds)
+            return self._run(_Repl(self.sandbox, self._settings), check, seconds)
 
     def close(self) -> None:
         """See Backend.close. A REPL in use is ended when its check is done."""
@@ -64,7 +64,7 @@ class ReplBackend:
             idle, self._idle = self._idle, []
         for repl in idle:
             repl.end()
-        self._sandbox.close()
+        self.sandbox.close()
 
     def _run(self, repl: _Repl, check: Check, seconds: float) -> list[Message]:
         fit = False
@@ -89,7 +89,7 @@ class ReplBackend:
             replaced = self._idle.pop(0) if self._idle else None
         if replaced is not None:
             replaced.end()
-        return _Repl(self._sandbox, self._settings)
+        return _Repl(self.sandbox, self._settings)
 
     def _give_back(self, repl: _Repl, fit: bool) -> None:
         with self._lock:

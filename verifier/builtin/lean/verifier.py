@@ -28,6 +28,8 @@ from verifier.builtin.lean.extraction import Record, read_record, tactics
 from verifier.builtin.lean.screening import screen
 from verifier.builtin.lean.settings import LeanSettings
 from verifier.protocol import Judgement
+from verifier.sandbox.readable import Readable
+from verifier.sandbox.sandbox import Sandbox
 
 log = logging.getLogger("sieve.lean")
 
@@ -76,6 +78,18 @@ class Lean:
     def quarantined(self) -> str:
         """The name of the canary that was proved; empty while none was."""
         return self._quarantine
+
+    @property
+    def info(self) -> dict[str, str]:
+        """The level of confinement and the kernel's bounds, shown in metrics; empty for a back end without programs."""
+        sandbox: Sandbox | None = getattr(self._backend, "sandbox", None)
+        return sandbox.info if sandbox is not None else {}
+
+    @property
+    def readable(self) -> Readable | None:
+        """What Lean's programs can read; None for a back end without programs."""
+        sandbox: Sandbox | None = getattr(self._backend, "sandbox", None)
+        return sandbox.readable if sandbox is not None else None
 
     def close(self) -> None:
         """End everything that the back end started."""

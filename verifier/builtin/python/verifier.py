@@ -43,6 +43,7 @@ from verifier.builtin.python.settings import PythonOptions
 from verifier.builtin.python.values import NotAValue, equal, parse, value_of
 from verifier.protocol import Judgement
 from verifier.sandbox.limits import STRETCH, Limits, Outcome, SandboxTrouble, Starved
+from verifier.sandbox.readable import Readable
 from verifier.sandbox.running import Running
 
 _ENDED: dict[str, str] = {
@@ -90,8 +91,13 @@ class PythonCode:
 
     @property
     def info(self) -> dict[str, str]:
-        """The verifier's level of confinement, shown in the metric `sieve_verifier_info`."""
-        return {"sandbox": self._sandbox.level}
+        """The level of confinement and the kernel's bounds, shown in metrics."""
+        return self._sandbox.info
+
+    @property
+    def readable(self) -> Readable:
+        """What programs can read."""
+        return self._sandbox.readable
 
     def close(self) -> None:
         """End the sandbox."""
