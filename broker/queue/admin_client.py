@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable
 from typing import Any, cast
 
+import numpy as np
+
 from broker.queue.connection import VERDICT_CACHE, RunConnection
 from broker.queue.state import Audit, DeadLetter, Depths
 from broker.queue.wire import Completion, Verdict, WireError, unpack
@@ -22,6 +24,12 @@ class AdminClient(RunConnection):
     def audit(self) -> Audit:
         """Account for every issued group and every completion."""
         return Audit.model_validate(json.loads(self.script("audit")))
+
+    def committed_numbers(self) -> list[int]:
+        """Numbers of the committed groups, in order of issue."""
+        raw = self._retry(lambda: self._redis.get(self._key("done")), "reading the tombstones")
+        marks = np.unpackbits(np.frombuffer(cast(bytes, raw) or b"", np.uint8))
+        return np.flatnonzero(marks).tolist()
 
     def cache_counts(self) -> dict[str, int]:
         """Counts of the verdict cache over all runs on this server: `bytes`, `hits:<verifier>`, `misses:<verifier>`."""

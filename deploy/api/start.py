@@ -111,8 +111,13 @@ def _start(config: Configuration, overrides: Overrides, *, resume: bool, fresh: 
     errors = tempfile.TemporaryFile()  # noqa: SIM115 (as long as the run is looked at)
     with _file(config) as path:
         process = _command("run", path, overrides, options, view, errors)
-        # The launcher writes config.yaml when the directory is its own; until then another run's files may be there.
-        while process.poll() is None and _signature(stored) in (None, before):
+
+        # Until the launcher has the directory, another run's files may be there. It locks the directory of a run that
+        # it continues, and writes config.yaml into that of a new one.
+        def taken() -> bool:
+            return _holder(directory) == process.pid if resume else _signature(stored) not in (None, before)
+
+        while process.poll() is None and not taken():
             time.sleep(POLL_SECONDS)
     if process.poll() is not None:
         raise_failure(process.returncode, errors)
@@ -138,6 +143,14 @@ def _signature(path: Path) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return found.st_ino, found.st_mtime_ns
+
+
+def _holder(directory: Path) -> int | None:
+    """Process id of the launcher that locked the directory last."""
+    try:
+        return int((directory / "run.lock").read_text())
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 @contextmanager

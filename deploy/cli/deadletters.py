@@ -21,9 +21,10 @@ def list_dead(
     count: Annotated[int, typer.Option(min=1, max=10_000, help="At most so many.")] = 20,
 ) -> int:
     """One line per dead letter, newest first."""
+    from broker.queue.admin_client import AdminClient
     from deploy.observe.status import open_broker
 
-    with open_broker(load_config(config, set_, "none")) as connection:
+    with open_broker(load_config(config, set_, "none"), AdminClient) as connection:
         letters = connection.dead_letters(count)
         if not letters:
             typer.echo("no dead letters", err=True)
@@ -40,9 +41,10 @@ def show_dead(
     set_: Sets = None,
 ) -> int:
     """Everything that is known about one dead letter."""
+    from broker.queue.admin_client import AdminClient
     from deploy.observe.status import open_broker
 
-    with open_broker(load_config(config, set_, "none")) as connection:
+    with open_broker(load_config(config, set_, "none"), AdminClient) as connection:
         letters = {letter.entry: letter for letter in connection.dead_letters(10_000)}
     if entry not in letters:
         raise ConfigError([f"{entry}: no dead letter has this name; `sieve deadletter list CONFIG` prints the names"])
@@ -72,9 +74,10 @@ def retry_dead(
     settings = load_config(config, set_, "none")
     if bool(entries) == everything:
         raise ConfigError(["deadletter retry: name dead letters as `deadletter list` prints them, or give --all"])
+    from broker.queue.admin_client import AdminClient
     from deploy.observe.status import open_broker
 
-    with open_broker(settings) as connection:
+    with open_broker(settings, AdminClient) as connection:
         names = [letter.entry for letter in connection.dead_letters(10_000)] if everything else entries or []
         answers = []
         for name in names:

@@ -136,6 +136,37 @@ def run(
     return launch(settings, console(), resume=resume, fresh=fresh, live=view)
 
 
+@app.command(rich_help_panel=RUN)
+def resume(
+    config: ConfigPath,
+    set_: Sets = None,
+    step: Annotated[
+        int | None,
+        typer.Option("--from", min=0, metavar="STEP", help="Go back to this committed checkpoint; 0: the base model."),
+    ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Print the steps that --from can go back to.")] = False,
+    view: Annotated[bool, typer.Option(help="The live view; plain lines without.")] = True,
+) -> int:
+    """Continue the run, as `run --resume` does; --from takes back all steps after an earlier one first.
+
+    Their groups are sampled and trained again, and so are all that were in work. It is the remedy for a damaged
+    checkpoint and for training that went wrong.
+    """
+    settings = load_config(config, set_, "all")
+    from deploy.launch.rollback import checkpoints, roll_back
+
+    if list_:
+        for at, name in checkpoints(settings).items():
+            typer.echo(f"{at} {name}")
+        return EX_OK
+    if step is not None:
+        typer.echo(roll_back(settings, step))
+    quiet_ray()
+    from deploy.launch.launcher import launch
+
+    return launch(settings, console(), resume=True, fresh=False, live=view)
+
+
 @app.command(rich_help_panel=SERVE)
 def broker(config: ConfigPath, set_: Sets = None) -> int:
     """The run's private Redis, until Ctrl-C."""
@@ -248,20 +279,29 @@ def report(
 
 
 @app.command(rich_help_panel=LOOK)
-def audit(config: ConfigPath, set_: Sets = None) -> int:
+def audit(
+    config: ConfigPath,
+    set_: Sets = None,
+    deep: Annotated[bool, typer.Option("--deep", help="Read all checkpoints and versions too.")] = False,
+) -> int:
     """Account for every group and completion, as JSON.
 
-    Asks the run's broker. Exit code 65 if anything was lost or trained twice.
+    Asks the run's broker, and recounts from the run's files. Exit code 65 if anything was lost or trained twice, or if
+    the two contradict each other: `problems` says where.
     """
     settings = load_config(config, set_, "none")
     import json
 
+    from broker.queue.admin_client import AdminClient
+    from deploy.observe.account import account
     from deploy.observe.status import open_broker
 
-    with open_broker(settings) as connection:
-        counted = connection.audit()
-    typer.echo(json.dumps({**counted.model_dump(), "lost": counted.lost}, indent=2))
-    return EX_DATA if counted.lost or counted.duplicates else EX_OK
+    with open_broker(settings, AdminClient) as connection:
+        found = account(connection, settings, deep=deep)
+    typer.echo(json.dumps(found.plain(), indent=2))
+    for problem in found.problems:
+        typer.echo(f"sieve: {problem}", err=True)
+    return EX_DATA if found.problems else EX_OK
 
 
 app.add_typer(deadletter, name="deadletter", rich_help_panel=LOOK)

@@ -14,7 +14,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import ray
 from ray.exceptions import RayError
@@ -30,6 +30,7 @@ from broker.runtime.service import UNREACHABLE
 from deploy.config.tree import Config, plain
 from deploy.launch.ray_units import Unit, Unplaceable, connect, make_units
 from deploy.launch.restarts import KILLED
+from deploy.observe.account import account
 from deploy.observe.exporter import Exporter
 from deploy.observe.tail import Tail
 from deploy.observe.view import View
@@ -39,6 +40,8 @@ from deploy.rundir.lock import RunDirectory
 TICK_SECONDS = 0.1
 SETTING_UP = ("starting", "connecting", "setting up")
 """Phases before a service works; past them it has started well."""
+BEFORE_HOLDING = (*SETTING_UP, "loading", "stopped")
+"""Phases of a learner that may still be refused."""
 EX_INTERRUPTED = {signal.SIGINT: 130, signal.SIGTERM: 143}
 log = logging.getLogger("sieve.launcher")
 
@@ -67,12 +70,12 @@ def launch(config: Config, console: Console, *, resume: bool, fresh: bool, live:
         try:
             if directory.moved is not None:
                 console.print(f"the run that was here is now {directory.moved}", highlight=False, soft_wrap=True)
-            return _launch(config, console, live, begin)
+            return _launch(config, console, live, begin, directory)
         finally:
             close_log(log, handlers)
 
 
-def _launch(config: Config, console: Console, live: bool, begin: float) -> int:
+def _launch(config: Config, console: Console, live: bool, begin: float, directory: RunDirectory) -> int:
     server, url = _server(config)
     outcome, code = "failed", EX_UNAVAILABLE
     try:
@@ -82,17 +85,15 @@ def _launch(config: Config, console: Console, live: bool, begin: float) -> int:
         try:
             tail = Tail(config.run.path)
             with View(console, config.run.name, config.schedule.steps, tail, live=live) as view:
-                supervisor = Supervisor(config, url, server, exporter, view)
+                supervisor = Supervisor(config, url, server, exporter, view, directory.settle)
                 code = supervisor.run()
                 outcome = "finished" if code == EX_OK else "stopped"
         finally:
             exporter.close()
-        audit = _audit(config, url)
-        if audit["lost"] or audit["duplicates"]:
+        problems = _audit(config, url)
+        if problems:
             raise LaunchError(
-                f"the broker's audit does not add up: {audit['lost']} lost, {audit['duplicates']} trained twice "
-                f"(limit 0); keep {config.run.path} and report it",
-                EX_DATA,
+                f"the audit does not add up: {'; '.join(problems[:5])}; keep {config.run.path} and report it", EX_DATA
             )
     finally:
         if server is not None:
@@ -121,25 +122,34 @@ def _server(config: Config) -> tuple[Server | None, str]:
     return server, server.url
 
 
-def _audit(config: Config, url: str) -> dict[str, Any]:
-    """The broker's audit, saved in the run directory because a private Redis ends with the run."""
+def _audit(config: Config, url: str) -> list[str]:
+    """What does not add up. The account is saved in the run directory because a private Redis ends with the run."""
     broker = AdminClient.connect(config.broker, config.run, url=url)
     try:
         if broker.run_spec() is None:
-            return {"lost": 0, "duplicates": 0}
-        audit = broker.audit()
+            return []
+        found = account(broker, config, deep=False)
     finally:
         broker.close()
-    counted = {**audit.model_dump(), "lost": audit.lost}
-    run_files.write_json(config.run.path / "audit.json", counted)
-    return counted
+    run_files.write_json(config.run.path / "audit.json", found.plain())
+    return found.problems
 
 
 class Supervisor:
     """The loop that starts the units, restarts what fails, and ends when the learner is done or a signal stops it."""
 
-    def __init__(self, config: Config, url: str, server: Server | None, exporter: Exporter, view: View) -> None:
+    def __init__(
+        self,
+        config: Config,
+        url: str,
+        server: Server | None,
+        exporter: Exporter,
+        view: View,
+        accepted: Callable[[], None],
+    ) -> None:
+        """`accepted` is called while the learner of this session holds the run."""
         self._config, self._url, self._server, self._exporter, self._view = config, url, server, exporter, view
+        self._accepted = accepted
         self._units: list[Unit] = []
         self._signals: list[signal.Signals] = []
         self._wait_until: float | None = None
@@ -215,6 +225,9 @@ class Supervisor:
         working = {heartbeat.pid for heartbeat in services if heartbeat.phase not in SETTING_UP}
         for unit in self._units:
             unit.worked = unit.worked or all(process in working for process in unit.processes)
+            holding = {heartbeat.pid for heartbeat in services if heartbeat.phase not in BEFORE_HOLDING}
+            if unit.role == "learner" and holding.intersection(unit.processes):
+                self._accepted()
 
     def _attend(self, unit: Unit) -> None:
         if unit.due is not None:

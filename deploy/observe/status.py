@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from rich.console import Console
 from rich.live import Live
@@ -16,6 +17,7 @@ from rich.live import Live
 from broker.errors import EX_OK, EX_TEMPORARY, EX_UNAVAILABLE, BrokerUnavailable
 from broker.printable import one_line
 from broker.queue.admin_client import AdminClient
+from broker.queue.connection import RunConnection
 from broker.runtime.endpoint import answers, read_endpoint, resolve_url
 from broker.runtime.redis_server import Server
 from broker.settings import BrokerSettings
@@ -26,6 +28,8 @@ from deploy.observe.tail import Tail
 from deploy.observe.view import render, summary_line
 from deploy.rundir.schema import check_schema
 
+ClientT = TypeVar("ClientT", bound=RunConnection)
+
 ASK_SECONDS = 3.0
 """Deadline for reaching Redis, shorter than a service's: a person is waiting at the terminal."""
 WATCH_SECONDS = 1.0
@@ -33,7 +37,7 @@ WATCH_SECONDS = 1.0
 
 
 @contextmanager
-def open_broker(config: Config) -> Iterator[AdminClient]:
+def open_broker(config: Config, kind: type[ClientT]) -> Iterator[ClientT]:
     """A connection to the run's Redis, which is started for this question where it is private and not running.
 
     Raises:
@@ -49,9 +53,7 @@ def open_broker(config: Config) -> Iterator[AdminClient]:
             raise BrokerUnavailable(f"{config.run.path}: holds no run; start one with `sieve run CONFIG`")
         server = Server.start(config.broker, config.run)
     try:
-        broker = AdminClient.connect(
-            settings, config.run, url=server.url if server else resolve_url(settings, config.run)
-        )
+        broker = kind.connect(settings, config.run, url=server.url if server else resolve_url(settings, config.run))
         try:
             yield broker
         finally:

@@ -16,6 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from broker.printable import one_line
 from deploy.observe.snapshot import Snapshot
 from deploy.observe.stall import Stall
 from deploy.observe.tail import Tail
@@ -56,6 +57,7 @@ class View:
 
     def event(self, text: str) -> None:
         """Show that something happened, such as a restart or the start of the drain."""
+        text = one_line(text)
         self._events = [*self._events, f"{time.strftime('%H:%M:%S')} {text}"][-SHOWN_EVENTS:]
         if self._live is None:
             self._print(text)
@@ -93,9 +95,9 @@ def render(
         _metrics(snapshot, record),
         _queues(snapshot),
         _services(snapshot),
+        *(Text(f"unsafe: {one_line(setting)}", style="yellow") for setting in snapshot.unsafe),
         *(Text(f"stalled: {stall}", style="red") for stall in stalls),
         *(Text(event, style="yellow") for event in events),
-        *(Text(f"unsafe: {one_line(setting)}", style="yellow") for setting in snapshot.unsafe),
     )
 
 

@@ -13,21 +13,24 @@ from types import TracebackType
 
 from broker.runtime.endpoint import answers, read_endpoint
 from broker.settings import RunSettings
-from deploy.config.tree import Config, dump
+from deploy.config.load import load
+from deploy.config.tree import Config, dump, plain
 from deploy.rundir.schema import RunDirectoryError, check_schema, mark_schema, traces, unwritable
+from learner.resumption import MAY_CHANGE, changes, flat, refused
 
 
 class RunDirectory:
     """A run directory that is locked for one launcher; a context manager that releases the lock at its end."""
 
     def __init__(self, config: Config, *, resume: bool, fresh: bool) -> None:
-        """Lock the directory and write `run.json` and `config.yaml` into it.
+        """Lock the directory and, for a new run, write `run.json` and `config.yaml` into it.
 
-        `resume` continues the run that is there, `fresh` moves it aside, under its name and the time.
+        `resume` continues the run that is there, `fresh` moves it aside, under its name and the time. The configuration
+        of a run that is continued is replaced by `settle` only.
 
         Raises:
             RunDirectoryError: a run of this name is alive; one is there and neither `resume` nor `fresh` was given;
-                none is there to resume; the directory cannot be written.
+                none is there to resume; it cannot go on with these settings; the directory cannot be written.
             SchemaError: the run that is there is of another schema and not moved aside.
         """
         self.run: RunSettings = config.run
@@ -35,6 +38,7 @@ class RunDirectory:
         self.moved: Path | None = None
         """Where `fresh` moved the run that was here."""
         self._lock = -1
+        self._new_config = ""
         there = traces(self.path)
         if resume and not there:
             raise RunDirectoryError(f"{self.path}: holds no run to resume; leave out --resume to start one")
@@ -50,13 +54,36 @@ class RunDirectory:
                 )
             mark_schema(self.path)
             (self.path / "logs").mkdir(parents=True, exist_ok=True)
-            (self.path / "config.yaml").write_text(dump(config), encoding="utf-8")
+            stored = self.path / "config.yaml"
+            if resume and stored.exists():
+                self._new_config = self._changed(config, stored)
+            else:
+                stored.write_text(dump(config), encoding="utf-8")
         except OSError as error:
             self.close()
             raise unwritable(self.path, error) from None
         except BaseException:
             self.close()
             raise
+
+    def _changed(self, config: Config, stored: Path) -> str:
+        """What config.yaml is to hold from now on; empty when it says so already. Raises RunDirectoryError."""
+        before = load(stored, (), {}, check="none")
+        found = changes(flat(plain(before)), flat(plain(config)))
+        if wrong := refused(found):
+            raise RunDirectoryError(
+                f"{self.path}: cannot go on with other settings ({'; '.join(map(str, wrong[:5]))}); undo the change, "
+                f"or start another run with --set run.name=…; --resume may change {', '.join(MAY_CHANGE[5:])}"
+            )
+        return dump(config) if found else ""
+
+    def settle(self) -> None:
+        """Replace config.yaml by the configuration that the run goes on with, once its learner has accepted it."""
+        if self._new_config:
+            partial = self.path / f".config.yaml.{os.getpid()}"
+            partial.write_text(self._new_config, encoding="utf-8")
+            partial.replace(self.path / "config.yaml")
+            self._new_config = ""
 
     def _acquire(self) -> None:
         try:

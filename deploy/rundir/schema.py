@@ -12,7 +12,7 @@ from pathlib import Path
 from broker.errors import EX_USAGE, SieveError
 from deploy.rundir.run_files import RecordError, write_json
 
-SCHEMA = 2
+SCHEMA = 3
 """Raised by one whenever a release can no longer read, or would misread, what the previous one wrote into a run
 directory: config.yaml, the JSONL files, checkpoints, published weights or the private Redis."""
 MARKER = "run.json"

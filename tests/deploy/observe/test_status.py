@@ -25,11 +25,12 @@ def broker(redis_url: str) -> EveryRole:
     """A run with prompts of two verifiers, and one completion of each waiting for its verdict."""
     broker = connect(redis_url, "small")
     run = spec(train_prompts=2, eval_prompts=0, group_size=1, groups_per_step=2, unsafe=(UNSAFE,))
+    epoch = begin(broker)
     broker.open_run(
-        begin(broker), run, [*prompts(1, "arithmetic"), *(p.model_copy(update={"index": 1}) for p in prompts(1, "lean"))], []
+        epoch, run, [*prompts(1, "arithmetic"), *(p.model_copy(update={"index": 1}) for p in prompts(1, "lean"))], []
     )
     beat(broker, "learner")
-    broker.publish(begin(broker), 0, 0)
+    broker.publish(epoch, 0, 0)
     beat(broker, "actor")
     offer_all(broker, "actor", broker.take("actor", 2).tickets)
     return broker
