@@ -194,4 +194,5 @@ def _limit(name: str, value: Any) -> str:
     if name == "compilation_config":
         other = sorted(set(value) - allowed) if isinstance(value, Mapping) else [str(value)[:40]]
         return f" with {', '.join(map(str, other))[:200]} (harmless: {', '.join(sorted(allowed))})"
-    return f" = {value!r} (harmless: {', '.join(sorted(map(str, allowed)))})"
+    named = sorted("null" if one is None else str(one) for one in allowed)
+    return f" = {value!r} (harmless: {', '.join(named)})"

@@ -28,9 +28,11 @@ from broker.queue.state import RunSpec, VersionName
 from broker.queue.wire import float32, int32
 from broker.weights.canary import SEQUENCES, Canaries, Canary, Report, difference
 from broker.weights.directory import DirectoryStore
+from learner.batch.samples import Samples
 from learner.model.model import Scorer, load, shard
 from learner.ranks import Ranks
 from learner.settings import LearnerConfig
+from learner.step_record import StepRecord
 from learner.weights.canary import BOUNDS, CanaryWatch
 from learner.weights.diagnosis import WeightsDisagree
 from learner.weights.publish import publish_weights
@@ -358,6 +360,29 @@ def test_weights_can_be_here_before_their_canary(bench: Callable[..., Bench]) ->
     actor._not_before = 0.0
     mean = actor.look(engine)
     assert mean is not None and mean < 1e-5 and not run.trouble()
+
+
+def test_one_sequence_is_the_same_in_every_canary_and_the_others_are_the_newest(bench: Callable[..., Bench]) -> None:
+    """Whoever scored it under earlier weights and kept keys and values reuses them, and the scores show it."""
+    run = bench()
+    first = run.watch.canary(0, run.policy)
+    answer = np.array([5, 6], np.int32)
+    samples = Samples(
+        shapes=[], prompts=[PROMPTS[0]], completions=[[answer]], first=[0], keys=[("0:0", 0)],
+        sampler=[np.zeros(2, np.float32)], base=[None], passed=np.array([True]), prompt=np.array([0]),
+        group=np.array([0]), oldest=np.array([0]), staleness=np.array([0]), actors=["actor"],
+    )  # fmt: skip
+    run.watch.trained(samples, StepRecord(step=1, version=0, time=0.0), 0)
+    then = run.watch.canary(1, run.policy)
+    assert (
+        (then.prompts[0], then.answers[0])
+        == (first.prompts[0], first.answers[0])
+        == (
+            int32(PROMPTS[3][:3]),
+            int32(PROMPTS[3][3:]),
+        )
+    )
+    assert then.prompts[1:] == (int32(PROMPTS[0]),) and then.answers[1:] == (int32(answer),)
 
 
 def test_canaries_and_reports_go_with_their_versions_and_only_the_newest_learner_puts_them(
