@@ -268,6 +268,8 @@ class Audit(_Report):
     bytes: int
     again: int
     """Groups that a rollback took back, which are sampled anew before any other; not counted as issued."""
+    settled: int
+    """Groups that commits have settled, counted as they were; `committed` counts their marks."""
     rolled_back: int
     """Groups whose training a rollback took back."""
     epoch: int

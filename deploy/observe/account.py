@@ -81,9 +81,8 @@ def _of_z(broker: AdminClient, spec: RunSpec, counted: Audit) -> Iterator[str]:
     for order in broker.committed_numbers():
         group_id = f"{order // spec.train_prompts}:{order % spec.train_prompts}"
         visits[prompt_of(group_id, spec.seed, spec.train_prompts)] += 1
-    marked = sum(visits.values())
-    if marked != counted.committed:
-        yield f"{counted.committed} groups counted as committed, but {marked} marked so"
+    if counted.settled != counted.committed:
+        yield f"{counted.settled} groups counted as committed, but {counted.committed} marked so"
     counts = {prompt: Statistics.unpack(data).count for prompt, data in broker.z().items()}
     for prompt in sorted({*counts, *visits}):
         most = visits[prompt] * spec.group_size

@@ -25,6 +25,8 @@ from broker.queue.state import Work
 from broker.queue.wire import Verdict
 from broker.weights.cache import WeightsCache
 from broker.weights.directory import DirectoryStore
+from deploy.observe.account import account
+from learner.model.checkpoint import verify
 from learner.settings import LearnerConfig
 from tests.broker.builders import EveryRole, v
 from tests.learner.learner_rig import ROOT, save_model, save_prompts, uniform_completion
@@ -159,7 +161,9 @@ def settled(job: Job, steps: int) -> None:
     assert (audit.lost, audit.duplicates) == (0, 0)
     assert audit.committed == steps * job.config.schedule.groups_per_step
     assert [line["step"] for line in job.lines()] == list(range(1, steps + 1))
+    assert all(0 <= line["staleness_max"] <= job.config.schedule.max_staleness for line in job.lines())
     assert job.broker.finished()
+    assert account(job.broker, job.config, deep=True).problems == []  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
@@ -247,6 +251,83 @@ def test_a_learner_killed_between_checkpoint_and_commit_trains_nothing_twice(job
     settled(job, 8)
     audit = job.broker.audit()
     assert audit.trained_completions == 8 * 6 * 4
+
+
+def files_of_pointer(job: Job) -> dict[str, bytes]:
+    """The published version's directory and its bytes."""
+    named = job.broker.published(job.broker.version())
+    assert named is not None
+    directory = job.run / "weights" / str(named.name)
+    return {str(path): path.read_bytes() for path in directory.iterdir()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_a_learner_that_is_paused_replaced_and_continued_changes_nothing(
+    tmp_path: Path, redis_url: str, seed: int
+) -> None:
+    """Stopped with SIGSTOP at a random moment for longer than its lease, and continued while its successor works."""
+    job = Job(tmp_path, redis_url, schedule={"steps": 40, "checkpoint_every": 2}, evaluation={"every": 9})
+    draw = np.random.default_rng(seed)
+    try:
+        job.start()
+        job.until(lambda: len(job.lines()) >= 3 + seed)
+        (zombie,) = job.processes
+        until = time.monotonic() + draw.uniform(0.0, 0.5)
+        job.until(lambda: time.monotonic() >= until)
+        zombie.send_signal(signal.SIGSTOP)
+        job.processes.clear()
+        job.start()
+        epoch = job.broker.current_epoch()
+        job.until(lambda: job.broker.current_epoch() > epoch and job.broker.depths().committed_step >= 8 + seed)
+        before, pointer = len(job.lines()), files_of_pointer(job)
+        zombie.send_signal(signal.SIGCONT)
+        text = zombie.communicate(timeout=60)[0]
+        assert zombie.returncode == 75, text
+        assert "newer learner" in text and "Traceback" not in text
+        assert all(Path(path).read_bytes() == data for path, data in pointer.items())
+        assert len(job.lines()) >= before
+        job.until(job.broker.finished)
+        job.wait()
+        settled(job, 40)
+        assert job.broker.audit().trained_completions == 40 * 6 * 4
+    finally:
+        for process in [zombie, *job.processes]:
+            process.kill()
+            process.wait()
+        job.broker.close()
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_names_the_command_that_goes_back_and_it_works(job: Job) -> None:
+    job.start()
+    job.until(lambda: job.broker.depths().committed_step >= 6)
+    job.processes[0].send_signal(signal.SIGKILL)
+    job.processes.pop().wait()
+    newest = job.run / "checkpoints" / job.broker.audit().checkpoint
+    shard = next(newest.glob("__0_*"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    done = job.broker.depths().committed_step
+    assert any(shard.name in problem for problem in account(job.broker, job.config, deep=True).problems)  # type: ignore
+    job.start()
+    text = job.processes.pop().communicate(timeout=60)[0]
+    assert f"{newest}: {shard.name}: expected" in text
+    older = max(step for step in job.broker.checkpoints() if step < done)
+    assert f"`sieve resume CONFIG --from {older}`" in text
+
+    path = job.run / "checkpoints" / job.broker.checkpoints()[older]
+    for holder in [beat for beat in job.broker.services() if beat.role == "learner"]:
+        job.broker.heartbeat(holder.model_copy(update={"phase": "stopped"}))
+    epoch = job.broker.begin("rollback")
+    reply = job.broker.rollback(epoch, older, verify(path)[2])
+    job.broker.heartbeat(Heartbeat(id="rollback", role="launcher", phase="stopped", since=0))
+    assert reply.untrained == (done - older) * 6
+    job.start()
+    job.until(job.broker.finished)
+    job.wait()
+    settled(job, 8)
+    assert job.broker.audit().rolled_back == reply.untrained
+    assert [line["version"] for line in job.lines("eval.jsonl")][-1] == job.broker.version()
 
 
 @pytest.mark.slow

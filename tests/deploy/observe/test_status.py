@@ -14,7 +14,7 @@ from broker.queue.heartbeat import Heartbeat, Role
 from deploy.config.load import load
 from deploy.observe.exporter import Exporter
 from deploy.observe.status import status
-from tests.broker.builders import begin, EveryRole, connect, offer_all, prompts, spec
+from tests.broker.builders import EveryRole, begin, connect, offer_all, prompts, spec
 
 Write = Callable[[Any], Path]
 UNSAFE = 'actor.vllm.unsafe_arguments.hf_overrides={"rope_theta": 1000.0}'
