@@ -23,10 +23,12 @@ import torch
 from torch.distributed.checkpoint.filesystem import FileSystemReader, _StorageInfo
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, TensorStorageMetadata
 
-from learner.model.checkpoint import CheckpointCorrupt, Checkpoints, Progress, load_weights
+from learner.model.checkpoint import CheckpointCorrupt, CheckpointName, Checkpoints, Progress, load_weights
 from learner.model.model import Scorer, load, shard
 from learner.ranks import Ranks
 from tests.learner.learner_rig import save_model
+
+SAVED, NAME = Progress(1, "f", {3: b"x"}), CheckpointName(1, 1)
 
 
 class Runs:
@@ -49,7 +51,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
         policy = shard(load(base, torch.float32), ranks.mesh, compute=torch.float32, trainable=True)
         optimizer = torch.optim.AdamW(policy.parameters())
         store = Checkpoints(path / "checkpoints", ranks)
-        yield base, store, store.save(Progress(1, 1, 1, "f", {3: b"x"}), policy, optimizer), policy, optimizer
+        yield base, store, store.directory(store.save(SAVED, 1, policy, optimizer)), policy, optimizer
     finally:
         ranks.close()
 
@@ -197,7 +199,7 @@ def test_a_hostile_checkpoint_runs_nothing_and_is_refused_in_a_line(made: Any, t
     change(there, ran)
     seal(there)
     resuming = Checkpoints(tmp_path, store.ranks)
-    refused(lambda: resuming.load(1, policy, optimizer, fingerprint="f"), ran, match)
+    refused(lambda: resuming.load(NAME, policy, optimizer, fingerprint="f"), ran, match)
     if name in HOSTILE and "state" not in name and "statistics" not in name:  # what an evaluation reads as well
         refused(lambda: load_weights(there, Scorer(load(base, torch.float32))), ran, match)
 
@@ -227,7 +229,7 @@ def test_special_files_are_refused_without_being_opened(made: Any, tmp_path: Pat
             if (kind, file) == ("link", "manifest.json"):
                 pytest.skip("a manifest may be a link: what it says is checked")
     resuming = Checkpoints(tmp_path, store.ranks)
-    refused(lambda: resuming.load(1, policy, optimizer, fingerprint="f"), tmp_path / "ran", file)
+    refused(lambda: resuming.load(NAME, policy, optimizer, fingerprint="f"), tmp_path / "ran", file)
 
 
 def test_what_was_saved_is_what_is_loaded(made: Any) -> None:
@@ -237,6 +239,6 @@ def test_what_was_saved_is_what_is_loaded(made: Any) -> None:
         for value in policy.parameters():
             value.mul_(2)
     optimizer.param_groups[0]["lr"] = 9.0
-    assert store.load(1, policy, optimizer, fingerprint="f") == Progress(1, 1, 1, "f", {3: b"x"})
+    assert store.load(NAME, policy, optimizer, fingerprint="f") == SAVED
     assert all(torch.equal(value.full_tensor(), wanted[name]) for name, value in policy.named_parameters())
     assert optimizer.param_groups[0]["lr"] == 1e-3 and isinstance(optimizer.param_groups[0]["betas"], tuple)
