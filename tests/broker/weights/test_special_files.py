@@ -47,7 +47,7 @@ def test_only_regular_files_are_opened(tmp_path: Path, kind: str) -> None:
     KINDS[kind](path)
     with pytest.raises(NotPlain, match=f"is {kind}"):
         open_plain(path, links=False)
-    with pytest.raises(NotPlain, match="is (a device|a named pipe|a socket|a directory)"):
+    with pytest.raises(NotPlain, match=r"is (a device|a named pipe|a socket|a directory)"):
         read_plain(path, 10)
 
 
