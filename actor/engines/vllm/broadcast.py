@@ -49,7 +49,8 @@ class VllmReceiver:
         self._files.check_headers(f"version {version} as it is sent", sent)
         begin = time.monotonic()
         if self._direct:
-            spent = self._engine.switch(version, lambda: self._bring(version, layout, seconds), _broken)
+            bring, limit = (lambda: self._bring(version, layout, seconds)), seconds + CONTROL_SECONDS
+            spent = self._engine.switch(version, bring, _broken, least_seconds=limit)
             received = 0.0
         else:
             try:

@@ -169,9 +169,11 @@ class VllmEngine:
         version: int,
         bring: Callable[[], Coroutine[Any, Any, None]],
         broken: Callable[[Exception], Exception] | None = None,
+        least_seconds: float = 0.0,
     ) -> dict[str, float]:
         """Pause, `bring` in the weights of `version` and stamp it, resume; returns the seconds of "load" and "pause".
 
+        `bring` has as long as loads so far suggest, and `least_seconds` at least.
         If `bring` fails, this engine ends. With `broken` it stays paused instead, without a version, until files are
         loaded, and the exception that `broken` makes of the error is raised."""
         paused = time.monotonic()
@@ -183,7 +185,8 @@ class VllmEngine:
         self._progress.stop()
         still = time.monotonic()
         try:
-            self.run(bring(), self._loading.seconds, f"vLLM to load version {version}")
+            seconds = max(self._loading.seconds, least_seconds)
+            self.run(bring(), seconds, f"vLLM to load version {version}")
         except Exception as error:
             if broken is not None:
                 self._version = None
