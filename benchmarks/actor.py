@@ -43,7 +43,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.measure import Row, alternate, row
 from broker.queue.learner_client import LearnerClient
-from broker.queue.state import RunSpec
+from broker.queue.state import RunSpec, VersionName
 from broker.queue.wire import Prompt, int32
 from broker.runtime.redis_server import Server
 from broker.settings import BrokerSettings, RunSettings
@@ -108,8 +108,9 @@ class Actor:
             eos_token_ids=(EOS,),
             weights=str(self._weights.path),
         )
-        self._learner.open_run(spec, [_prompt(index, tokens) for index, tokens in enumerate(prompts)], [])
-        self._epoch = self._learner.begin("learner-0", 0)
+        self._epoch = self._learner.begin("learner-0")
+        numbered = [_prompt(index, tokens) for index, tokens in enumerate(prompts)]
+        self._learner.open_run(self._epoch, spec, numbered, [])
         self.publish()
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         with open(self._log, "wb") as log:
@@ -129,13 +130,13 @@ class Actor:
 
     def publish(self) -> None:
         """Publish one more version: the same weights, written again."""
-        target = self._weights.begin(self.version)
+        name = VersionName(self.version, self._epoch.number)
+        target = self._weights.begin(name)
         for file in self._model.iterdir():
             if file.suffix in (".json", ".safetensors"):
                 shutil.copyfile(file, target / file.name)
-        self._weights.publish(self.version)
-        self._learner.publish(self._epoch, self.version, 0)
-        self._weights.keep(3)
+        self._learner.publish(self._epoch, self.version, 0, self._weights.publish(name).identity)
+        self._weights.keep(self._weights.versions()[-3:], name.epoch)
         self.version += 1
 
     def rate(self, seconds: float, publish: float | None = None) -> float:

@@ -108,8 +108,8 @@ class _Ours:
             )
             for index in range(spec.train_prompts)
         ]
-        self.learner.open_run(spec, prompts, [])
         self.epoch = self.learner.begin("learner")
+        self.learner.open_run(self.epoch, spec, prompts, [])
         self.learner.publish(self.epoch, 0, 0)
 
     def __enter__(self) -> _Ours:
@@ -151,7 +151,7 @@ class _Ours:
         with self.part("groups"):
             found = self.learner.groups(group_ids)
         with self.part("commit"):
-            self.learner.commit(self.epoch, step)
+            self.learner.commit(self.epoch, step, f"step-{step}")
         seconds = time.perf_counter() - start
         if sum(len(group.members) for group in found) != count:
             raise RuntimeError("a completion is missing")

@@ -109,7 +109,9 @@ class Run:
 
     def open(self, groups: int) -> None:
         """Open the run, with room for `groups` groups of one completion."""
+        epoch = self.learner.begin("learner")
         self.learner.open_run(
+            epoch,
             RunSpec(
                 fingerprint="f" * 64,
                 seed=0,
@@ -128,7 +130,7 @@ class Run:
             [Prompt(index=0, text="?", tokens=int32([1]), verifier=self.load.queue, record=self.load.record)],
             [],
         )
-        self.learner.publish(self.learner.begin("learner"), 0, 0)
+        self.learner.publish(epoch, 0, 0)
 
     def offer(self, count: int, first: int = 0) -> None:
         """Offer `count` completions with different answers."""

@@ -28,6 +28,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.measure import alternate, row
+from broker.queue.state import VersionName
 from broker.weights.cache import WeightsCache
 from broker.weights.directory import DirectoryStore
 from broker.weights.store import Fetched
@@ -74,14 +75,14 @@ def main() -> None:
         root = Path(made)
         weights = DirectoryStore(root / "weights")
         for version, changed in ((1, 0.0), (2, CHANGED)):
-            write(weights.begin(version), arguments.megabytes, changed)
-            weights.publish(version, delta=True)
+            write(weights.begin(VersionName(version, 1)), arguments.megabytes, changed)
+            weights.publish(VersionName(version, 1), base=VersionName(version - 1, 1))
         compare(weights, root, arguments.rounds)
 
 
 def compare(weights: DirectoryStore, root: Path, rounds: int) -> None:
     """Print the three ratios for version 2 of `weights`, whose delta has version 1 as its base."""
-    files = sorted((weights.path / "v00000002").glob("*.safetensors"))
+    files = sorted((weights.path / str(VersionName(2, 1))).glob("*.safetensors"))
     cache, plain = root / "cache", root / "plain"
     parts: dict[str, Fetched] = {}
 
@@ -89,8 +90,8 @@ def compare(weights: DirectoryStore, root: Path, rounds: int) -> None:
         shutil.rmtree(cache, ignore_errors=True)
         reader = WeightsCache(weights, cache)
         if base:
-            reader.fetch(1)
-        took = seconds(lambda: parts.update({name: reader.fetch(2)}))
+            reader.fetch(VersionName(1, 1))
+        took = seconds(lambda: parts.update({name: reader.fetch(VersionName(2, 1))}))
         reader.close()
         return took
 
@@ -113,7 +114,7 @@ def compare(weights: DirectoryStore, root: Path, rounds: int) -> None:
 
     seen = alternate(
         {
-            "in place": lambda: seconds(lambda: parts.update({"in place": weights.fetch(2)})),
+            "in place": lambda: seconds(lambda: parts.update({"in place": weights.fetch(VersionName(2, 1))})),
             "hash": lambda: seconds(hash_all),
             "copy": lambda: fetch("copy", base=False),
             "copy, hash": copy_and_hash,
@@ -121,7 +122,7 @@ def compare(weights: DirectoryStore, root: Path, rounds: int) -> None:
         },
         rounds,
     )
-    whole = weights.manifest(2).bytes
+    whole = weights.manifest(VersionName(2, 1)).bytes
     print(
         f"{whole / 1e9:.2f} GB in {FILES} files, {rounds} rounds, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
     )

@@ -114,10 +114,10 @@ class Run:
         A step that is trained again after a crash comes again. Raises RunFailed when a run that this program started
         ends with an error.
         """
-        offset = 0
+        offset = inode = 0
         while True:
             alive = self.alive  # asked before reading: what was written before the end is read after it
-            found, offset = appended(self.path / "metrics.jsonl", offset)
+            found, offset, inode = appended(self.path / "metrics.jsonl", offset, inode)
             yield from found
             if not alive:
                 break
@@ -179,13 +179,16 @@ def locked(path: Path) -> bool:
     return any(len(line) > 5 and line[1] == "FLOCK" and line[5].rpartition(":")[2] == number for line in fields)
 
 
-def appended(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
-    """(records of the whole lines after byte `offset` of a JSONL file, the new offset). Raises RecordError."""
+def appended(path: Path, offset: int, inode: int) -> tuple[list[dict[str, Any]], int, int]:
+    """(records of the whole lines after byte `offset` of a JSONL file, the new offset, its inode number).
+
+    A file with another inode number is another learner's and is read from its beginning. Raises RecordError."""
     found = []
     try:
         with path.open("rb") as file:
-            if file.seek(0, os.SEEK_END) < offset:
-                offset = 0  # the learner replaced the file by a shorter one
+            before, inode = inode, os.fstat(file.fileno()).st_ino
+            if inode != before or file.seek(0, os.SEEK_END) < offset:
+                offset = 0
             file.seek(offset)
             for line in file:
                 if not line.endswith(b"\n"):
@@ -197,4 +200,4 @@ def appended(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
                 offset += len(line)
     except FileNotFoundError:
         pass
-    return found, offset
+    return found, offset, inode

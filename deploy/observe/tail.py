@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 from collections import deque
 from pathlib import Path
@@ -21,15 +22,17 @@ class Tail:
 
     def __init__(self, run: Path) -> None:
         self._path = run / "metrics.jsonl"
-        self._offset = 0
+        self._offset = self._inode = 0
         self.recent: deque[StepRecord] = deque(maxlen=RECENT)
 
     def read(self) -> StepRecord | None:
         """The newest step's record, or None before the first step. Raises RecordError for a line that is none."""
         try:
             with self._path.open("rb") as file:
-                if file.seek(0, 2) < self._offset:
-                    self._offset = 0  # the file was replaced by a shorter one
+                inode = os.fstat(file.fileno()).st_ino
+                if inode != self._inode or file.seek(0, 2) < self._offset:  # of another learner, or written anew
+                    self._offset, self._inode = 0, inode
+                    self.recent.clear()
                 file.seek(self._offset)
                 for line in file:
                     if not line.endswith(b"\n"):

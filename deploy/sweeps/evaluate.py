@@ -46,7 +46,7 @@ def evaluate(config: Config, checkpoint: Path, console: Console, *, fresh: bool,
 
     check_schema(config.run.path)
     disable_progress_bar()  # loading a model would draw over the view
-    checkpoint = checkpoint.resolve()
+    checkpoint = _place(checkpoint)
     model = _model(config, checkpoint)
     after, code = _evaluate_one(config, model, _label(config, checkpoint), console, fresh=fresh, view=view)
     if code != EX_OK:
@@ -74,7 +74,12 @@ def evaluate(config: Config, checkpoint: Path, console: Console, *, fresh: bool,
 
 def evaluation_directory(config: Config, checkpoint: Path) -> Path:
     """Where the evaluation of `checkpoint` is, a run directory; report/evaluation.json in it has the comparison."""
-    return _settings(config, checkpoint, _label(config, checkpoint.resolve())).run.path
+    return _settings(config, checkpoint, _label(config, _place(checkpoint))).run.path
+
+
+def _place(checkpoint: Path) -> Path:
+    """The absolute path of `checkpoint` under its own name: <run>/model is a link to what a learner exported."""
+    return checkpoint.parent.resolve() / checkpoint.name
 
 
 def compare(before: Path, after: Path) -> dict[str, Any]:

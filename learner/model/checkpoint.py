@@ -26,6 +26,7 @@ import msgpack
 import torch
 from torch import nn
 from torch.distributed.checkpoint import state_dict_saver
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_state_dict,
@@ -112,7 +113,11 @@ class Checkpoints:
             partial.mkdir(parents=True)
         self.ranks.barrier()
         tensors, moments = get_state_dict(model, optimizer)
-        state_dict_saver.save({"model": _trained(model, tensors), "optimizer": moments}, checkpoint_id=partial)
+        try:
+            state_dict_saver.save({"model": _trained(model, tensors), "optimizer": moments}, checkpoint_id=partial)
+        except CheckpointException as error:  # no Exception: it would end the process past every handler
+            _, (first, _) = min(error.failures.items())
+            raise first from None
         mine = sorted(partial.glob(f"__{self.ranks.rank}_*"))
         found = self.ranks.gather({file.name: _digest(file) for file in mine})
         if self.ranks.first:

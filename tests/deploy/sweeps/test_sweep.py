@@ -118,10 +118,10 @@ def test_a_checkpoint_is_evaluated_as_the_run_evaluates_its_own(tmp_path: Path) 
     project = Project(tmp_path)
     project.ask("run", str(project.config), "--no-view")
     run = project.runs / "trial"
-    checkpoint = next(path for path in (run / "checkpoints").iterdir() if path.name == "step-00000003")
+    checkpoint = next(path for path in (run / "checkpoints").iterdir() if path.name == "step-00000003-e0001")
     said = project.ask("eval", str(project.config), "--checkpoint", str(checkpoint), "--no-view")
     assert "base perplexity" in said
-    found = json.loads((run / "evaluations" / "trial.step-00000003" / "report" / "evaluation.json").read_text())
+    found = json.loads((run / "evaluations" / "trial.step-00000003-e0001" / "report" / "evaluation.json").read_text())
     assert found["prompts"] == 4
     assert sum(sum(row.values()) for row in found["migration"].values()) == 4
     assert found["base_perplexity"]["base"]["all"] > 1
