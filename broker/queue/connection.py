@@ -92,7 +92,7 @@ class RunConnection:
             client = scripts.connect(url, socket_timeout=10.0)
         except ValueError:  # its message may hold a part of the password
             raise BrokerUnavailable(
-                "broker.url cannot be read: use redis://, rediss:// or unix://, and write what is special in a password "
+                "broker.url cannot be read: use redis://, rediss:// or unix://, and write special signs of a password "
                 "in percent-encoding (%2F for /, %40 for @)",
                 lasting=True,
             ) from None
