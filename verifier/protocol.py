@@ -155,7 +155,7 @@ def judged(verifier: Verifier, record: Mapping[str, Any], answer: str) -> Judgem
         found = _bounded(verifier, verifier.judge(record, answer), answer)
     except (Exception, SystemExit) as error:  # foreign code: a crash is `error` for this answer only
         found = Judgement("error", "crashed", _describe(error))
-    return Judgement(found.outcome, found.reason, _printable(found.detail)[:_MAX_TEXT], found.answer)
+    return Judgement(found.outcome, found.reason, _encodable(found.detail)[:_MAX_TEXT], found.answer)
 
 
 def _bounded(verifier: Verifier, judgement: object, text: str) -> Judgement:
@@ -169,7 +169,7 @@ def _bounded(verifier: Verifier, judgement: object, text: str) -> Judgement:
         return Judgement("error", "invalid_judgement", f"{said} is not an outcome and one of the verifier's reasons")
     if outcome != "pass":
         return Judgement(outcome, reason, detail)
-    answer = _printable(answer or " ".join(text.split()))
+    answer = _encodable(answer or " ".join(text.split()))
     if len(answer) > _MAX_TEXT:  # cutting would make different answers equal
         answer = f"sha256:{hashlib.sha256(answer.encode()).hexdigest()}"
     return Judgement("pass", reason, detail, answer)
@@ -182,7 +182,7 @@ def _describe(error: BaseException) -> str:
     return f"{said[:1800]} ({Path(frames[-1].filename).name}:{frames[-1].lineno})"
 
 
-def _printable(text: str) -> str:
+def _encodable(text: str) -> str:
     """`text` with lone surrogates escaped, since UTF-8 cannot encode them."""
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 

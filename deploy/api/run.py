@@ -185,7 +185,7 @@ def appended(path: Path, offset: int, inode: int) -> tuple[list[dict[str, Any]],
     A file with another inode number is another learner's and is read from its beginning. Raises RecordError."""
     found = []
     try:
-        with path.open("rb") as file:
+        with run_files.opened(path) as file:
             before, inode = inode, os.fstat(file.fileno()).st_ino
             if inode != before or file.seek(0, os.SEEK_END) < offset:
                 offset = 0

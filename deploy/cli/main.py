@@ -88,7 +88,7 @@ def show_config(config: ConfigPath, set_: Sets = None) -> int:
     """
     from deploy.config.tree import dump
 
-    typer.echo(dump(load_config(config, set_, "all")), nl=False)
+    typer.echo(printable(dump(load_config(config, set_, "all")), lines=True), nl=False)
     return EX_OK
 
 
@@ -104,7 +104,8 @@ def doctor(config: ConfigPath, set_: Sets = None) -> int:
 
     fine = True
     for finding in examine(settings):
-        typer.echo(f"{'ok     ' if finding.fine else 'MISSING'}  {finding.subject}: {finding.text}")
+        found = printable(f"{finding.subject}: {finding.text}")
+        typer.echo(f"{'ok     ' if finding.fine else 'MISSING'}  {found}")
         fine = fine and finding.fine
     return EX_OK if fine else EX_UNAVAILABLE
 

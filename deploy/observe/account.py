@@ -116,9 +116,10 @@ def _of_checkpoints(broker: AdminClient, run: Path, spec: RunSpec, counted: Audi
     for step, name in named.items():
         path = run / "checkpoints" / name
         try:
-            manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+            with run_files.opened(path / "manifest.json") as file:
+                manifest = json.load(file)
             found = manifest["step"], manifest["fingerprint"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (run_files.RecordError, OSError, ValueError, KeyError, TypeError) as error:
             yield f"checkpoint {path} cannot be read ({type(error).__name__})"
             continue
         if found != (step, spec.fingerprint):

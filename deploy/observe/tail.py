@@ -8,7 +8,7 @@ import statistics
 from collections import deque
 from pathlib import Path
 
-from deploy.rundir.run_files import step_record
+from deploy.rundir.run_files import opened, step_record
 from learner.step_record import StepRecord
 
 RECENT = 20
@@ -28,7 +28,7 @@ class Tail:
     def read(self) -> StepRecord | None:
         """The newest step's record, or None before the first step. Raises RecordError for a line that is none."""
         try:
-            with self._path.open("rb") as file:
+            with opened(self._path) as file:
                 inode = os.fstat(file.fileno()).st_ino
                 if inode != self._inode or file.seek(0, 2) < self._offset:  # of another learner, or written anew
                     self._offset, self._inode = 0, inode

@@ -11,12 +11,14 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BufferedReader, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from broker.errors import EX_DATA, SieveError
+from broker.plain_files import NotPlain, open_plain
 from learner.step_record import StepRecord
 
 
@@ -26,6 +28,14 @@ class RecordError(SieveError):
     exit_code = EX_DATA
 
 
+def opened(path: Path) -> BufferedReader:
+    """A file of a run directory, open for reading. Raises RecordError for what is no regular file, OSError."""
+    try:
+        return open_plain(path)
+    except NotPlain as error:
+        raise RecordError(f"{path}: {error.strerror}; restore it, or move the run aside") from None
+
+
 def lines(path: Path) -> Iterator[dict[str, Any]]:
     """The JSON objects of a JSONL file; none if there is no such file. A last line that is cut off is left out.
 
@@ -33,7 +43,7 @@ def lines(path: Path) -> Iterator[dict[str, Any]]:
     """
     if not path.exists():
         return
-    with path.open(encoding="utf-8") as file:
+    with TextIOWrapper(opened(path), encoding="utf-8") as file:
         for number, text in enumerate(file, 1):
             try:
                 value = json.loads(text)
@@ -121,7 +131,8 @@ def audit(run: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        with opened(path) as file:
+            value = json.load(file)
     except ValueError:
         raise RecordError(f"{path}: not JSON; `sieve audit CONFIG` prints a new one") from None
     return dict(value)

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from broker.errors import EX_USAGE, SieveError
-from deploy.rundir.run_files import RecordError, write_json
+from deploy.rundir.run_files import RecordError, opened, write_json
 
 SCHEMA = 3
 """Raised by one whenever a release can no longer read, or would misread, what the previous one wrote into a run
@@ -69,7 +69,8 @@ def _schema_of(run: Path) -> int | None:
         return None
     path = run / MARKER
     try:
-        schema = json.loads(path.read_text(encoding="utf-8"))["schema"]
+        with opened(path) as file:
+            schema = json.load(file)["schema"]
     except FileNotFoundError:
         return 1
     except (ValueError, TypeError, KeyError):

@@ -117,7 +117,8 @@ def load(source: Path) -> Results:
         raw = collect(source)
     else:
         try:
-            raw = json.loads(source.read_text(encoding="utf-8"))
+            with run_files.opened(source) as file:
+                raw = json.load(file)
         except (OSError, ValueError):
             raise RecordError(f"{source}: cannot be read as JSON; write it with `sieve report SWEEP_DIR`") from None
         if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:

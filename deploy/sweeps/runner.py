@@ -152,7 +152,8 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     """The manifest of a sweep's directory. Raises RecordError."""
     path = directory / MANIFEST
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        with run_files.opened(path) as file:
+            found = json.load(file)
     except (OSError, ValueError):
         raise run_files.RecordError(f"{path}: cannot be read; `sieve sweep` writes it") from None
     if not isinstance(found, dict) or found.get("schema") != SCHEMA:
