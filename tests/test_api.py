@@ -16,6 +16,7 @@ import pyarrow as pa
 import pytest
 
 import sieve
+from deploy.rundir.schema import SCHEMA
 from learner.data.prompts import load_tokenizer
 from learner.evaluation.results import Outputs, write_parquet
 from learner.step_record import StepRecord
@@ -44,7 +45,7 @@ def written(tmp_path: Path) -> Path:
     (run / "eval").mkdir(parents=True)
     config = sieve.load_config(small(tmp_path))
     (run / "config.yaml").write_text(json.dumps(json.loads(config.model_dump_json())))
-    (run / "run.json").write_text(json.dumps({"schema": 2}))
+    (run / "run.json").write_text(json.dumps({"schema": SCHEMA}))
     steps = [{"step": 1, "version": 1, "time": 1.0, "loss": 0.5}, {"step": 2, "version": 2, "time": 2.0, "loss": 9.0},
              {"step": 2, "version": 2, "time": 3.0, "loss": 0.25, "ess_rho": 1}]  # fmt: skip
     (run / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps) + '{"step": 3, "torn": 1')
