@@ -25,7 +25,7 @@ from learner.model.lora import Unadapted, attach
 from learner.model.model import ModelUnusable, Scorer, load, shard, verify_scoring
 from learner.objective.registry import build
 from learner.ranks import Ranks
-from learner.resumption import Change, changes, of_the_training, refused
+from learner.resumption import MAY_CHANGE, Change, changes, of_the_training, refused
 from learner.settings import LearnerConfig
 from learner.train.partition import PartitionFunction
 from learner.train.step import Trainer
@@ -129,7 +129,7 @@ def changed_settings(known: RunSpec | None, spec: RunSpec, name: str) -> list[Ch
     if wrong := refused(found):
         raise RunConflict(
             f"run {name!r} cannot go on with other settings ({'; '.join(map(str, wrong[:5]))}): undo the change, or "
-            f"choose another run.name; what may change is listed under `sieve run --help`"
+            f"choose another run.name; what may change is {', '.join(MAY_CHANGE)}"
         )
     return found
 

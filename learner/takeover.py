@@ -36,6 +36,12 @@ def take_run(
     """
     name = config.run.name
     changed_settings(broker.check_run(run.fingerprint), run.spec, name)
+    if newest_epoch and not broker.current_epoch():
+        raise RunConflict(
+            f"{config.run.path} holds checkpoints or versions of epoch {newest_epoch}, but the broker knows nothing of "
+            f"this run: its data are gone, or broker.url names another server. Restore them, or start anew with `sieve "
+            f"run CONFIG --fresh` or another run.name"
+        )
     deadline = time.monotonic() + 2 * config.broker.lease_seconds
     while True:
         try:
@@ -44,12 +50,6 @@ def take_run(
         except RunBusy:
             if time.monotonic() > deadline or wait():
                 raise
-    if epoch.known_epoch == 0 and newest_epoch:
-        raise RunConflict(
-            f"{config.run.path} holds checkpoints or versions of epoch {newest_epoch}, but the broker knows nothing of "
-            f"this run: its data are gone, or broker.url names another server. Restore them, or start anew with `sieve "
-            f"run CONFIG --fresh` or another run.name"
-        )
     known = broker.check_run(run.fingerprint)  # a learner that waited may find another schedule than before
     found = changed_settings(known, run.spec, name)
     done = max(epoch.committed_step, epoch.published_step)

@@ -53,8 +53,8 @@ class LearnerClient(RunConnection):
         reply = self.script(
             "begin", learner=learner, lease_seconds=self.settings.lease_seconds, newest_epoch=newest_epoch
         )
-        number, committed, checkpoint, version, used, published, leased, opened, before = reply
-        return Epoch(number, committed, checkpoint.decode(), version, used, published, leased, bool(opened), before)
+        number, committed, checkpoint, version, used, published, leased, opened = reply
+        return Epoch(number, committed, checkpoint.decode(), version, used, published, leased, bool(opened))
 
     def open_run(self, epoch: Epoch, spec: RunSpec, train: Sequence[Prompt], eval_prompts: Sequence[Prompt]) -> None:
         """Write the run's prompts and its specification; with the same fingerprint again only the schedule changes.

@@ -146,8 +146,6 @@ class Epoch:
     opened: bool
     """Whether the published version may be sampled from; False before version 0, and after a rollback until the
     weights that the run went back to are published."""
-    known_epoch: int
-    """The number that the broker had before this learner began."""
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ class RunDirectory:
         if wrong := refused(found):
             raise RunDirectoryError(
                 f"{self.path}: cannot go on with other settings ({'; '.join(map(str, wrong[:5]))}); undo the change, "
-                f"or start another run with --set run.name=…; --resume may change {', '.join(MAY_CHANGE[5:])}"
+                f"or start another run with --set run.name=…; --resume may change {', '.join(MAY_CHANGE)}"
             )
         return dump(config) if found else ""
 

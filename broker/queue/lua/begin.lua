@@ -1,7 +1,7 @@
 -- Gives the run to a learner: fences every older one. What was leased stays leased, so that the steps after the commit
 -- are done again with the same groups. The reply says which checkpoint to load: no other file counts.
 -- Returns {epoch, committed step, checkpoint, version, highest version number used (-1: none), published step,
--- leased groups, opened (0 or 1), epoch before}.
+-- leased groups, opened (0 or 1)}.
 ---@param learner string
 ---@param lease_seconds number
 ---@param newest_epoch number  the highest epoch in the names of the run's files, which no epoch may have again
@@ -11,11 +11,10 @@ if other and other ~= learner then
   if now() - seen < lease_seconds then return redis.error_reply('BUSY ' .. other) end
 end
 redis.call('ZADD', SEEN, now(), learner)
-local before = num('epoch')
-local epoch = math.max(before, newest_epoch) + 1
-redis.call('HSET', STATE, 'learner', learner, 'epoch', epoch, 'finished', 0)
+local epoch = math.max(num('epoch'), newest_epoch) + 1
+redis.call('HSET', STATE, 'learner', learner, 'epoch', epoch)
 -- A version that was sent to actors may have been sampled from, even if its files were never completed.
 local used = math.max(num('version'), num('offered'))
 if used == 0 and redis.call('HLEN', P .. 'versions') == 0 then used = -1 end
 return {epoch, num('committed_step'), redis.call('HGET', STATE, 'checkpoint') or '', num('version'), used,
-  num('published_step'), redis.call('HLEN', LEASED), num('opened'), before}
+  num('published_step'), redis.call('HLEN', LEASED), num('opened')}

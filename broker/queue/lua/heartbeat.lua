@@ -1,5 +1,5 @@
 -- Records a heartbeat, and reissues the tickets of actors whose heartbeats stopped. The work of dead verifiers returns
--- by its idle time instead (XAUTOCLAIM), which a living verifier resets. Returns the number of tickets reissued.
+-- by its idle time instead (claim.lua), which a living verifier resets. Returns the number of tickets reissued.
 ---@param id string
 ---@param body string  the heartbeat as JSON
 ---@param phase string  `stopped` removes the service
