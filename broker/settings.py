@@ -59,7 +59,8 @@ class BrokerSettings(Section):
     lease_seconds: Annotated[float, Field(ge=1, le=3600)] = 10.0
     """A service whose heartbeat is older than this is dead: what it held is given to others."""
     verify_attempts: Annotated[int, Field(ge=1, le=100)] = 3
-    """Verdicts of `error` on one completion before it is dead-lettered and its group closes one short."""
+    """Attempts at one completion before it is dead-lettered and its group closes one short: verdicts of `error`, and
+    deliveries to a verifier that gave none. With 1, whatever a killed verifier held is dead-lettered."""
     connect_seconds: Annotated[float, Field(gt=0, le=600)] = 30.0
     """How long a service waits for Redis at start and during an outage before it gives up with exit code 69."""
 

@@ -27,8 +27,8 @@ class SandboxSettings(Section):
     """`auto`: the strongest level that works on this machine; without one the service does not start. `unsafe` (limits
     only: a program can read what this service can, and use the network) is never chosen automatically."""
     readable: tuple[Path, ...] = ()
-    """Directories that programs may read besides what they need to run, under the same paths. None may hold this run's
-    directory, prompts or model: the service then does not start."""
+    """Directories that programs may read besides what they need to run, under the same paths. A tree that holds this
+    run's directory, prompts or model is refused: the service does not start."""
     directory: Path | None = None
     """Where the directories of the runs are made; default: the system's temporary directory."""
 
