@@ -20,6 +20,7 @@ from learner.model.lora import attach
 from learner.model.model import Scorer, load
 from learner.weights.publish import export, publish_weights
 from tests.actor.tiny_llama import prompt, ticket
+from tests.broker.builders import v
 from tests.vllm.served_llama import MAX_NEW, VOCABULARY, drain
 
 TOLERANCE = 1e-4  # float32, per token
@@ -43,9 +44,9 @@ def test_a_published_adapter_is_the_merged_model(
     question, answer = np.arange(5, 12), np.arange(20, 32) % VOCABULARY
     base, moved = log_probs(model_path, question, answer), []
     for version in range(3):
-        publish_weights(weights, version, policy, model_path, torch.float32, first=True, step=version)
+        publish_weights(weights, v(version), policy, model_path, torch.float32, first=True, step=version)
         export(tmp_path / "merged", policy, model_path, torch.float32, first=True)
-        engine.load(version, weights.fetch(version).directory)
+        engine.load(version, weights.fetch(v(version)).directory)
         wanted = log_probs(tmp_path / "merged", question, answer)
         np.testing.assert_allclose(engine.score([(question, answer)])[0], wanted, atol=TOLERANCE)
         engine.submit(ticket(version, n=3, version=version), prompt(question.tolist(), version))
