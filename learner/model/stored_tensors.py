@@ -39,7 +39,8 @@ def load(state: dict[str, Any], directory: Path, files: Iterable[str], *, alone:
         state_dict_loader.load(state, storage_reader=reader, planner=_Planner(), no_dist=alone)
     except CheckpointException as error:
         _, (first, _) = next(iter(sorted(error.failures.items())))
-        raise Unreadable(" ".join(str(first).split())[:300] or type(first).__name__) from None
+        text = " ".join(str(first).split()) or type(first).__name__
+        raise Unreadable(text.rpartition("metadata read failed: ")[2][:300]) from None  # PyTorch's words around ours
 
 
 def shapes(directory: Path, files: Iterable[str]) -> dict[str, torch.Size]:
