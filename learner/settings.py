@@ -50,6 +50,8 @@ class LearnerSettings(Section):
     reshard_after_forward: bool = True
     """Free gathered parameters between forward and backward: less memory, one more gather."""
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
+    """Committed checkpoints kept on disk, and so the steps that `sieve resume --from` can go back to, beside the base
+    model. With 1, a damaged checkpoint costs the whole training."""
     keep_versions: Annotated[int, Field(ge=1)] = 4
     """Newest published versions kept on disk; those an evaluation still samples from are kept besides."""
     refusals_in_a_row: Annotated[int, Field(ge=1)] = 3

@@ -20,13 +20,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from broker.errors import RunConflict
 from broker.queue.heartbeat import Heartbeat
 from broker.queue.state import Work
 from broker.queue.wire import Verdict
 from broker.weights.cache import WeightsCache
 from broker.weights.directory import DirectoryStore
+from deploy.config.tree import Config
+from deploy.launch.rollback import checkpoints, roll_back
 from deploy.observe.account import account
-from learner.model.checkpoint import verify
+from deploy.rundir.schema import mark_schema
+from learner.model.checkpoint import CheckpointCorrupt
 from learner.settings import LearnerConfig
 from tests.broker.builders import EveryRole, v
 from tests.learner.learner_rig import ROOT, save_model, save_prompts, uniform_completion
@@ -62,6 +66,7 @@ class Job:
         self.file = path / "config.json"
         self.file.write_text(json.dumps(body))
         self.run = self.config.run.path
+        mark_schema(self.run)
         self.broker = EveryRole.connect(self.config.broker, self.config.run, url=url)
         self.draw = np.random.default_rng(0)
         self.processes: list[subprocess.Popen[str]] = []
@@ -315,18 +320,22 @@ def test_a_damaged_checkpoint_names_the_command_that_goes_back_and_it_works(job:
     older = max(step for step in job.broker.checkpoints() if step < done)
     assert f"`sieve resume CONFIG --from {older}`" in text
 
-    path = job.run / "checkpoints" / job.broker.checkpoints()[older]
-    for holder in [beat for beat in job.broker.services() if beat.role == "learner"]:
-        job.broker.heartbeat(holder.model_copy(update={"phase": "stopped"}))
-    epoch = job.broker.begin("rollback")
-    reply = job.broker.rollback(epoch, older, verify(path)[2])
-    job.broker.heartbeat(Heartbeat(id="rollback", role="launcher", phase="stopped", since=0))
-    assert reply.untrained == (done - older) * 6
+    body = json.loads(job.file.read_text()) | {"broker": {"url": job.url, "lease_seconds": 1.5}}
+    config = Config.model_validate(body)
+    assert list(checkpoints(config)) == [0, *job.broker.checkpoints()]
+    with pytest.raises(RunConflict, match=rf"step 1 is no committed checkpoint that is kept; these are: 0, {older}"):
+        roll_back(config, 1)
+    with pytest.raises(CheckpointCorrupt, match=shard.name):
+        roll_back(config, done)
+    time.sleep(1.6)  # the killed learner's lease
+    said = roll_back(config, older)
+    untrained = (done - older) * 6
+    assert said.startswith(f"back at step {older} of {done}: {untrained} groups will be sampled and trained again")
     job.start()
     job.until(job.broker.finished)
     job.wait()
     settled(job, 8)
-    assert job.broker.audit().rolled_back == reply.untrained
+    assert job.broker.audit().rolled_back == untrained
     assert [line["version"] for line in job.lines("eval.jsonl")][-1] == job.broker.version()
 
 
