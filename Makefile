@@ -18,6 +18,7 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.11 python3.12 python3.13,$(
 	&& $(name) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $(name))))
 VENV := .venv
 VENV_VLLM := .venv-vllm
+VENV_KIMINA := .venv-kimina
 BIN := $(VENV)/bin
 CONFIG ?= examples/countdown/countdown.yaml
 ARGS ?=
@@ -87,7 +88,7 @@ lock: .venv-audit/installed
 	$(LOCK) --universal requirements/audit.in -o requirements/audit.txt
 
 clean:
-	rm -rf $(VENV) $(VENV_VLLM) .venv-audit *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV_VLLM) $(VENV_KIMINA) .venv-audit *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 %/bin/pip:
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11, 3.12 or 3.13 on PATH; apt install python3 python3-venv, or make PYTHON=/path/to/python" >&2; exit 1; }
@@ -113,6 +114,14 @@ $(VENV)/installed-docs: $(VENV)/installed
 
 .venv-audit/installed: requirements/audit.txt | .venv-audit/bin/pip
 	.venv-audit/bin/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements/audit.txt
+	@touch $@
+
+# The Kimina Lean Server, for its tests, which are skipped without it; see its requirements.
+KIMINA := tests/verifier/builtin/lean/requirements-kimina.txt
+$(VENV_KIMINA)/installed: $(KIMINA) constraints.txt | $(VENV_KIMINA)/bin/pip
+	$(VENV_KIMINA)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -r $(KIMINA)
+	$(VENV_KIMINA)/bin/pip install --quiet --disable-pip-version-check --no-warn-conflicts --no-deps \
+		kimina-ast-server==2.1.3 kimina-ast-client==0.2.2
 	@touch $@
 
 # vLLM's CPU build names that one build of torch and brings vision and audio packages: it goes in alone, then what text needs.

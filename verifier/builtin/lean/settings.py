@@ -37,7 +37,7 @@ class LeanSettings(Section):
     in a new one if others came before it."""
     processes: Annotated[int, Field(ge=1, le=512)] = 1
     """`repl`: number of REPLs; set the queue's `concurrency` to the same number. `command`: concurrent checks.
-    `kimina`: concurrent requests."""
+    `kimina`: concurrent requests, at most as many as the server has REPLs for this process."""
     recycle: Annotated[int, Field(ge=1)] = 200
     """`repl`: checks after which a REPL is replaced, because its environments are never freed."""
     url: HttpUrl | None = None
@@ -46,10 +46,15 @@ class LeanSettings(Section):
     """`kimina`: bearer key."""
     batch: Annotated[int, Field(ge=1, le=256)] = 16
     """`kimina`: the most snippets in one request; they are collected while another request is under way."""
+    repls: Annotated[int, Field(ge=1, le=4096)] = 1
+    """`kimina`: how many of the server's REPLs (its LEAN_SERVER_MAX_REPLS) work for this process at least. A request of
+    n snippets has n / repls times `seconds`. A check waits for `start_seconds` and two requests at most: set the
+    queue's `deadline_seconds` above that."""
     seconds: Annotated[float, Field(gt=0, le=3600)] = 60.0
     """Wall-clock deadline of one check, after which it is `error`."""
     start_seconds: Annotated[float, Field(gt=0, le=3600)] = 300.0
-    """`repl`: deadline for importing a header. With `command` every check includes the import: raise `seconds`."""
+    """`repl` and `kimina`: deadline for importing a header. With `command` every check includes the import: raise
+    `seconds`."""
     heartbeats: Annotated[int, Field(ge=1000, le=10_000_000)] = 200_000
     """Lean's maxHeartbeats for a proof, after which it fails."""
     library: Library = "walk"

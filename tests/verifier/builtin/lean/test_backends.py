@@ -1,7 +1,7 @@
 """The Lean back ends, the canaries and the external checker, against stand-ins that speak the documented protocols.
 
-The stand-ins answer with findings recorded from a real Lean; the messages around them (REPL, Kimina) follow the
-protocols' documentation. See exchanges/README.md.
+The stand-ins answer with findings recorded from a real Lean, and that of Kimina with what the real server said around
+them; the REPL's messages follow its documentation. See exchanges/README.md.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import pytest
 
 from tests.verifier.builtin.lean.lean_peers import EXCHANGES, Peer, kimina
 from verifier.builtin.confinement import SandboxSettings
+from verifier.builtin.lean import kimina as backend
 from verifier.builtin.lean.doctor import check
 from verifier.builtin.lean.settings import LeanSettings
 from verifier.builtin.lean.verifier import Lean
@@ -35,7 +36,7 @@ FALSE = {"header": "", "name": "falsehood", "statement": "theorem falsehood : (1
 HERE = Path(__file__).parent
 
 
-READABLE = {"readable": [str(HERE), sys.prefix, sys.base_prefix]}
+READABLE = {"readable": [str(HERE.parents[3]), sys.prefix, sys.base_prefix]}
 
 
 @cache
@@ -242,14 +243,31 @@ def test_a_missing_command_is_an_error() -> None:
 # --- Kimina
 
 
-@pytest.mark.parametrize(
-    ("status", "reason"), [(429, "server_busy"), (500, "server"), (502, "server"), (503, "server_busy")]
-)
+@pytest.mark.parametrize(("status", "reason"), [(404, "server"), (500, "server"), (502, "server")])
 def test_a_failing_server_is_an_error_and_never_a_fail(status: int, reason: str) -> None:
-    with kimina(Peer(EXCHANGES), statuses=[status]) as (url, _):
+    with kimina(Peer(EXCHANGES), first=[status]) as (url, _):
         lean = Lean(backend="kimina", url=url, seconds=5)
         assert told(lean.judge(TRUE, "  omega")) == f"error/{reason}"
         assert told(lean.judge(TRUE, "  omega")) == "pass/proved"
+
+
+BUSY = [[429, 503], ["no REPL"], ["whole request took too long"], ["import", "no REPL"], ["import", "header timed out"]]
+
+
+@pytest.mark.parametrize("first", BUSY, ids=str)
+def test_a_busy_server_is_asked_again(first: list[str | int]) -> None:
+    with kimina(Peer(EXCHANGES), first=first) as (url, _):
+        lean = Lean(backend="kimina", url=url, seconds=5)
+        assert told(lean.judge(TRUE, "  omega")) == "pass/proved"
+
+
+def test_a_server_that_stays_busy_is_an_error_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "ALLOWANCE_SECONDS", 0.0)
+    monkeypatch.setattr(backend, "SLACK_SECONDS", 0.0)
+    with kimina(Peer(EXCHANGES), first=["no REPL"] * 100) as (url, _):
+        lean = Lean(backend="kimina", url=url, seconds=1, start_seconds=0.1, batch=1)
+        said = lean.judge(TRUE, "  omega")
+        assert told(said) == "error/server_busy" and said.detail == "No available REPLs"
 
 
 def test_a_wrong_key_a_dead_server_and_a_timeout_are_errors(server: tuple[str, list[int]]) -> None:
