@@ -30,8 +30,6 @@ HEADER_BYTES = 100_000_000
 """As safetensors itself limits the header of a file."""
 LARGEST = 1 << 31
 """Above all numbers in the configurations of models."""
-CODE = "auto_map"
-"""The key that names Python files of the model's own."""
 WEIGHTS_THAT_RUN = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 """Weights as pickles, which run what they name."""
 
@@ -116,11 +114,6 @@ def _problems(directory: Path, headers: bool) -> Iterator[str]:
         except ValueError as error:
             yield f"{error}; copy the model there again"
             continue
-        if name.endswith("config.json") and _names_code(body):
-            yield (
-                f"{path.name} names code of the model's own ({CODE}), which is never run; if transformers knows this "
-                f"architecture, remove that key, otherwise use another model"
-            )
         config = body if name == CONFIG else config
     yield from _pickles(directory)
     if headers:
@@ -145,12 +138,6 @@ def _foreign_files(directory: Path) -> Iterator[str]:
                 yield f"{path.name} is a symbolic link out of the directory; copy the file itself there"
         if not path.is_dir():
             check_plain(path)
-
-
-def _names_code(body: Any) -> bool:
-    if isinstance(body, dict):
-        return CODE in body or any(_names_code(below) for below in body.values())
-    return isinstance(body, list) and any(_names_code(below) for below in body)
 
 
 def _pickles(directory: Path) -> Iterator[str]:

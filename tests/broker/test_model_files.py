@@ -69,9 +69,6 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no object": (replaced("config.json", lambda path: path.write_text("[]")), "no JSON object"),
     "no JSON": (replaced("tokenizer.json", lambda path: path.write_bytes(b"\xff\xfe")), "not JSON"),
     "deep JSON": (replaced("config.json", lambda path: path.write_text("[" * 10**6)), "not JSON"),
-    "code of its own": (changed(auto_map={"AutoModelForCausalLM": "modeling_x.M"}), "auto_map"),
-    "a tokenizer's code": (in_file("tokenizer_config.json", auto_map={"AutoTokenizer": ["t.T", None]}), "auto_map"),
-    "nested code": (changed(text_config={"auto_map": {}}), "auto_map"),
     "an adapter": (
         lambda model: (model / "adapter_config.json").write_text('{"base_model_name_or_path": "../../x"}'),
         "base model would be loaded",

@@ -59,6 +59,18 @@ def test_a_broken_model_is_named_in_one_line_and_runs_nothing(
     assert str(caught.value).isprintable() and not (model_path / "ran").exists()
 
 
+def test_code_beside_a_model_that_transformers_knows_is_ignored(model_path: Path) -> None:
+    """As DeepSeek's and Phi's models come from the Hub: their own files, and a class of transformers for the same."""
+    own = model_path / "modeling_own.py"
+    own.write_text(f"open({str(model_path / 'ran')!r}, 'w')")
+    files = {"AutoConfig": "modeling_own.C", "AutoModelForCausalLM": "modeling_own.M"}
+    set_in("config.json", auto_map=files)(model_path)
+    set_in("tokenizer_config.json", auto_map={"AutoTokenizer": ["modeling_own.T", None]})(model_path)
+    assert type(load(model_path, torch.float32)).__module__.startswith("transformers.models.llama")
+    assert type(load_tokenizer(model_path)).__module__.startswith("transformers")
+    assert not (model_path / "ran").exists()
+
+
 TOKENIZERS: dict[str, Callable[[Path], None]] = {
     "a class of no tokenizer": set_in("tokenizer_config.json", tokenizer_class="os.system"),
     "another form": set_in("tokenizer.json", model={"type": "BPE", "vocab": -1}),
