@@ -112,7 +112,7 @@ def test_an_import_that_takes_too_long_is_an_error_of_its_own(url: str) -> None:
 
 
 def said_by(url: str, snippets: list[tuple[Check, str]], timeout: int, key: str = KEY) -> dict[str, Any]:
-    """The server's answer to checks with other headers, without nonces and times."""
+    """The server's answer to checks under the given headers, without nonces, times and numbers of environments."""
     listed = [{"id": check.nonce, "code": f"{top}{body(check)}"} for check, top in snippets]
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
     asked = json.dumps({"snippets": listed, "timeout": timeout, "reuse": True}).encode()
@@ -126,8 +126,9 @@ def said_by(url: str, snippets: list[tuple[Check, str]], timeout: int, key: str 
         text = text.replace(check.nonce, "0" * 32)
     found = json.loads(text)
     for result in found.get("results", []):
-        if isinstance(result.get("time"), float):
-            result["time"] = round(result["time"])
+        result["time"] = 0
+        if "response" in result:
+            result["response"]["env"] = 0
         if "repl_uuid" in result.get("diagnostics", {}):
             result["diagnostics"]["repl_uuid"] = "0" * 32
     return {"status": status, "body": found}
