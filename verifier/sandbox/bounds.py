@@ -79,7 +79,7 @@ def _groups(name: str, why: list[str]) -> Groups | None:
 
 def _enter_scope(why: list[str]) -> None:
     """Replace this process by itself in a scope of systemd's; returns, with the reason, where that does not work."""
-    if not Path("/run/systemd/system").is_dir() or shutil.which(_SYSTEMD_RUN[0]) is None:
+    if not cgroups.SYSTEMD.is_dir() or shutil.which(_SYSTEMD_RUN[0]) is None:
         why.append("scope: systemd is not running here")
         return
     command = [*_SYSTEMD_RUN, *(["--user"] if os.getuid() != 0 else []), "--"]

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+SYSTEMD = Path("/run/systemd/system")
+"""Exists where systemd is the init system."""
 _SERVICES = "sieve-services"
 """The group into which the processes of a version 2 group move, because only a group without any can be divided."""
 _SWAP_BYTES = 1 << 20
@@ -114,12 +116,15 @@ class Groups:
 def version_2(name: str) -> Groups:
     """Groups below this process's own version 2 group, if it was delegated: writable, with the controller `memory`.
 
-    All processes of that group move into one below it, since the kernel divides only groups without processes. Raises
-    OSError with the reason.
+    All processes of that group move into one below it, since the kernel divides only groups without processes. Under
+    systemd the unit must say Delegate=: otherwise systemd stops it whole at the first OOM kill of a program
+    (OOMPolicy=stop). Raises OSError with the reason.
     """
     own = _own("cgroup2", "")
     if own.name == _SERVICES:  # made by an earlier sandbox
         own = own.parent
+    if SYSTEMD.is_dir() and not any(_delegated(folder) for folder in (own, *own.parents)):
+        raise OSError(f"{own} belongs to a unit of systemd without Delegate=yes")
     wanted = [one for one in ("memory", "pids") if one in (own / "cgroup.controllers").read_text().split()]
     if "memory" not in wanted:
         raise OSError(f"{own} has no controller `memory`")
@@ -154,6 +159,15 @@ def version_1(name: str) -> Groups:
         if top not in made:  # both controllers may be in one hierarchy
             made.append(top)
     return Groups(tuple(made), 1)
+
+
+def _delegated(folder: Path) -> bool:
+    """Whether systemd has delegated a group: it says so in an attribute, and makes an ordinary user its owner."""
+    for name in ("user.delegate", "trusted.delegate"):
+        with contextlib.suppress(OSError):
+            if os.getxattr(folder, name) == b"1":
+                return True
+    return os.getuid() != 0 and folder.stat().st_uid == os.getuid() and (folder / "cgroup.procs").exists()
 
 
 def _vacate(folder: Path) -> None:

@@ -62,6 +62,8 @@ def supervise(plan: Plan, descriptors: list[int], found: InForce) -> NoReturn:
     with os.fdopen(said, "rb") as pipe:
         trouble = pipe.read().decode("utf-8", "replace")  # empty: the program or bubblewrap has been started
     ended = "exit" if trouble else _watch(plan, control, child, used, group, workspace)
+    if ended in ("exit", "stopped") and workspace and workspace.exceeded():
+        ended = "disk"  # the kernel refused more before anybody looked
     if ended != "exit":
         os.kill(child, signal.SIGKILL)  # not waited for yet, so its pid cannot have been reused
     _, exit_status, usage = os.wait4(child, 0)

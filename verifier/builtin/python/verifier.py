@@ -196,10 +196,16 @@ class PythonCode:
         self, problem: Problem, tests: list[tuple[int, Call | Check]], solution: Running, grader: Callable[[], Grading]
     ) -> None:
         for index, test in tests:
-            if isinstance(test, Call):
-                self._call(index, test, solution, problem.tolerance)
-            elif isinstance(test, Check):
-                grader().check(index, test, partial(self._reply, index, solution))
+            try:
+                if isinstance(test, Call):
+                    self._call(index, test, solution, problem.tolerance)
+                elif isinstance(test, Check):
+                    grader().check(index, test, partial(self._reply, index, solution))
+            except Failed as failed:
+                # What a program raises when its disk is full is told apart from its other exceptions.
+                if failed.reason == "exception" and (outcome := solution.stop()).ended == "disk":
+                    raise _failed(index, outcome) from failed
+                raise
 
     def _call(self, index: int, test: Call, solution: Running, tolerance: float) -> None:
         reply = self._reply(index, solution, test.arguments)
