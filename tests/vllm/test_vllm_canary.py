@@ -19,6 +19,8 @@ from broker.weights.canary import difference
 from learner.model.model import Scorer, load
 from learner.weights.canary import BOUNDS
 from learner.weights.sequences import halves, score_sequences
+from tests.actor.tiny_llama import prompt, reference, ticket
+from tests.vllm.served_llama import VOCABULARY, drain
 
 PROMPTS = [np.arange(3, 3 + length, dtype=np.int32) for length in (2, 5, 9, 13)]
 
@@ -47,3 +49,26 @@ def test_every_update_agrees_with_the_learner_and_the_same_weights_stay_flat(
     engine.load(24, directories[0])  # and other weights are seen at once
     stale = difference(learner[directories[2]], [float32(one) for one in engine.score(halves(PROMPTS))])
     assert stale[0] > 10 * BOUNDS["float32"]
+
+
+@pytest.mark.slow
+def test_a_canary_sees_keys_and_values_that_a_connector_keeps_over_an_update(
+    versions: tuple[list[Any], list[Path]], model_path: Path, open_vllm: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Cleared or not, the prefix cache is not the only place: such arguments are refused unless declared unsafe."""
+    models, directories = versions
+    kept = {
+        "kv_connector": "ExampleConnector",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": {"shared_storage_path": str(tmp_path / "kept")},
+    }
+    engine = open_vllm(model_path, max_batch=8, unsafe_arguments={"kv_transfer_config": kept})
+    ids = np.random.default_rng(1).integers(3, VOCABULARY, 97).astype(np.int32)
+    question, answer = prompt(ids[:96].tolist()), ids[96:]
+    for version, model in ((0, 0), (1, 0), (2, 1)):  # stored, reused under the same weights, reused under others
+        engine.load(version, directories[model])
+        scored_off = np.abs(engine.score([(ids[:96], answer)])[0] - reference(models[model], question, answer)).max()
+        engine.submit(ticket(version, n=1, version=version), question)
+        (one,) = drain(engine)
+        sampled_off = np.abs(one.sampler_logprobs - reference(models[model], question, one.ids)).max()
+        assert max(scored_off, sampled_off) < 1e-4 if version < 2 else min(scored_off, sampled_off) > 0.1
