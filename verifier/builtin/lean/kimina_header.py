@@ -43,20 +43,22 @@ def load_checker() -> str:
 def commands(source: str) -> list[str]:
     """The commands of a Lean source in which a blank line, or a command of one line (_SHORT), separates any two.
 
-    A comment at its top is left out.
+    `mutual … end` is one command. A comment at the top of the source is left out.
     """
     found: list[str] = []
+    lines: list[str] = []
+    mutual = False
     start = comment_end(source, 0) if source.startswith("/-") else 0
-    for block in re.split(r"\n\s*\n(?=\S)", source[start:].strip()):
-        rest: list[str] = []
-        for line in block.split("\n"):
-            rest.append(line)
-            if line.startswith(_SHORT) and not line.endswith(" in"):
-                found.append("\n".join(rest))
-                rest = []
-        if rest:
-            found.append("\n".join(rest))
-    return found
+    for line in source[start:].strip().split("\n"):
+        if lines and not lines[-1].strip() and not mutual and line[:1].strip():
+            found.append("\n".join(lines))
+            lines = []
+        lines.append(line)
+        mutual = line == "mutual" or (mutual and line != "end")
+        if line == "end" or (not mutual and line.startswith(_SHORT) and not line.endswith(" in")):
+            found.append("\n".join(lines))
+            lines = []
+    return [command.strip() for command in [*found, "\n".join(lines)] if command.strip()]
 
 
 def header(check: Check) -> str:

@@ -11,7 +11,8 @@ from verifier.builtin.lean.backends import BackendTrouble
 from verifier.builtin.lean.kimina_header import body, commands, header, load_checker
 
 COMMAND = re.compile(
-    r"(/--.*?-/\n)?(partial )?(def|elab|namespace|open|end|structure|inductive|abbrev|instance|set_option)\b", re.S
+    r"(/--.*?-/\n)?(partial )?(def|elab|namespace|open|end|structure|inductive|abbrev|instance|set_option|mutual)\b",
+    re.S,
 )
 
 
@@ -22,6 +23,12 @@ def test_the_checker_is_cut_into_whole_commands_on_one_line() -> None:
     assert "".join("".join(found).split()) in "".join(checker().split())
     assert found[0].startswith("namespace") and found[-1].startswith("end")
     assert len(load_checker().splitlines()) == 1
+
+
+def test_a_mutual_block_is_one_command() -> None:
+    block = "mutual\ndef a : Nat := 1\n\nopen Nat in\ndef b : Nat := 2\nend"
+    source = f"namespace A\n\n{block}\n/-- Text.\n-/\ndef c :=\n  1\n\n  + 2\n\nend A\n"
+    assert commands(source) == ["namespace A", block, "/-- Text.\n-/\ndef c :=\n  1\n\n  + 2", "end A"]
 
 
 def test_header_and_body_are_what_the_server_makes_of_the_snippet() -> None:
