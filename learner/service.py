@@ -162,9 +162,13 @@ class LearnerService(Service[LearnerClient]):
             return
         self.metrics.version.set(known.version)
         if self.ranks.first:
-            self._published.check(self.broker, self.weights, self.log)
-            if self.broker.published(0) is not None:
-                self._request_evaluation(0)  # the former learner may have died between publishing the base and this
+            loaded = CheckpointName.parse(known.checkpoint)
+            self._published.check(self.broker, self.weights, loaded, self.log)
+            # The former learner may have died between publishing a version and this.
+            there = self.weights.versions()
+            for version, named in self.broker.versions().items():
+                if version in (0, known.version) and named.name in there:
+                    self._evaluate_if_due(version, named.step)
 
     # --- the loop
 
@@ -201,7 +205,7 @@ class LearnerService(Service[LearnerClient]):
         elif order == "finish":
             self._finish()
         elif order == "stop":
-            current = self._published.holds(self.progress.step)
+            current = self.ranks.tell(self._published.holds(self.progress.step) if self.ranks.first else None)
             self.canary.explain(self.trainer.policy, self.weights, current=current, committed=self.committed)
 
     def _agree(self) -> tuple[Order, list[str]]:
@@ -219,7 +223,7 @@ class LearnerService(Service[LearnerClient]):
             return "stop", []
         schedule, now = self.config.schedule, self.progress
         last = now.step >= schedule.steps
-        if self._published.due(now.step, 1 if last else schedule.publish_every):
+        if self._published.due(now.step, schedule.publish_every, last=last):
             return "publish", []
         self._write_line()
         if now.step - self.committed >= (1 if last else schedule.checkpoint_every):
@@ -344,9 +348,7 @@ class LearnerService(Service[LearnerClient]):
             self.retrying(
                 lambda: self.broker.publish(self.epoch, name.number, now.step, identity, admitted=self._admitted)
             )
-            every, last = self.config.evaluation.every, now.step >= self.config.schedule.steps
-            if last or name.number == 0 or (every and name.number % every == 0):
-                self._request_evaluation(name.number)
+            self._evaluate_if_due(name.number, now.step)
             self.weights.keep(self._versions_to_keep(), self.epoch.number)
         published.moved(name, now.step)
         self.metrics.version.set(name.number)
@@ -409,11 +411,16 @@ class LearnerService(Service[LearnerClient]):
         shown = ", ".join(f"{name} {value:.3f}" for name, value in results.items() if name.startswith("pass@"))
         self.log.info("evaluation of version %d: %s", results["version"], shown)
 
-    def _request_evaluation(self, version: int) -> None:
-        if version == 0 and not self.config.evaluation.base and self.config.schedule.steps:
+    def _evaluate_if_due(self, version: int, step: int) -> None:
+        """Request the evaluation of a version of `step` steps if it is one of those that are evaluated; safe to
+        repeat."""
+        schedule, evaluation = self.config.schedule, self.config.evaluation
+        last = step >= schedule.steps
+        if version == 0 and not evaluation.base and schedule.steps:
             return
-        prompts, samples = self.run_data.eval_prompts, self.config.evaluation.samples
-        self.retrying(lambda: self.evaluation.request(version, prompts, samples))
+        if last or version == 0 or (evaluation.every and version % evaluation.every == 0):
+            prompts = self.run_data.eval_prompts
+            self.retrying(lambda: self.evaluation.request(version, prompts, evaluation.samples))
 
     def _await_evaluations(self) -> tuple[Order, list[str]]:
         """The order after the last step: idle until the pending evaluations are collected, then finish."""

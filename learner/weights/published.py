@@ -13,6 +13,7 @@ from broker.errors import WeightsError
 from broker.queue.learner_client import LearnerClient
 from broker.queue.state import Epoch, VersionName
 from broker.weights.store import VersionStore
+from learner.model.checkpoint import CheckpointName
 
 
 class PublishedWeights:
@@ -31,12 +32,20 @@ class PublishedWeights:
         """The number for the next version: no number before it was ever given to weights."""
         return self._used + 1
 
-    def check(self, broker: LearnerClient, store: VersionStore, log: logging.Logger) -> None:
-        """Read the published version's files; where they are not what was named, the next one is due early."""
+    def check(
+        self, broker: LearnerClient, store: VersionStore, loaded: CheckpointName | None, log: logging.Logger
+    ) -> None:
+        """Read the published version's files; where they are not what was named, the next one is due early.
+
+        `loaded`: the checkpoint that the learner's weights come from, None for the base model.
+        """
         named = broker.published(self.version)
         try:
             if named is None:
                 raise WeightsError(f"the broker does not know the files of version {self.version}")
+            # A checkpoint and a version of one step by one learner hold the same weights, and so does the base.
+            same = loaded is not None and (loaded.step, loaded.epoch) == (named.step, named.name.epoch)
+            self._own = same or (loaded is None and named.step == 0)
             found = store.fetch(named.name)
             if found.identity != named.identity:
                 raise WeightsError(f"{found.directory} has other files than were published")
@@ -45,13 +54,18 @@ class PublishedWeights:
             self._unusable = True
             log.warning("%s; the weights are published again at step %d", error, self.step)
 
-    def due(self, step: int, every: int) -> bool:
-        """Whether weights of `step` steps are to be published now, with a version every `every` steps."""
-        return step - self.step >= every or (self._unusable and step >= self.step)
+    def due(self, step: int, every: int, *, last: bool) -> bool:
+        """Whether weights of `step` steps are to be published now, with a version every `every` steps.
+
+        `last`: they are the run's last, so that the last version must be exactly these, also where a learner that died
+        had published the last step.
+        """
+        if step < self.step:
+            return False
+        return step - self.step >= (1 if last else every) or self._unusable or (last and not self._own)
 
     def holds(self, step: int) -> bool:
-        """Whether the learner's weights, of `step` steps, are those of the published version exactly: this process
-        published them."""
+        """Whether the learner's weights, of `step` steps, are those of the published version exactly."""
         return self._own and step == self.step
 
     def moved(self, name: VersionName, step: int) -> None:

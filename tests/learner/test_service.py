@@ -408,9 +408,13 @@ def test_metrics_endpoint_shows_the_step(job: Job) -> None:
 
 
 @pytest.mark.slow
-def test_a_second_learner_does_not_take_a_run_from_a_live_one(job: Job) -> None:
+def test_a_second_learner_does_not_take_a_run_from_a_live_one_and_changes_nothing(job: Job) -> None:
     job.start()
     job.until(lambda: len(job.lines()) >= 1)
+    spec, body = job.broker.run_spec(fresh=True), job.file.read_text()
+    tree = json.loads(body)
+    tree["schedule"] |= {"steps": 80, "max_staleness": 9}
+    job.file.write_text(json.dumps(tree))
     job.start()
     intruder = job.processes.pop()
     deadline = time.monotonic() + 60
@@ -418,9 +422,40 @@ def test_a_second_learner_does_not_take_a_run_from_a_live_one(job: Job) -> None:
         time.sleep(0.05)  # the first goes without work, so that it is still alive when the second gives up
     assert intruder.returncode == 75
     assert "learner" in intruder.communicate()[0].lower()
+    assert job.broker.run_spec(fresh=True) == spec and job.broker.current_epoch() == 1
+    assert not (job.run / "changes.jsonl").exists()
     job.until(job.broker.finished)
     job.wait()
     settled(job, 8)
+
+
+@pytest.mark.slow
+def test_a_change_on_resume_is_recorded_with_its_step_or_refused(job: Job) -> None:
+    job.start()
+    job.until(lambda: job.broker.depths().committed_step >= 3)
+    job.processes[0].send_signal(signal.SIGTERM)
+    job.wait()
+    done, body = job.broker.depths().committed_step, json.loads(job.file.read_text())
+    spec = job.broker.run_spec(fresh=True)
+    body["learner"]["objective"] = {"name": "alpha_dpg", "alpha": 0.25}
+    job.file.write_text(json.dumps(body))
+    job.start()
+    refused = job.processes.pop()
+    text = refused.communicate(timeout=60)[0]
+    assert refused.returncode == 65 and "learner.objective.alpha = 0.25, in the run 0.5" in text, text
+    assert job.broker.run_spec(fresh=True) == spec and not (job.run / "changes.jsonl").exists()
+    del body["learner"]["objective"]
+    body["learner"]["optimizer"] = {"lr": 0.01}
+    job.file.write_text(json.dumps(body))
+    job.start()
+    job.until(job.broker.finished)
+    job.wait()
+    settled(job, 8)
+    (change,) = job.lines("changes.jsonl")
+    assert {name: change[name] for name in ("step", "key", "was", "now")} == {
+        "step": done, "key": "learner.optimizer.lr", "was": 0.02, "now": 0.01,
+    }  # fmt: skip
+    assert [line["lr"] for line in job.lines()] == [0.02] * done + [0.01] * (8 - done)
 
 
 @pytest.mark.slow
