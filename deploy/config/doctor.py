@@ -75,16 +75,19 @@ def _broker(config: Config) -> Finding:
 def _verifier(name: str, queue: QueueSettings) -> Iterator[Finding]:
     subject = f"verifier {name}"
     if name == "lean" and queue.factory is None:
-        from verifier.builtin.lean.doctor import check
+        from verifier.builtin.lean.doctor import check, trial
         from verifier.builtin.lean.settings import LeanSettings
 
         try:
-            missing = check(LeanSettings.model_validate(queue.options))
+            settings = LeanSettings.model_validate(queue.options)
         except ValidationError as error:
-            missing = [str(item["msg"]) for item in error.errors()]
+            yield from (Finding(subject, False, str(item["msg"])) for item in error.errors())
+            return
+        missing = check(settings)
         yield from (Finding(subject, False, line) for line in missing)
         if not missing:
-            yield Finding(subject, True, "toolchain and server found")
+            yield Finding(subject, True, "toolchain and server found; the self-test follows, which may take minutes")
+            yield from (Finding(subject, fine, line) for fine, line in trial(settings))
         return
     try:
         verifier = make(name, queue.options, factory=queue.factory)

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.attacks.lean_cases import ATTACKS, FALSE, HONEST, PAST_SCREENING, Case
 from tests.verifier.builtin.lean.lean_rig import ask, canary, checks, judge, source, unscreened
 from verifier.builtin.lean.assembly import Finding
-from verifier.builtin.lean.canaries import CANARIES, TRUE_STATEMENT
+from verifier.builtin.lean.canaries import CANARIES, TRUE_STATEMENT, Canary
+from verifier.builtin.lean.suite import ATTACKS, HONEST, KERNEL_ALONE, UNSCREENED, Case
 from verifier.builtin.lean.verifier import Lean
 
 ALLOWED = {"propext", "Classical.choice", "Quot.sound"}
@@ -38,18 +38,19 @@ def findings(request: pytest.FixtureRequest) -> dict[str, Finding]:
     plain += [(case.id, case.record, case.answer) for case in FOR_LEAN]
     asked = checks(plain)
     names = [id for id, _, _ in plain]
-    for id, proof in PAST_SCREENING.items():
-        asked.append(unscreened(FALSE, proof))
+    for id, (record, proof) in UNSCREENED.items():
+        asked.append(unscreened(record, proof))
         names.append(f"unscreened: {id}")
-    for id, statement, proof in [(one.name, one.statement, one.proof) for one in CANARIES] + [
-        ("honest", *TRUE_STATEMENT)
-    ]:
-        asked.append(canary(statement, proof))
-        names.append(f"canary: {id}")
+    for id, (record, proof) in KERNEL_ALONE.items():
+        asked.append(unscreened(record, proof, kernel=True))
+        names.append(f"kernel: {id}")
+    for one in (*CANARIES, Canary("honest", *TRUE_STATEMENT)):
+        asked.append(canary(one))
+        names.append(f"canary: {one.name}")
     capture = request.config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled():
         print(f"\n[lean attacks: {source()}]", file=sys.stderr)
-    order = sorted(range(len(asked)), key=lambda place: len(asked[place].prelude))
+    order = sorted(range(len(asked)), key=lambda place: (len(asked[place].prelude), asked[place].prelude))
     answers = ask([asked[place] for place in order])
     return {names[place]: answer for place, answer in zip(order, answers, strict=True)}
 
@@ -68,10 +69,18 @@ def test_refused_by_lean(case: Case, verifier: Lean, findings: dict[str, Finding
     assert reason in case.reasons, findings[case.id]
 
 
-@pytest.mark.parametrize("id", PAST_SCREENING)
+@pytest.mark.parametrize("id", UNSCREENED)
 def test_the_checker_refuses_attacks_without_screening(id: str, findings: dict[str, Finding]) -> None:
     said = findings[f"unscreened: {id}"]
     assert said.status != "ok" or not set(said.axioms) <= ALLOWED, said
+    assert not said.status.startswith("record"), said
+
+
+@pytest.mark.parametrize("id", KERNEL_ALONE)
+def test_the_kernel_alone_refuses_what_code_or_options_let_through(id: str, findings: dict[str, Finding]) -> None:
+    said = findings[f"kernel: {id}"]
+    assert said.status != "ok" or not set(said.axioms) <= ALLOWED, said
+    assert not said.status.startswith("record"), said
 
 
 def test_no_canary_is_proved_and_the_true_statement_is(findings: dict[str, Finding]) -> None:

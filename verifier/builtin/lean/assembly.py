@@ -3,7 +3,7 @@
     imports of the header, import Lean              Check.imports: nothing else, not even a comment
     the checker (checker.lean)                      Check.context: parsed before the header can change notations
     the rest of the header (open, variable, …)      … up to here; imports + context = Check.prelude
-    #sieve_check "nonce" "name" "statement" "proof" "mode" "heartbeats"      Check.command, one line
+    #sieve_check "nonce" "name" "statement" "proof" "mode" heartbeats      Check.command, one line
 
 A back end elaborates `prelude` once per environment and then sends only commands: each leaves the environment as it
 was. `several` makes one check of several with the same prelude, for the canaries and for a server that keeps nothing
@@ -142,9 +142,9 @@ def assemble(
     """
     nonce = secrets.token_hex(16)
     mode = f"{library} kernel" if kernel else library
-    arguments = (nonce, name, f"{head} by", proof, mode, str(heartbeats))
+    arguments = " ".join(map(literal, (nonce, name, f"{head} by", proof, mode)))
     imports, context = split(header)
-    return Check(imports, context, "#sieve_check " + " ".join(map(literal, arguments)), nonce)
+    return Check(imports, context, f"#sieve_check {arguments} {heartbeats}", nonce)
 
 
 def literal(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Checks of the Lean installation before a run; nothing is changed."""
+"""Checks of the Lean installation before a run, and its self-test; nothing is changed."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import os
 import shutil
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from verifier.builtin.confinement import ConfinementUnavailable
+from verifier.builtin.lean.selftest import Line, selftest
 from verifier.builtin.lean.settings import LeanSettings
+from verifier.builtin.lean.verifier import open_backend
 
 LIBRARIES = (".lake/packages/mathlib/.lake/build/lib", "lake-packages/mathlib/build/lib", ".lake/build/lib")
 """Folders of a Lake project of which at least one exists once something has been built."""
@@ -35,6 +37,15 @@ def check(settings: LeanSettings) -> list[str]:
         if path and not Path(path).is_dir():
             missing.append(f"LEAN_PATH names {path}, which is not a directory")
     return missing
+
+
+def trial(settings: LeanSettings) -> Iterator[Line]:
+    """The lines of the self-test, each as soon as it is known; minutes where an import takes long."""
+    backend = open_backend(settings)
+    try:
+        yield from selftest(settings, backend)
+    finally:
+        backend.close()
 
 
 def _project(project: Path | None) -> list[str]:

@@ -4,8 +4,9 @@ An answer is one of
 - the continuation of a prompt that ends in the statement: tactics, perhaps up to a closing fence;
 - text with exactly one fenced block, which holds the whole theorem or only its tactics;
 - the whole theorem without a fence.
-A theorem that the model repeats must be the record's, token by token. Text before it is ignored and never run; text
-after the block is ignored too. Two fenced blocks are refused, because which of them was meant would be a guess.
+A theorem that the model repeats must be the record's, token by token from `theorem` on. Text before it is ignored and
+never run; text after the block is ignored too. Two fenced blocks are refused, because which of them was meant would be
+a guess.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import re
 from collections.abc import Mapping
 from typing import Any, Self
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from verifier.builtin.failed import Failed
+from verifier.builtin.lean.assembly import literal, plain, split
 from verifier.builtin.lean.lexer import Token, Unreadable, read
 from verifier.builtin.lean.screening import characters
 
@@ -41,8 +43,15 @@ class Record(BaseModel):
     name: str = Field(min_length=1, max_length=256, validation_alias=AliasChoices("name", "theorem_full_name"))
     """The full name of what the statement declares, namespaces included."""
 
+    @field_validator("header", "statement")
+    @classmethod
+    def _plain(cls, value: str) -> str:
+        literal(value := plain(value))
+        return value
+
     @model_validator(mode="after")
     def _ends_in_by(self) -> Self:
+        split(self.header)
         try:
             words = [token.text for token in read(self.statement).tokens]
         except Unreadable as unreadable:
@@ -86,6 +95,8 @@ def tactics(answer: str, record: Record) -> str:
     characters(block)
     tokens = read(block).tokens
     wanted = read(record.head).tokens
+    # What stands before `theorem` in the record (`@[simp]`, `open Nat in`) need not be repeated.
+    wanted = wanted[next(place for place, token in enumerate(wanted) if token.text in _HEADS) :]
     after = _after(tokens, wanted)
     if after is None:
         if any(token.text in _HEADS and token.line_start for token in tokens):

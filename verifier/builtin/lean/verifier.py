@@ -2,7 +2,7 @@
 
 Record: see extraction.Record (`header`, `statement`, `name`). A pass means that Lean's kernel accepted exactly one
 theorem of the record's name and type, resting on nothing but the allowed axioms. Whatever is wrong with the answer is
-`fail`; whatever is wrong with the record, the installation or the machine is `error`. Once a canary has been proved,
+`fail`; whatever is wrong with the record, the installation or the machine is `error`. Once a canary has been accepted,
 every verdict is `error`/`quarantined` until somebody restarts the process.
 """
 
@@ -21,9 +21,9 @@ from typing import Any
 
 from verifier.builtin.failed import Failed
 from verifier.builtin.lean import extraction, screening
-from verifier.builtin.lean.assembly import Check, Finding, NoFinding, assemble, checker, finding
+from verifier.builtin.lean.assembly import Check, Finding, NoFinding, assemble, checker, finding, several
 from verifier.builtin.lean.backends import TROUBLES, Backend, BackendTrouble
-from verifier.builtin.lean.canaries import CANARIES, TRUE_STATEMENT
+from verifier.builtin.lean.canaries import CANARIES, CONTEXT, TRUE_STATEMENT
 from verifier.builtin.lean.extraction import Record, read_record, tactics
 from verifier.builtin.lean.screening import screen
 from verifier.builtin.lean.settings import LeanSettings
@@ -37,11 +37,13 @@ _FAILS = {
     "syntax": "not_lean",
     "declaration": "not_one_theorem",
     "token": "forbidden_token",
+    "option": "option",
+    "program": "elaboration_code",
     "proof": "not_proved",
     "absent": "not_declared",
     "kind": "not_a_theorem",
     "type": "type_changed",
-    "constant": "foreign_constant",
+    "kernel": "kernel_rejects",
     "thrown": "not_proved",
 }
 """The checker's statuses that are the answer's fault → the reason codes for them."""
@@ -55,7 +57,7 @@ class Lean:
     """The verifier `lean`; its options are those of LeanSettings. Safe to call from several threads."""
 
     name = "lean"
-    version = "1"
+    version = "2"
     reasons = frozenset(
         {"proved", "malformed_record", "quarantined", "no_finding", "axioms", "heartbeats", "replay_disagrees"}
         | {"replay_trouble"}
@@ -67,8 +69,8 @@ class Lean:
 
     def __init__(self, **options: Any) -> None:
         self.settings = LeanSettings.model_validate(options)
-        self.version = f"1-{_fingerprint(self.settings)}"
-        self._backend = _backend(self.settings)
+        self.version = f"2-{_fingerprint(self.settings)}"
+        self._backend = open_backend(self.settings)
         self._canaries = threading.Lock()
         self._next_canaries = 0.0
         self._quarantine = ""
@@ -76,7 +78,7 @@ class Lean:
 
     @property
     def quarantined(self) -> str:
-        """The name of the canary that was proved; empty while none was."""
+        """The name of the canary that was accepted; empty while none was."""
         return self._quarantine
 
     @property
@@ -94,6 +96,14 @@ class Lean:
     def close(self) -> None:
         """End everything that the back end started."""
         self._backend.close()
+
+    def check_record(self, record: Mapping[str, Any]) -> str:
+        """The name of the record's theorem. Raises ValueError with what to correct.
+
+        What only Lean can tell (a statement that does not elaborate) is found with the first answer, as the error
+        `malformed_record`.
+        """
+        return read_record(record).name
 
     def judge(self, record: Mapping[str, Any], answer: str) -> Judgement:
         """Judge one proof, see the module's docstring; never raises, whatever the answer or the record holds."""
@@ -120,23 +130,28 @@ class Lean:
         return self._judge(trusted, proof, said)
 
     def try_canaries(self, *, now: bool = False) -> None:
-        """Try the known-false statements if they are due (or `now`). Raises BackendTrouble, NoFinding."""
+        """Try the canaries if they are due (or `now`), all in one run of Lean. Raises BackendTrouble, NoFinding."""
         with self._canaries:
             if self._quarantine or (time.monotonic() < self._next_canaries and not now):
                 return
-            header = self.settings.canary_header
-            for canary in CANARIES:
-                check = self._assemble_plain(header, canary.statement, canary.proof)
-                said = finding(check, self._backend.run(check, self.settings.seconds))
-                if said.status == "ok" and set(said.axioms) <= self.settings.axioms:
+            checks = [self._plain(one.statement, one.proof, kernel=one.kernel) for one in CANARIES]
+            true = self._plain(*TRUE_STATEMENT)
+            run = several([*checks, true])
+            messages = self._backend.run(run, self.settings.seconds)
+            for canary, check in zip(CANARIES, checks, strict=True):
+                said = finding(check, messages)
+                if self._accepts(said):
                     self._quarantine = canary.name
-                    log.critical("QUARANTINED: the canary %r, a false statement, was proved: %s", canary.name, said)
+                    log.critical(
+                        "QUARANTINED: the canary %r, which must be refused, was accepted: %s", canary.name, said
+                    )
                     return
-            check = self._assemble_plain(header, *TRUE_STATEMENT)
-            said = finding(check, self._backend.run(check, self.settings.seconds))
-            if said.status != "ok" or not set(said.axioms) <= self.settings.axioms:
+            if not self._accepts(said := finding(true, messages)):
                 raise NoFinding(f"a true statement is not proved here: {said}")
             self._next_canaries = time.monotonic() + self.settings.canary_seconds
+
+    def _accepts(self, said: Finding) -> bool:
+        return said.status == "ok" and set(said.axioms) <= self.settings.axioms
 
     def _judge(self, record: Record, proof: str, said: Finding) -> Judgement:
         if said.status.startswith("record_"):
@@ -189,16 +204,23 @@ class Lean:
             record.header, record.name, record.head, proof, library=settings.library, heartbeats=settings.heartbeats
         )
 
-    def _assemble_plain(self, header: str, statement: str, proof: str) -> Check:
-        settings = self.settings
-        head = f"theorem SieveCanary : {statement} :="
-        return assemble(header, "SieveCanary", head, proof, library=settings.library, heartbeats=settings.heartbeats)
+    def _plain(self, statement: str, proof: str, *, kernel: bool = False) -> Check:
+        """The check of a canary, in an environment that all of them share."""
+        return assemble(
+            self.settings.canary_header.rstrip() + "\n" + CONTEXT,
+            "SieveCanary",
+            f"theorem SieveCanary : {statement} :=",
+            proof,
+            library=self.settings.library,
+            heartbeats=self.settings.heartbeats,
+            kernel=kernel,
+        )
 
     def _refuse_all(self) -> Judgement:
         return Judgement(
             "error",
             "quarantined",
-            f"the false statement {self._quarantine!r} was proved; see the log, repair the installation, restart",
+            f"the canary {self._quarantine!r} was accepted; see the log, repair the installation, restart",
         )
 
 
@@ -214,7 +236,8 @@ def _fingerprint(settings: LeanSettings) -> str:
     return hashlib.sha256((json.dumps(said, sort_keys=True) + checker()).encode()).hexdigest()[:12]
 
 
-def _backend(settings: LeanSettings) -> Backend:
+def open_backend(settings: LeanSettings) -> Backend:
+    """The back end that the settings name. Raises ConfinementUnavailable where programs cannot be confined."""
     # Only the chosen back end is imported, since each needs different packages.
     match settings.backend:
         case "repl":

@@ -27,14 +27,14 @@ from verifier.builtin.lean.kimina_header import PROBE, load_checker  # noqa: E40
 
 EXCHANGES = Path(__file__).parent / "exchanges"
 _CHECK = re.compile(r'^#sieve_check "([0-9a-f]{32})" ', re.MULTILINE)
-_MODE = re.compile(r' "(walk|trust)" "[0-9]+"$')
+_MODE = re.compile(r' "(?:walk|trust)( kernel)?" [0-9]+$')
 _NONCE = "0" * 32
 
 
 def key(prelude: str, command: str) -> str:
     """The key of a recorded finding: the header, and the check without nonce, library mode and heartbeats."""
     header = re.sub(r"/- The trusted half.*end SieveCheck", "", prelude, flags=re.DOTALL)
-    asked = _MODE.sub("", _CHECK.sub("#sieve_check ", command).strip())
+    asked = _MODE.sub(r"\1", _CHECK.sub("#sieve_check ", command).strip())
     return hashlib.sha256(f"{header.strip()}\n{asked}".encode()).hexdigest()
 
 

@@ -6,6 +6,7 @@ and one start, since a start may take minutes. `SIEVE_RECORD_LEAN=1` writes the 
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shlex
@@ -19,6 +20,7 @@ from typing import Any
 from tests.verifier.builtin.lean.lean_peers import _NONCE, EXCHANGES, key
 from verifier.builtin.lean.assembly import Check, Finding, Message, assemble, finding
 from verifier.builtin.lean.backends import messages
+from verifier.builtin.lean.canaries import CONTEXT, Canary
 from verifier.builtin.lean.extraction import read_record, tactics
 from verifier.builtin.lean.screening import screen
 from verifier.builtin.lean.verifier import Lean
@@ -50,16 +52,31 @@ def checks(cases: Sequence[tuple[str, dict[str, Any], str]], heartbeats: int = 2
     return found
 
 
-def unscreened(record: dict[str, Any], proof: str, heartbeats: int = 20_000) -> Check:
-    """The check of a tactic block without screening."""
+def unscreened(record: dict[str, Any], proof: str, heartbeats: int = 20_000, *, kernel: bool = False) -> Check:
+    """The check of a tactic block without screening; with `kernel` also without the checker's look at the syntax."""
     trusted = read_record(record)
-    return assemble(trusted.header, trusted.name, trusted.head, proof, library=library(), heartbeats=heartbeats)  # type: ignore[arg-type]
+    return assemble(
+        trusted.header,
+        trusted.name,
+        trusted.head,
+        proof,
+        library=library(),  # type: ignore[arg-type]
+        heartbeats=heartbeats,
+        kernel=kernel,
+    )
 
 
-def canary(statement: str, proof: str, heartbeats: int = 20_000) -> Check:
+def canary(one: Canary, heartbeats: int = 20_000) -> Check:
     """The check of a canary, as the verifier makes it."""
-    head = f"theorem SieveCanary : {statement} :="
-    return assemble("", "SieveCanary", head, proof, library=library(), heartbeats=heartbeats)  # type: ignore[arg-type]
+    return assemble(
+        "\n" + CONTEXT,
+        "SieveCanary",
+        f"theorem SieveCanary : {one.statement} :=",
+        one.proof,
+        library=library(),  # type: ignore[arg-type]
+        heartbeats=heartbeats,
+        kernel=one.kernel,
+    )
 
 
 def ask_real(asked: Sequence[Check]) -> list[list[Message]]:
@@ -71,14 +88,15 @@ def ask_real(asked: Sequence[Check]) -> list[list[Message]]:
         # Such a build reads every file as a module: what elaborates must be `meta`, and theorems must be `public`.
         marked = first.replace("namespace SieveCheck\n", "meta section\nnamespace SieveCheck\n", 1)
         parts = [f"{marked}end\npublic section\n"]
-    for number, check in enumerate(asked):
-        own = check.prelude.removeprefix(first.rstrip()).strip()
-        if own:  # opens, variables, declarations of this record alone
+    for number, (own, group) in enumerate(
+        itertools.groupby(asked, lambda check: check.prelude.removeprefix(first.rstrip()).strip())
+    ):
+        commands = [check.command for check in group]
+        if own:  # opens, variables, declarations of these records alone
             inner = [line.split()[1] for line in own.splitlines() if line.startswith("namespace ")]
             ends = [f"end {name}" for name in reversed(inner)]
-            parts += [f"section Case{number}", own, check.command, *ends, f"end Case{number}"]
-        else:
-            parts.append(check.command)
+            commands = [f"section Case{number}", own, *commands, *ends, f"end Case{number}"]
+        parts += commands
     with tempfile.TemporaryDirectory() as directory:
         (Path(directory) / "checks.lean").write_text("\n".join(parts) + "\n", encoding="utf-8")
         done = subprocess.run(

@@ -37,6 +37,7 @@ def words(text: str) -> list[str]:
         ("«a b».c d", ["«a b».c", "d"]),
         ("h' 'a' '\\n'", ["h'", "'a'", "'\\n'"]),
         ("x--y\nz", ["x", "z"]),
+        ("(\t-- a\tb\n1)", ["(", "1", ")"]),
         ("(-- a\n1)", ["(", "1", ")"]),
     ],
 )
@@ -157,9 +158,13 @@ def test_a_record_without_an_open_theorem_is_refused(statement: str) -> None:
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs", "Cc"]), max_size=60))
 def test_a_string_literal_ends_where_it_should(text: str) -> None:
     written = literal(text)
-    source = read(written + " end")
-    assert [token.kind for token in source.tokens] == ["string", "identifier"]
-    assert source.tokens[0].text == written
+    try:
+        source = read(written + " end")
+    except Unreadable as refused:
+        assert refused.reason == "odd_string" and "{" in text  # could be read as an interpolated string
+    else:
+        assert [token.kind for token in source.tokens] == ["string", "identifier"]
+        assert source.tokens[0].text == written
     assert json.loads(written) == text  # the escapes used are common to Lean and JSON
 
 
