@@ -50,10 +50,8 @@ CANARIES = (
     Canary(
         "added_by_kernel",
         _FALSE,
-        " run_tac do\n"
-        "  Lean.setEnv ((← Lean.getEnv).addDeclWithoutChecking (.axiomDecl\n"
-        "    { name := `oops, levelParams := [], type := Lean.mkConst `False, isUnsafe := false }) |>.toOption.get!)\n"
-        " exact (oops : False).elim",
+        "\n  set_option debug.skipKernelTC true in run_tac Lean.addDecl (.thmDecl { name := `oops, levelParams := [], "
+        "type := Lean.mkConst `False, value := Lean.mkConst `True.intro })\n  exact (oops : False).elim",
         kernel=True,
     ),
     Canary("program", TRUE_STATEMENT[0], f" simp (config := {{ maxSteps := {_PROGRAM} }})"),

@@ -205,7 +205,7 @@ PAST_SCREENING = {
 """Tactic blocks as they stand after `by`; none may come out `ok` with allowed axioms for FALSE."""
 
 
-_ADD = " run_tac do\n  Lean.setEnv ((← Lean.getEnv).addDeclWithoutChecking ({}) |>.toOption.get!)\n"
+_ADD = "\n  set_option debug.skipKernelTC true in run_tac Lean.addDecl ({})\n"
 _FALSE_TYPE = "Lean.mkConst `False"
 
 KERNEL_ALONE = {
@@ -224,7 +224,7 @@ KERNEL_ALONE = {
         _ADD.replace(
             "{}", f".axiomDecl {{ name := `oops, levelParams := [], type := {_FALSE_TYPE}, isUnsafe := false }}"
         )
-        + " exact (oops : False).elim",
+        + "  exact (oops : False).elim",
     ),
     "a theorem added by code": (
         FALSE,
@@ -232,7 +232,7 @@ KERNEL_ALONE = {
             "{}",
             f".thmDecl {{ name := `oops, levelParams := [], type := {_FALSE_TYPE}, value := Lean.mkConst `True.intro }}",
         )
-        + " exact (oops : False).elim",
+        + "  exact (oops : False).elim",
     ),
     "a definition that refers to itself": (
         FALSE,
@@ -241,7 +241,7 @@ KERNEL_ALONE = {
             f".defnDecl {{ name := `oops, levelParams := [], type := {_FALSE_TYPE}, value := Lean.mkConst `oops, "
             "hints := .abbrev, safety := .safe }",
         )
-        + " exact (oops : False).elim",
+        + "  exact (oops : False).elim",
     ),
     "an unsafe definition": (
         FALSE,
@@ -250,17 +250,17 @@ KERNEL_ALONE = {
             f".defnDecl {{ name := `oops, levelParams := [], type := {_FALSE_TYPE}, value := Lean.mkConst `True.intro, "
             "hints := .abbrev, safety := .unsafe }",
         )
-        + " exact (oops : False).elim",
+        + "  exact (oops : False).elim",
     ),
     "an inductive type that is not positive": (
         FALSE,
         _ADD.replace(
             "{}",
-            ".inductDecl [] 0 [{ name := `Bad, type := Lean.mkConst `Prop, ctors := [{ name := `Bad.mk, type := "
+            ".inductDecl [] 0 [{ name := `Bad, type := .sort .zero, ctors := [{ name := `Bad.mk, type := "
             ".forallE `f (.forallE `x (Lean.mkConst `Bad) (Lean.mkConst `False) .default) (Lean.mkConst `Bad) .default }] "
             "}] false",
         )
-        + " exact (Bad.mk (fun x => nomatch x)).rec (fun _ h => h)",
+        + "  exact (Bad.mk (fun x => nomatch x)).rec (fun _ h => h)",
     ),
     "the theorem itself added by code": (
         FALSE,
@@ -269,7 +269,7 @@ KERNEL_ALONE = {
             ".thmDecl { name := `falsehood, levelParams := [], type := Lean.mkConst `True, value := Lean.mkConst "
             "`True.intro }",
         )
-        + " decide",
+        + "  decide",
     ),
     "an option set by code": (
         FALSE,
