@@ -97,7 +97,7 @@ class Job:
         if self.broker.run_spec(fresh=True) is None:
             return False
         self.broker.heartbeat(
-            Heartbeat(id="hand", role="actor", phase="sampling", since=time.time(), values=self.values)
+            Heartbeat(id="hand", role="actor", phase="sampling", values=self.values)
         )
         grant = self.broker.take("hand", 64)
         completions = [
@@ -132,7 +132,7 @@ class Job:
                 time.sleep(0.01)
 
     def wait(self) -> list[str]:
-        texts = [process.communicate(timeout=60)[0] for process in self.processes]
+        texts = [process.communicate(timeout=240)[0] for process in self.processes]
         assert [process.returncode for process in self.processes] == [0] * len(texts), texts
         self.processes.clear()
         return texts
@@ -287,7 +287,7 @@ def test_a_learner_that_is_paused_replaced_and_continued_changes_nothing(
         job.until(lambda: job.broker.current_epoch() > epoch and job.broker.depths().committed_step >= 8 + seed)
         before, pointer = len(job.lines()), files_of_pointer(job)
         zombie.send_signal(signal.SIGCONT)
-        text = zombie.communicate(timeout=60)[0]
+        text = zombie.communicate(timeout=240)[0]
         assert zombie.returncode == 75, text
         assert "newer learner" in text and "Traceback" not in text
         assert all(Path(path).read_bytes() == data for path, data in pointer.items())
@@ -315,7 +315,7 @@ def test_a_damaged_checkpoint_names_the_command_that_goes_back_and_it_works(job:
     done = job.broker.depths().committed_step
     assert any(shard.name in problem for problem in account(job.broker, job.config, deep=True).problems)  # type: ignore
     job.start()
-    text = job.processes.pop().communicate(timeout=60)[0]
+    text = job.processes.pop().communicate(timeout=240)[0]
     assert f"{newest}: {shard.name}: expected" in text
     older = max(step for step in job.broker.checkpoints() if step < done)
     assert f"`sieve resume CONFIG --from {older}`" in text
@@ -417,7 +417,7 @@ def test_a_second_learner_does_not_take_a_run_from_a_live_one_and_changes_nothin
     job.file.write_text(json.dumps(tree))
     job.start()
     intruder = job.processes.pop()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while intruder.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)  # the first goes without work, so that it is still alive when the second gives up
     assert intruder.returncode == 75
@@ -441,7 +441,7 @@ def test_a_change_on_resume_is_recorded_with_its_step_or_refused(job: Job) -> No
     job.file.write_text(json.dumps(body))
     job.start()
     refused = job.processes.pop()
-    text = refused.communicate(timeout=60)[0]
+    text = refused.communicate(timeout=240)[0]
     assert refused.returncode == 65 and "learner.objective.alpha = 0.25, in the run 0.5" in text, text
     assert job.broker.run_spec(fresh=True) == spec and not (job.run / "changes.jsonl").exists()
     del body["learner"]["objective"]
@@ -466,5 +466,5 @@ def test_another_model_under_the_same_run_name_is_refused(job: Job) -> None:
     job.wait()
     save_model(job.config.model.path, seed=9)
     job.start()
-    text = job.processes.pop().communicate(timeout=60)[0]
+    text = job.processes.pop().communicate(timeout=240)[0]
     assert "choose another run.name" in text
