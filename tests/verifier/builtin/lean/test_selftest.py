@@ -6,6 +6,8 @@ import re
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.verifier.builtin.lean.lean_peers import EXCHANGES
 from verifier.builtin.lean.assembly import checker
 from verifier.builtin.lean.doctor import trial
@@ -23,6 +25,7 @@ def settings(*words: str) -> LeanSettings:
     )
 
 
+@pytest.mark.slow
 def test_a_sound_installation_passes_every_part() -> None:
     lines = list(trial(settings()))
     assert [text for fine, text in lines if not fine] == []
@@ -31,6 +34,7 @@ def test_a_sound_installation_passes_every_part() -> None:
         assert part in said
 
 
+@pytest.mark.slow
 def test_an_installation_that_accepts_anything_is_told_case_by_case() -> None:
     wrong = [text for fine, text in trial(settings("valid")) if not fine]
     assert any("attacks on the kernel alone: 0 of" in text for text in wrong)
