@@ -133,7 +133,7 @@ class Bench:
 
     def actor(self, name: str = "actor-0", precision: Any = "float32") -> tuple[ActorWatch, CollectorRegistry]:
         registry = CollectorRegistry()
-        self.broker.heartbeat(Heartbeat(id=name, role="actor", phase="sampling", since=time.time()))
+        self.broker.heartbeat(Heartbeat(id=name, role="actor", phase="sampling"))
         watch = ActorWatch(
             Canaries(self.broker), ActorMetrics(registry), logging.getLogger("test"),
             actor=name, engine="torch", precision=precision,
@@ -203,7 +203,7 @@ def test_an_engine_that_is_away_is_asked_again_and_one_that_lost_its_weights_sho
         assert actor.look(engine) is None
     assert caplog.text.count("canary of version 0 is to be scored again: the server is gone") == 1
     engine.score = answers  # type: ignore[method-assign]
-    run.broker.heartbeat(Heartbeat(id="actor-0", role="actor", phase="sampling", since=time.time()))
+    run.broker.heartbeat(Heartbeat(id="actor-0", role="actor", phase="sampling"))
     while actor.look(engine) is None:
         assert time.monotonic() < until + 10
     engine._version = None
@@ -344,7 +344,7 @@ def test_the_report_of_an_actor_that_has_gone_stops_nothing(bench: Callable[...,
     run.learn(0)
     run.publish()
     assert run.take_over(engine, actor) > BOUNDS["float32"]
-    run.broker.heartbeat(Heartbeat(id="actor-0", role="actor", phase="stopped", since=time.time()))
+    run.broker.heartbeat(Heartbeat(id="actor-0", role="actor", phase="stopped"))
     assert not run.trouble()
 
 
@@ -353,7 +353,7 @@ def test_weights_can_be_here_before_their_canary(bench: Callable[..., Bench]) ->
     engine, (actor, _) = run.engine(), run.actor()
     run.learn(0)
     run.version += 1
-    publish_weights(run.weights, 1, run.policy, run.base, torch.float32, first=True, step=1)
+    publish_weights(run.weights, v(1), run.policy, run.base, torch.float32, first=True, step=1)
     engine.load(1, run.weights.fetch(v(1)).directory)
     assert actor.look(engine) is None
     run.watch.put(run.watch.canary(1, run.policy), run.epoch, [one.number for one in run.weights.versions()])
@@ -401,7 +401,7 @@ def test_canaries_and_reports_go_with_their_versions_and_only_the_newest_learner
     assert [report.version for report in canaries.reports()] == [3]
     canaries.report(Report(version=0, actor="late", engine="torch", precision="float32", logprobs=(b"\0\0\0\0",)))
     assert [report.actor for report in canaries.reports()] == ["actor-0"]
-    run.broker.heartbeat(Heartbeat(id="learner", role="learner", phase="stopped", since=0))
+    run.broker.heartbeat(Heartbeat(id="learner", role="learner", phase="stopped"))
     run.broker.begin("another")
     with pytest.raises(Fenced):
         run.watch.put(canary, run.epoch, [])
