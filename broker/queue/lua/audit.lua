@@ -32,7 +32,8 @@ return cjson.encode({
   trained_completions = num('trained_completions'), dead_letters = num('dead'), retried = num('retried'),
   reissued = num('reissued'), stale = num('dropped:stale'), repeated_offers = num('repeated:offer'),
   repeated_verdicts = num('repeated:verdict'), bytes = num('bytes'), again = redis.call('ZCARD', AGAIN),
-  rolled_back = num('rolled_back'), settled = num('committed'), epoch = num('epoch'), committed_step = num('committed_step'),
+  rolled_back = num('rolled_back'), settled = num('committed'), epoch = num('epoch'),
+  committed_step = num('committed_step'),
   checkpoint = redis.call('HGET', STATE, 'checkpoint') or '', version = num('version'),
   published_step = num('published_step'), opened = num('opened'), finished = num('finished'),
 })

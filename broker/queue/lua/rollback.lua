@@ -1,8 +1,8 @@
--- ROLLBACK: goes back to the committed checkpoint of an earlier step, as if nothing had been issued since. Every group of
--- a later step, and every group that is not committed, is taken back: its number waits in `again` and is the next to be
--- granted, sampled anew. What had been dropped stays dropped. No version may be sampled from until the weights that the
--- run went back to are published. Evaluations that are not finished end. Returns {groups untrained, groups discarded},
--- or an error when there is no such checkpoint.
+-- ROLLBACK: goes back to the committed checkpoint of an earlier step, as if nothing had been issued since. Every group
+-- of a later step, and every group that is not committed, is taken back: its number waits in `again` and is the next to
+-- be granted, sampled anew. What had been dropped stays dropped. No version may be sampled from until the weights that
+-- the run went back to are published. Evaluations that are not finished end. Returns {groups untrained, groups
+-- discarded}, or an error when there is no such checkpoint.
 ---@param epoch number
 ---@param step number  0: back to the base model
 ---@param groups_per_step number

@@ -49,7 +49,7 @@ def test_a_letter_goes_back_into_a_group_that_is_still_being_judged(broker):
 
 
 def test_a_ready_group_is_taken_back_and_becomes_whole(broker):
-    hold = broker.begin("learner")
+    hold = begin(broker)
     entry = one_dead(broker)
     assert counts(broker) == (0, 1, 1, 1)
     assert broker.retry_dead(entry) == "retried"
@@ -109,7 +109,7 @@ def test_a_group_that_ended_empty_stays_ended(broker):
 
 
 def test_an_evaluation_is_retried_while_open_and_not_once_ready(broker):
-    hold = broker.begin("learner")
+    hold = begin(broker)
     broker.request_eval(hold, 0, 1, 2)
     (ticket,) = broker.take("a", 2).tickets
     assert ticket.lane == "eval"
