@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import inspect
 import re
 import time
 import traceback
@@ -121,6 +122,18 @@ def make(name: str, options: Mapping[str, Any] | None = None, *, factory: str | 
         ) from error
     _check(name, verifier)
     return verifier
+
+
+def record_check(name: str, factory: str | None = None) -> Callable[[Mapping[str, Any]], object] | None:
+    """The static method `check_record` of the verifier's class, which raises ValueError for a record that it cannot
+    judge by; None for a verifier without one. The verifier is not made: its options, and what it needs on its own
+    machine, do not matter.
+
+    Raises VerifierError as `make` does for a name or a factory that cannot be found.
+    """
+    build = _import(name, factory) if factory is not None else _find(name)
+    static = isinstance(inspect.getattr_static(build, "check_record", None), staticmethod | classmethod)
+    return getattr(build, "check_record") if static else None  # noqa: B009  # a Factory has no such attribute for mypy
 
 
 def label(verifier: Verifier) -> str:

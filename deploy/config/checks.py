@@ -6,16 +6,19 @@ that the settings name, of prompt files the first READ_LINES; they write and sta
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from broker.model_files import problem_of
+from broker.printable import one_line
 from broker.queue import admission
 from broker.settings import PromptSource
 from deploy.config.tree import Config
 from learner.data.formats.registry import VERIFIER
 from learner.data.rows import DataUnusable, count, pass_rates, rows
+from verifier.protocol import VerifierError, record_check
 
 READ_LINES = 2000
 """Lines of each prompt file that are checked; the learner checks all of them before it opens the run."""
@@ -74,11 +77,21 @@ def _prompts(config: Config, key: str, source: PromptSource) -> Iterator[str]:
         return
     else:
         found = 0
+        checks = {name: _record_check(name, queue.factory) for name, queue in config.verifier.serve.items()}
         try:
             for row in islice(rows(source, config.data), READ_LINES):
                 found += 1
                 if row.verifier not in served:
                     unserved.setdefault(row.verifier, row.where)
+                elif (check := checks[row.verifier]) is not None:
+                    try:
+                        check(row.record)
+                    except ValueError as error:
+                        yield (
+                            f"{key} = {row.where}: the verifier {row.verifier!r} cannot judge by this record, and "
+                            f"every answer to it would be an error: {one_line(str(error))[:400]}"
+                        )
+                        return
         except DataUnusable as error:
             yield f"{key} = {error}"
             return
@@ -89,6 +102,14 @@ def _prompts(config: Config, key: str, source: PromptSource) -> Iterator[str]:
             f"{key} = {where} names the verifier {name!r}, which nobody serves (verifier.serve has "
             f"{', '.join(served)}), so its completions would wait for ever; add verifier.serve.{name} or correct it"
         )
+
+
+def _record_check(name: str, factory: str | None) -> Callable[[Mapping[str, Any]], object] | None:
+    """The check of the verifier's records; None where it has none or cannot be imported, which its service says."""
+    try:
+        return record_check(name, factory)
+    except VerifierError:
+        return None
 
 
 def _pass_rates(config: Config) -> Iterator[str]:

@@ -151,6 +151,23 @@ def test_a_verifier_that_nobody_serves_is_found_before_the_start(tree: dict[str,
     assert "train.jsonl:9" in said and "'lean'" in said and "verifier.serve.lean" in said
 
 
+@pytest.mark.parametrize(
+    ("verifier", "record", "words"),
+    [
+        ("lean", {"statement": "theorem t : 1 = 1 := by"}, "record.name: Field required"),
+        ("lean", {"name": "t", "statement": "lemma t : 1"}, "record.statement must be one `theorem NAME … := by`"),
+        ("math", {"answer": 72}, "'math'"),
+    ],
+)
+def test_a_record_that_its_verifier_cannot_read_is_found_before_the_start(
+    tree: dict[str, Any], write: Write, verifier: str, record: dict[str, Any], words: str
+) -> None:
+    with open(tree["data"]["train"], "a") as file:
+        file.write(json.dumps({"prompt": "p", "verifier": verifier, "record": record}) + "\n")
+    said = refusals(write(tree), f"verifier.serve={{arithmetic: {{}}, {verifier}: {{}}}}")[0]
+    assert "train.jsonl:9" in said and "every answer to it would be an error" in said and words in said
+
+
 def test_the_verifier_of_a_format_must_be_served_too(tree: dict[str, Any], write: Write) -> None:
     tree["data"] = {"train": "datasets:owner/problems:train", "format": "livecodebench"}
     (said,) = refusals(write(tree), "evaluation.every=0", "verifier.serve={arithmetic: {}}")

@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Self
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from verifier.builtin.failed import Failed
 from verifier.builtin.lean.assembly import literal, plain, split
@@ -77,8 +77,13 @@ class Record(BaseModel):
 
 
 def read_record(record: Mapping[str, Any]) -> Record:
-    """The validated record. Raises ValueError (pydantic's) that names the field."""
-    return Record.model_validate(dict(record))
+    """The validated record. Raises ValueError that names the field, in one line."""
+    try:
+        return Record.model_validate(dict(record))
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_input=False)[0]
+        field, text = ".".join(["record", *map(str, found["loc"])]), found["msg"].removeprefix("Value error, ")
+        raise ValueError(text if text.startswith("record.") else f"{field}: {text}") from None
 
 
 def tactics(answer: str, record: Record) -> str:

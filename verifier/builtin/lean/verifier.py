@@ -97,7 +97,8 @@ class Lean:
         """End everything that the back end started."""
         self._backend.close()
 
-    def check_record(self, record: Mapping[str, Any]) -> str:
+    @staticmethod
+    def check_record(record: Mapping[str, Any]) -> str:
         """The name of the record's theorem. Raises ValueError with what to correct.
 
         What only Lean can tell (a statement that does not elaborate) is found with the first answer, as the error

@@ -88,7 +88,8 @@ class MathAnswer:
         script = Path(__file__).with_name("worker.py")
         self._workers = Workers([sys.executable, "-I", "-B", str(script), str(memory_bytes)], recycle=recycle)
 
-    def check_record(self, record: Mapping[str, Any]) -> str:
+    @staticmethod
+    def check_record(record: Mapping[str, Any]) -> str:
         """The kind of the record's answer, declared or inferred. Raises ValueError with what to correct or declare."""
         golds, _ = accepted(record)
         return " | ".join(dict.fromkeys(gold.kind for gold in golds))
