@@ -181,7 +181,10 @@ class ActorService(Service[ActorClient]):
             self.values["fetching"] = reading  # the learner reads this in the heartbeat and keeps the version
         wanted = self._wanted()
         # Before the first ticket there may be no version at all; with it, there is.
-        if wanted == self._engine.version or (self._engine.version is None and not self._held):
+        if wanted == self._engine.version:
+            self.trouble()
+            return
+        if self._engine.version is None and not self._held:
             return
         try:
             fetched = self._fetcher.get(wanted)
@@ -224,6 +227,7 @@ class ActorService(Service[ActorClient]):
             self._metrics.update.labels(part).observe(spent)
         self._metrics.version.set(version)
         self.values["version"] = version
+        self.trouble()
 
     def _score_canary(self) -> None:
         """Score the canary of the loaded version and report it to the learner, which compares it with its own."""
@@ -234,6 +238,7 @@ class ActorService(Service[ActorClient]):
     def _refused(self, version: int, reason: str, error: SieveError) -> None:
         """A version that cannot be used is never sampled from; it is tried again, or a newer one takes its place."""
         self._metrics.failures.labels(reason).inc()
+        self.trouble(f"weights_{reason}", f"version {version}: {error}")
         loaded = self._engine.version
         state = "nothing is sampled" if loaded is None else f"version {loaded} stays loaded"
         self.log.warning("version %d is %s, trying again; %s: %s", version, reason, state, error)

@@ -134,7 +134,7 @@ class Run:
 
     def offer(self, count: int, first: int = 0) -> None:
         """Offer `count` completions with different answers."""
-        self.actor.heartbeat(Heartbeat(id="actor", role="actor", phase="sampling", since=time.time()))
+        self.actor.heartbeat(Heartbeat(id="actor", role="actor", phase="sampling"))
         tickets = self.actor.take("actor", count).tickets
         assert len(tickets) == count
         self.actor.offer("actor", [self._complete(ticket, first + k) for k, ticket in enumerate(tickets)])

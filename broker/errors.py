@@ -8,7 +8,7 @@ fits. Every package derives its own errors from `SieveError`.
 from __future__ import annotations
 
 import re
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from broker.printable import one_line
 
@@ -59,6 +59,25 @@ class UsageError(SieveError):
     exit_code = EX_USAGE
 
 
+BrokerCause = Literal[
+    "password",
+    "permission",
+    "refused",
+    "host",
+    "silent",
+    "cut",
+    "not_redis",
+    "loading",
+    "read_only",
+    "disk",
+    "memory",
+    "unusable",
+]
+"""Why Redis cannot be used: it refuses the password, or a command to this user; nothing listens at the address; the
+host has no address; it does not answer; it ends the connections; what answers is no Redis; it reads its data after a
+start; it is a replica; its disk, or its memory, is full; anything else."""
+
+
 class BrokerError(SieveError):
     """Base of all broker errors."""
 
@@ -71,15 +90,21 @@ class BrokerUnavailable(BrokerError):
 
     exit_code = EX_UNAVAILABLE
 
-    def __init__(self, message: str, *, lasting: bool = False) -> None:
+    def __init__(self, message: str, *, lasting: bool = False, cause: BrokerCause = "unusable") -> None:
         super().__init__(message)
         self.lasting = lasting
+        self.cause = cause
 
 
 class BrokerFull(BrokerError):
-    """Redis is at its memory limit and refuses writes; nothing was lost, the same call can be repeated later."""
+    """Redis refuses writes: its memory (`cause` memory) or its disk (disk) is full. Nothing was lost, the same call can
+    be repeated later."""
 
     exit_code = EX_TEMPORARY
+
+    def __init__(self, message: str, *, cause: BrokerCause = "memory") -> None:
+        super().__init__(message)
+        self.cause = cause
 
 
 class Fenced(BrokerError):

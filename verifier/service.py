@@ -82,6 +82,8 @@ class VerifierService(Service[VerifierClient]):
         self._done: queue.SimpleQueue[Result] = queue.SimpleQueue()
         self._alone: tuple[Pool, str] | None = None
         """The last completion that was received to be judged alone, by its pool and entry."""
+        self._failing: dict[str, str] = {}
+        """Queues whose newest verdicts were all errors, with the reason of the last."""
         self._ended = threading.Event()
         self._keeper_failure: Exception | None = None
         self._asked_finished = 0.0
@@ -218,7 +220,9 @@ class VerifierService(Service[VerifierClient]):
             judged = list(pool.judged.values())
             replies = self.broker.judge(pool.name, self.id, judged)
             pool.settled([work.entry for work, _ in judged])
-            pool.note_health(all(verdict.outcome == "error" for _, verdict in judged))
+            errors = [verdict.reason for _, verdict in judged if verdict.outcome == "error"]
+            pool.note_health(len(errors) == len(judged))
+            self._note_trouble(pool.name, errors[-1] if len(errors) == len(judged) else "")
             self._metrics.judged(pool.name, judged, replies)
             self.values["verdicts"] += len(judged)
             self.values["passed"] += sum(verdict.outcome == "pass" for _, verdict in judged)
@@ -228,6 +232,14 @@ class VerifierService(Service[VerifierClient]):
                     self.log.warning("%s: error %s: %s (%s)", where, verdict.reason, verdict.detail[:300], reply)
             if self._caches[pool.name].worthwhile(pool.seconds):
                 self._caches[pool.name].remember(self.broker, judged)
+
+    def _note_trouble(self, name: str, reason: str) -> None:
+        """Say which queues get nothing but errors, and the newest reason of each; `reason` is empty after a verdict."""
+        self._failing.pop(name, None)
+        if reason:
+            self._failing[name] = reason
+        detail = "; ".join(f"{name}: every verdict is an error, the last {why}" for name, why in self._failing.items())
+        self.trouble("verifier_errors" if self._failing else "", detail)
 
     def _check_stuck(self) -> None:
         for pool in self._pools:

@@ -8,7 +8,9 @@ from collections.abc import Iterable
 from typing import Any, cast
 
 import numpy as np
+import redis
 
+from broker.errors import BrokerCause
 from broker.queue.connection import VERDICT_CACHE, RunConnection
 from broker.queue.state import Audit, DeadLetter, Depths
 from broker.queue.wire import Completion, Verdict, WireError, unpack
@@ -20,6 +22,38 @@ class AdminClient(RunConnection):
     def depths(self) -> Depths:
         """What waits where, at this moment."""
         return Depths.model_validate(json.loads(self.script("depths")))
+
+    def refuses_writes(self) -> tuple[BrokerCause, str] | None:
+        """Why Redis, which answers, takes no writes now: the cause and a message with the remedy. None when it does.
+
+        Asked by reading: a question never changes the run, and must work while nothing can be written.
+        """
+        info = self._retry(lambda: self._redis.info(), "asking Redis for its state")
+        if info.get("role") == "slave" and int(info.get("slave_read_only", 1)):
+            return "read_only", "Redis is a replica here and refuses writes; name its master in broker.url"
+        limit = int(info.get("maxmemory", 0))
+        used = int(info.get("used_memory", 0)) - int(info.get("mem_not_counted_for_evict", 0))
+        if 0 < limit <= used and not str(info.get("maxmemory_policy", "")).startswith("allkeys"):
+            return "memory", (
+                f"Redis holds {used / 1e6:,.1f} MB, its maxmemory is {limit / 1e6:,.1f} MB, and it refuses writes; "
+                "raise maxmemory (CONFIG SET maxmemory), or lower broker.max_queued_bytes"
+            )
+        failed = info.get("aof_last_write_status") == "err" and int(info.get("aof_enabled", 0))
+        if failed or (info.get("rdb_last_bgsave_status") == "err" and self._stops_on_failed_save()):
+            return "disk", (
+                f"Redis could not write its {'AOF' if failed else 'snapshot'} to its disk and refuses writes; "
+                "free space where it keeps its data, it then goes on by itself"
+            )
+        return None
+
+    def _stops_on_failed_save(self) -> bool:
+        """Whether Redis refuses writes after a failed snapshot; assumed where CONFIG is not permitted."""
+        try:
+            wanted = ("stop-writes-on-bgsave-error", "save")
+            stops, points = (self._redis.config_get(name).get(name, "") for name in wanted)
+        except redis.ResponseError:
+            return True
+        return stops == "yes" and bool(points)
 
     def audit(self) -> Audit:
         """Account for every issued group and every completion."""

@@ -13,7 +13,8 @@ Keys, all under `{sieve:<run>}:` (one hash tag, so one slot of a Redis cluster):
 
     spec, prompts:<lane>     what the run is, with the schema number of keys and messages; written by open_run
     state                    hash of counters and pointers: version, steps, issued, absorbed, bytes, epoch …
-    group:<group_id>         hash: lane, order, n, version, absorbed, attempt, left, judged, short, oldest, bytes;
+    group:<group_id>         hash: lane, order, n, version, absorbed, attempt, granted, left, judged, short, oldest,
+                             bytes;
                              per index o<i> offered, c<i> completion, j<i> verdict, b<i> base log-probs
     held, returned, evalq    tickets: held by an actor; waiting to be issued again; of evaluations, waiting
     verify:<verifier>        stream of completions with the consumer group `verifiers`

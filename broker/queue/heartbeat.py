@@ -35,8 +35,15 @@ class Heartbeat(BaseModel):
     """What it does now, from a small fixed set per role: `sampling`, `judging`, `draining` …"""
     waiting_on: Annotated[str, Field(max_length=200), Shown] = ""
     """What it waits for; empty while it works."""
-    since: Annotated[float, Field(ge=0)]
-    """Unix seconds at which the phase (or what it waits on) last changed."""
+    phase_seconds: Annotated[float, Field(ge=0)] = 0.0
+    """How long the phase has lasted. Durations by the sender's monotonic clock: hosts need no common time."""
+    waiting_seconds: Annotated[float, Field(ge=0)] = 0.0
+    """How long it has waited for `waiting_on` without doing anything else; 0 while it works."""
+    trouble: Annotated[str, Field(max_length=32), Shown] = ""
+    """What keeps it from working, from a small fixed set per role (`weights_missing`, `verifier_errors` …); empty while
+    nothing does. A service with one is not ready."""
+    detail: Annotated[str, Field(max_length=400), Shown] = ""
+    """The error message behind `trouble`."""
     pid: Annotated[int, Field(ge=0)] = 0
     host: Annotated[str, Field(max_length=255), Shown] = ""
     metrics_url: Annotated[str, Field(max_length=300), Shown] = ""
@@ -49,6 +56,14 @@ class Heartbeat(BaseModel):
     """Metrics for the terminal: `tokens_per_second`, `version` …"""
     age_seconds: Annotated[float, Field(ge=0)] = 0.0
     """Seconds since this heartbeat arrived, by the clock of Redis. Filled by the reader, not sent."""
+
+    @property
+    def doing(self) -> str:
+        """Phase and wait with their durations, and the trouble, as text in one line."""
+        text = f"{self.phase} for {self.phase_seconds:.0f} s"
+        if self.waiting_on:
+            text += f", waits on {self.waiting_on} for {self.waiting_seconds:.0f} s"
+        return f"{text}, {self.trouble}: {self.detail}" if self.trouble else text
 
     def alive(self, lease_seconds: float) -> bool:
         """Whether the service has not stopped and its last heartbeat is younger than the lease."""

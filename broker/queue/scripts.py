@@ -6,7 +6,9 @@ also repeat commands that are not safe (a plain XADD stores the entry twice).
 
 from __future__ import annotations
 
+import errno
 import random
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -18,7 +20,7 @@ from redis.backoff import NoBackoff
 from redis.commands.core import Script
 from redis.retry import Retry
 
-from broker.errors import BrokerError, BrokerFull, BrokerUnavailable, Fenced, RunBusy, RunConflict, redact
+from broker.errors import BrokerCause, BrokerError, BrokerFull, BrokerUnavailable, Fenced, RunBusy, RunConflict, redact
 from broker.queue.arguments import Argument, Signature, parse
 
 T = TypeVar("T")
@@ -32,6 +34,7 @@ _TRANSIENT = (
     redis.exceptions.BusyLoadingError,
     redis.exceptions.TryAgainError,
 )
+_NO_WAY = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN)
 
 
 def connect(url: str, *, socket_timeout: float, connect_timeout: float = 5.0, decode: bool = False) -> redis.Redis:
@@ -77,13 +80,23 @@ def repeat(action: Callable[[], T], *, deadline_seconds: float, what: str) -> T:
             return action()
         except redis.exceptions.AuthenticationError as error:
             raise BrokerUnavailable(
-                f"Redis refuses the password while {what} ({error}): check broker.url", lasting=True
+                f"Redis refuses the password while {what} ({error}); correct user and password in broker.url",
+                lasting=True,
+                cause="password",
+            ) from None
+        except redis.exceptions.InvalidResponse as error:
+            raise BrokerUnavailable(
+                f"what answers while {what} is no Redis ({redact(str(error))[:100]}); correct host and port in "
+                "broker.url",
+                cause="not_redis",
             ) from None
         except _TRANSIENT as error:
             if time.monotonic() + pause > end:
+                cause = cause_of(error)
                 raise BrokerUnavailable(
                     f"Redis did not answer for {deadline_seconds:g} s while {what} ({type(error).__name__}: "
-                    f"{redact(str(error))[:200]}): is the server running, and broker.url right?"
+                    f"{redact(str(error))[:200]}); {_REMEDY[cause]}",
+                    cause=cause,
                 ) from None
             time.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(1.0, pause * 2)
@@ -91,20 +104,63 @@ def repeat(action: Callable[[], T], *, deadline_seconds: float, what: str) -> T:
             raise _translate(str(error), what) from None
 
 
+_REMEDY: dict[BrokerCause, str] = {
+    "refused": "start the Redis there, or correct host and port in broker.url",
+    "host": "correct the host in broker.url, or the name service of this machine",
+    "silent": "look whether its process is stopped or overloaded, and what the network drops on the way",
+    "cut": "look at its log and its maxclients, and use rediss:// in broker.url if it demands TLS",
+    "loading": "wait until it has read its data",
+}
+
+
+def cause_of(error: Exception) -> BrokerCause:
+    """Why there was no answer, from the exception of redis-py and what it was raised from."""
+    if isinstance(error, redis.exceptions.BusyLoadingError):
+        return "loading"
+    if isinstance(error, redis.TimeoutError):
+        return "silent"
+    below: BaseException | None = error
+    while below is not None:
+        if isinstance(below, socket.gaierror):
+            return "host"
+        if isinstance(below, ConnectionRefusedError | FileNotFoundError):
+            return "refused"
+        if isinstance(below, TimeoutError) or (isinstance(below, OSError) and below.errno in _NO_WAY):
+            return "silent"
+        below = below.__cause__ or below.__context__
+    return "cut"
+
+
 def _translate(text: str, what: str) -> BrokerError:
     word, _, rest = text.partition(" ")
     if "OOM" in text or "maxmemory" in text:
         return BrokerFull(
             f"Redis is at its memory limit while {what}: nothing was lost and the call can be repeated; "
-            "raise its maxmemory, or lower broker.max_queued_bytes"
+            "raise its maxmemory, or lower broker.max_queued_bytes",
+            cause="memory",
         )
     if "MISCONF" in text or "No space left" in text:
         return BrokerFull(
-            f"Redis cannot write to its disk while {what} ({text[:160]}): free space where it keeps its AOF"
+            f"Redis cannot write to its disk while {what} ({text[:160]}); free space where it keeps its data",
+            cause="disk",
         )
-    if "NOAUTH" in text or "WRONGPASS" in text or "NOPERM" in text:
+    if "READONLY" in text:
         return BrokerUnavailable(
-            f"Redis refuses access while {what} ({text[:120]}): check the password in broker.url", lasting=True
+            f"Redis refuses writes while {what}, since it is a replica; name its master in broker.url",
+            cause="read_only",
+        )
+    if "NOAUTH" in text or "WRONGPASS" in text:
+        return BrokerUnavailable(
+            f"Redis refuses the password while {what} ({text[:120]}); correct user and password in broker.url",
+            lasting=True,
+            cause="password",
+        )
+    if "NOPERM" in text or "no permissions" in text:
+        return BrokerUnavailable(
+            f"Redis forbids this user a command while {what} ({text[:120]}); permit it with ACL SETUSER, or name "
+            "another user in broker.url",
+            lasting=True,
+            cause="permission",
         )
     if word == "FENCED":
         return Fenced(f"a newer learner (epoch {rest}) has taken this run over; this one must end")

@@ -190,8 +190,47 @@ class _Report(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class TicketLease(_Report):
+    """A ticket that an actor holds, or that waits to be issued again."""
+
+    holder: str
+    """Id of the actor; empty while nobody holds it."""
+    count: int = 1
+    """Tickets of the same holder, this one included."""
+    group_id: str
+    lane: str
+    attempt: int
+    """How often it has been issued."""
+    n: int
+    offered: int
+    """Completions of its n that have arrived."""
+    seconds: float
+    """Time since it was issued last."""
+
+
+class VerifyQueue(_Report):
+    """A queue of completions for one verifier."""
+
+    name: str
+    waiting: int
+    """Completions waiting or being judged."""
+    holders: dict[str, int]
+    """Completions that each verifying service has received and not answered."""
+    oldest_seconds: float
+    """How long the oldest has been in the queue; 0 when it is empty."""
+    oldest: str
+    """Group id of the oldest; empty when the queue is."""
+    holder: str
+    """The verifying service that has the oldest; empty when none has."""
+
+    @field_validator("holders", mode="before")
+    @classmethod
+    def _map(cls, value: Any) -> Any:
+        return {} if value == [] else value
+
+
 class Depths(_Report):
-    """Counts of what waits where."""
+    """Counts of what waits where, and who holds it. Seconds are by the clock of Redis."""
 
     version: int
     published_step: int
@@ -228,8 +267,25 @@ class Depths(_Report):
     """Version now − version at issue, per train group being sampled."""
     staleness_in_queue: list[int]
     """Version now − oldest version, per ready group."""
+    leases: list[TicketLease]
+    """The oldest ticket of each actor that holds any."""
+    most_issued: list[TicketLease]
+    """The ticket not yet finished that was issued most often, if there is one."""
+    queues: list[VerifyQueue]
+    learner: str
+    """Id of the learner that holds the run, alive or not; empty before the first."""
+    ticket_seconds: float
+    """Moving average of the time from a ticket's issue to its last completion; 0 before the first."""
+    offered_seconds: float
+    """Time since the last completion arrived; -1 before the first."""
+    judged_seconds: float
+    """Time since the last verdict arrived; -1 before the first."""
+    oldest_open: str
+    """Id of the oldest group not yet leased, by which admission counts staleness; empty when none is open."""
+    oldest_absorbed: int
+    """Groups that had been absorbed when it was issued; all that are absorbed when none is open."""
 
-    @field_validator("staleness_in_flight", "staleness_in_queue", mode="before")
+    @field_validator("staleness_in_flight", "staleness_in_queue", "leases", "most_issued", "queues", mode="before")
     @classmethod
     def _list(cls, value: Any) -> Any:
         return [] if value == {} else value

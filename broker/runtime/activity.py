@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from broker.runtime.metrics import BaseMetrics
 
 STREAK_SECONDS = 1.0
-"""Waits for the same reason with shorter gaps than this count as one wait: its `since` stays."""
+"""Waits for the same reason in the same phase with shorter gaps than this are one wait, shown also in the gaps: a
+service that looks again and again for what it waits for is waiting, whenever somebody asks."""
 UNREACHABLE_PHASE = "broker unreachable"
+
+
+class Shown(NamedTuple):
+    """The activity as others see it; durations in seconds."""
+
+    phase: str
+    phase_seconds: float
+    waiting_on: str
+    """Empty while the service works."""
+    waiting_seconds: float
+
+
+class _Wait(NamedTuple):
+    reason: str
+    since: float
+    until: float
+    """Its end on the monotonic clock; infinite while it lasts."""
+
+
+_NO_WAIT = _Wait("", 0.0, -math.inf)
 
 
 class Activity:
@@ -20,10 +43,10 @@ class Activity:
     def __init__(self, metrics: BaseMetrics) -> None:
         self._metrics = metrics
         self._lock = threading.Lock()
-        self._phase, self._waiting_on, self._since = "starting", "", time.time()
+        self._phase, self._began = "starting", time.monotonic()
         self._shown = self._phase
         self._away_since: float | None = None
-        self._streak = ("", 0.0, 0.0)  # reason, unix start, monotonic end of the last wait
+        self._wait = _NO_WAIT
         self._moved = self._acknowledged = time.monotonic()
         metrics.phase.labels(self._phase).set(1)
         metrics.heartbeat_age.set_function(lambda: self.silent_seconds)
@@ -48,12 +71,12 @@ class Activity:
         """Record that the loop made progress."""
         self._moved = time.monotonic()
 
-    def set_phase(self, name: str, waiting_on: str = "") -> None:
-        """Set the phase shown from now on, and what the service waits for."""
+    def set_phase(self, name: str) -> None:
+        """Set the phase shown from now on. Another phase than before ends the wait that was shown."""
         with self._lock:
             self._moved = time.monotonic()
-            if (name, waiting_on) != (self._phase, self._waiting_on):
-                self._phase, self._waiting_on, self._since = name, waiting_on, time.time()
+            if name != self._phase:
+                self._phase, self._began, self._wait = name, self._moved, _NO_WAIT
                 self._show()
 
     def set_reached(self, reached: bool) -> None:
@@ -63,7 +86,7 @@ class Activity:
                 self._acknowledged = time.monotonic()
             if reached == (self._away_since is None):
                 return
-            self._away_since = None if reached else time.time()
+            self._away_since = None if reached else time.monotonic()
             self._metrics.outages.inc(0 if reached else 1)
             self._show()
 
@@ -79,11 +102,10 @@ class Activity:
         """Context around a blocking call: shows `reason` as waited for, and counts its seconds."""
         begin = time.monotonic()
         with self._lock:
-            last, since, ended = self._streak
-            if last != reason or begin - ended > STREAK_SECONDS:
-                since = time.time()
+            last = self._wait
+            goes_on = last.reason == reason and begin - last.until <= STREAK_SECONDS
+            wait = self._wait = _Wait(reason, last.since if goes_on else begin, math.inf)
             self._moved = begin
-            self._waiting_on, self._since = reason, since
         try:
             yield
         finally:
@@ -91,13 +113,14 @@ class Activity:
             self._metrics.waiting.labels(reason).inc(end - begin)
             with self._lock:
                 self._moved = end
-                self._streak = (reason, since, end)
-                if self._waiting_on == reason:
-                    self._waiting_on, self._since = "", time.time()
+                if self._wait is wait:
+                    self._wait = wait._replace(until=end)
 
-    def shown(self) -> tuple[str, str, float]:
-        """Phase, what is waited for (empty while working), and the Unix time of the last change of either."""
+    def shown(self) -> Shown:
+        """What a reader is to see at this moment."""
+        now = time.monotonic()
         with self._lock:
-            if self._away_since is not None:
-                return UNREACHABLE_PHASE, self._waiting_on, self._away_since
-            return self._phase, self._waiting_on, self._since
+            away = self._away_since
+            phase = (self._phase, now - self._began) if away is None else (UNREACHABLE_PHASE, now - away)
+            wait = self._wait if now - self._wait.until <= STREAK_SECONDS else _NO_WAIT
+        return Shown(*phase, wait.reason, now - wait.since if wait.reason else 0.0)

@@ -45,7 +45,7 @@ class BaseMetrics:
     """The metrics that every service has, on the service's own registry."""
 
     def __init__(self, registry: CollectorRegistry, role: str) -> None:
-        self.up = Gauge("sieve_up", "1 while the service is connected, set up and looping.", registry=registry)
+        self.up = Gauge("sieve_up", "1 while the service is connected, set up and able to work.", registry=registry)
         self.up.set(0)
         self.phase = Gauge(
             "sieve_phase", "1 for the phase the service is in, 0 for the others.", ["phase"], registry=registry

@@ -103,6 +103,7 @@ class Service(ABC, Generic[ClientT]):
         self.metrics_url = ""
         self._config = config
         self._url = url
+        self._trouble = ("", "")
         self._ready = False
         self._failure: tuple[int, str] | None = None
         self._silent = threading.Event()
@@ -124,9 +125,15 @@ class Service(ABC, Generic[ClientT]):
 
     # --- for subclasses to call
 
-    def phase(self, name: str, waiting_on: str = "") -> None:
-        """Set the phase shown from now on, and `waiting_on` when the service blocks in a call of its own."""
-        self._activity.set_phase(name, waiting_on)
+    def phase(self, name: str) -> None:
+        """Set the phase shown from now on."""
+        self._activity.set_phase(name)
+
+    def trouble(self, code: str = "", detail: str = "") -> None:
+        """Say what keeps this service from working, as a fixed word and the error message; nothing does any more when
+        `code` is empty. /readyz answers 503 while something does, and `sieve status` names it."""
+        self._trouble = (code, detail[:400])
+        self._measured.up.set(int(self._ready and not code))
 
     def waiting(self, reason: str) -> AbstractContextManager[None]:
         """Context around a blocking call: shows `reason` as waited for, and counts its seconds."""
@@ -178,13 +185,16 @@ class Service(ABC, Generic[ClientT]):
 
     def heartbeat(self) -> Heartbeat:
         """The heartbeat to send now."""
-        phase, waiting_on, since = self._activity.shown()
+        shown, (trouble, detail) = self._activity.shown(), self._trouble
         return Heartbeat(
             id=self.id,
             role=self.role,
-            phase=phase,
-            waiting_on=waiting_on[:200],
-            since=since,
+            phase=shown.phase,
+            phase_seconds=shown.phase_seconds,
+            waiting_on=shown.waiting_on[:200],
+            waiting_seconds=shown.waiting_seconds,
+            trouble=trouble,
+            detail=detail,
             pid=os.getpid(),
             host=self.host,
             metrics_url=self.metrics_url,
@@ -194,9 +204,7 @@ class Service(ABC, Generic[ClientT]):
         )
 
     def _line(self) -> str:
-        heartbeat = self.heartbeat()
-        waiting = f", waiting on {heartbeat.waiting_on}" if heartbeat.waiting_on else ""
-        return f"{self.id} {heartbeat.phase}{waiting} since {time.time() - heartbeat.since:.1f} s"
+        return f"{self.id} {self.heartbeat().doing}"
 
     def _healthy(self) -> tuple[bool, str]:
         still, limit = self._activity.still_seconds, self.stall_seconds
@@ -204,7 +212,8 @@ class Service(ABC, Generic[ClientT]):
 
     def _is_ready(self) -> tuple[bool, str]:
         silent, limit = self._activity.silent_seconds, self._config.broker.lease_seconds
-        return self._ready and silent < limit, f"{self._line()}; heartbeat {silent:.1f} s ago, limit {limit:g} s"
+        ready = self._ready and silent < limit and not self._trouble[0]
+        return ready, f"{self._line()}; heartbeat {silent:.1f} s ago, limit {limit:g} s"
 
     # --- the run
 
@@ -296,7 +305,8 @@ class Service(ABC, Generic[ClientT]):
                 if left <= 0:
                     remedy = "" if url is None else f" ({url}); start sieve broker CONFIG, or correct broker.url"
                     raise BrokerUnavailable(
-                        f"no broker within broker.connect_seconds = {settings.connect_seconds:g} s: {error}{remedy}"
+                        f"no broker within broker.connect_seconds = {settings.connect_seconds:g} s: {error}{remedy}",
+                        cause=error.cause,
                     ) from None
                 pause = min(pause * 2, 1.0)
 

@@ -232,15 +232,17 @@ def status(
     config: ConfigPath,
     set_: Sets = None,
     watch: Annotated[bool, typer.Option("--watch", help="Follow until the end.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object in a line, for programs.")] = False,
 ) -> int:
     """Progress, queues, services, and what is stuck.
 
-    Exit code 75 when something cannot move, 69 when no broker answers.
+    Exit code 75 when something cannot move, 69 when no broker answers. docs/reference/status.md lists what can be
+    stuck, and the fields of --json.
     """
     settings = load_config(config, set_, "none")
     from deploy.observe.status import status as show
 
-    return show(settings, console(), watch=watch)
+    return show(settings, console(), watch=watch, as_json=json)
 
 
 @app.command(rich_help_panel=LOOK)

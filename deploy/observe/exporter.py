@@ -13,21 +13,23 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from broker.errors import SieveError
+from broker.errors import BrokerFull, SieveError
 from broker.queue.admin_client import AdminClient
 from broker.queue.heartbeat import BEATS_PER_LEASE, Heartbeat, Role
 from broker.queue.state import Depths
 from broker.runtime.metrics import BaseMetrics, MetricsServer
-from broker.runtime.service import UNREACHABLE, explain
+from broker.runtime.service import UNREACHABLE
 from deploy.config.tree import Config
-from deploy.observe.snapshot import Snapshot, probe
-from deploy.observe.stall import STALL_KINDS, LastingStalls, Stall, diagnose
+from deploy.observe.diagnosis import diagnose
+from deploy.observe.snapshot import Snapshot, outage, probe
+from deploy.observe.stall import STALL_KINDS, LastingStalls, Stall
 from deploy.rundir.run_files import write_json
 
 PROBE_SECONDS = 0.5
@@ -113,6 +115,7 @@ class Exporter:
     def __init__(self, config: Config, url: str, role: Literal["launcher", "broker"]) -> None:
         self.snapshot = Snapshot(0.0)
         self.stalls: list[Stall] = []
+        self._newest: list[Stall] = []
         self.registry = CollectorRegistry()
         self.metrics = RunMetrics(self.registry)
         self._config, self._url, self._role = config, url, role
@@ -127,7 +130,7 @@ class Exporter:
             healthy=lambda: (True, "watching"),
             ready=self._ready,
         )
-        self._host, self._since = socket.gethostname(), time.time()
+        self._host, self._began = socket.gethostname(), time.monotonic()
         self.id = f"{role}-0-{self._host[:32]}-{os.getpid()}-{secrets.token_hex(3)}"
         self._targets: list[dict[str, object]] = []
         self._stop = threading.Event()
@@ -141,8 +144,9 @@ class Exporter:
         self._http.close()
 
     def _ready(self) -> tuple[bool, str]:
-        snapshot = self.snapshot
-        return not snapshot.error and snapshot.at > 0, snapshot.error or f"probed {time.time() - snapshot.at:.1f} s ago"
+        snapshot, stalls = self.snapshot, self._newest
+        said = "".join(f"; stalled: {stall}" for stall in stalls[:3])
+        return not snapshot.error and snapshot.at > 0, f"probed {time.time() - snapshot.at:.1f} s ago{said}"
 
     def _watch(self) -> None:
         """Heartbeat, probe, export. An outage is exported, never fatal: the launcher decides what to do about it."""
@@ -154,10 +158,11 @@ class Exporter:
                     broker = AdminClient.connect(self._config.broker, self._config.run, url=self._url)
                 if time.monotonic() - beat > self._config.broker.lease_seconds / BEATS_PER_LEASE:
                     beat = time.monotonic()
-                    broker.heartbeat(self._heartbeat("watching"))
+                    with suppress(BrokerFull):  # the probe says so, and what can be read all the same
+                        broker.heartbeat(self._heartbeat("watching"))
                 self._export(probe(broker))
             except (*UNREACHABLE, SieveError) as error:
-                self._export(Snapshot(time.time(), error=explain(error)[1]))
+                self._export(outage(error))
         if broker is not None:
             if not self.snapshot.error:
                 broker.heartbeat(self._heartbeat("stopped"))
@@ -168,14 +173,14 @@ class Exporter:
             id=self.id,
             role=self._role,
             phase=phase,
-            since=self._since,
+            phase_seconds=time.monotonic() - self._began,
             pid=os.getpid(),
             host=self._host,
             metrics_url=self._http.url,
         )
 
     def _export(self, snapshot: Snapshot) -> None:
-        stalls = diagnose(snapshot, self._started)
+        stalls = self._newest = diagnose(snapshot, self._started)
         self.snapshot = snapshot
         self.stalls = self._lasting.update(stalls, time.monotonic())
         self.metrics.update(snapshot, stalls)

@@ -1,31 +1,96 @@
-"""Diagnosis of a run that does not move: a pure function from a Snapshot to the stalls in it.
+"""What can be wrong with a run that does not move: the kinds of stalls, and one stall as people read it.
 
-A stall is a place in the pipeline where nothing can pass, with its reason and what to do about it. The text that people
-read in `sieve status`, in the live view and in the launcher's log is made here and nowhere else; the exporter counts
-stalls by `kind`. Does no I/O.
+A stall is a place in the pipeline where nothing can pass, with its reason and what to do about it. Which stalls a
+snapshot has is decided in diagnosis.py. Does no I/O.
 """
 
 from __future__ import annotations
 
 import typing
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from broker.queue.heartbeat import Heartbeat
-from deploy.observe.snapshot import Snapshot
-
 StallKind = Literal[
-    "broker_unreachable", "run_not_opened", "no_learner", "no_actor", "no_verifier", "service_silent", "all_waiting"
+    "broker_password",
+    "broker_permission",
+    "broker_refused",
+    "broker_host",
+    "broker_silent",
+    "broker_cut",
+    "broker_not_redis",
+    "broker_loading",
+    "broker_read_only",
+    "broker_disk",
+    "broker_memory",
+    "broker_unusable",
+    "run_unreadable",
+    "run_not_opened",
+    "no_version",
+    "no_learner",
+    "learner_lease",
+    "learner_slow",
+    "no_actor",
+    "actor_silent",
+    "weights_missing",
+    "weights_corrupt",
+    "weights_unusable",
+    "weights_slow",
+    "no_verifier",
+    "verifier_silent",
+    "verifier_errors",
+    "service_trouble",
+    "verdict_slow",
+    "ticket_slow",
+    "ticket_reissued",
+    "tickets_waiting",
+    "queued_bytes",
+    "staleness_bound",
+    "all_dead_lettered",
+    "all_waiting",
 ]
-"""What is wrong, as a value of the metric label `kind`."""
+"""What is wrong, as a value of the metric label `kind`. Those of the broker are `broker_` and a BrokerCause."""
+MEANING: dict[StallKind, str] = {
+    "broker_password": "Redis refuses the user or the password in `broker.url`.",
+    "broker_permission": "Redis forbids this user a command that is needed.",
+    "broker_refused": "Nothing listens at the address: a wrong port, or Redis is not running.",
+    "broker_host": "The host in `broker.url` has no address.",
+    "broker_silent": "Redis, or the network, does not answer: stopped, overloaded, packets dropped.",
+    "broker_cut": "Connections are made and ended: TLS on one side only, too many clients, a proxy.",
+    "broker_not_redis": "Something else answers at the address.",
+    "broker_loading": "Redis reads its data after a start.",
+    "broker_read_only": "The address is that of a replica.",
+    "broker_disk": "Redis cannot write its data to its disk and refuses writes.",
+    "broker_memory": "Redis is at its memory limit and refuses writes.",
+    "broker_unusable": "Anything else: no broker was started, the private one is of another host, it is too old.",
+    "run_unreadable": "The run in Redis is of another schema than this release.",
+    "run_not_opened": "No live learner, and none has opened the run yet.",
+    "no_version": "The learner has not published anything to sample from, and has been busy for long.",
+    "no_learner": "No live learner.",
+    "learner_lease": "Every learner waits for the lease of one that is silent.",
+    "learner_slow": "The actors wait, and the learner has been in one phase for five times as long as a step takes.",
+    "no_actor": "No live actor.",
+    "actor_silent": "An actor stopped sending heartbeats and holds tickets, or was not replaced.",
+    "weights_missing": "An actor finds no files of the version it needs: its machine lacks the mount, for instance.",
+    "weights_corrupt": "An actor reads other files than were published.",
+    "weights_unusable": "An actor's model does not take the published weights.",
+    "weights_slow": "An actor holds tickets and waits for the files of a version.",
+    "no_verifier": "Completions wait in a queue that no live verifier serves.",
+    "verifier_silent": "A verifier stopped sending heartbeats and holds completions, or was not replaced.",
+    "verifier_errors": "A verifier gives nothing but errors: a tool that it needs is away.",
+    "service_trouble": "A service reports another reason why it cannot work.",
+    "verdict_slow": "The learner waits, and no verdict comes from a queue that is served.",
+    "ticket_slow": "The learner waits, and no completion comes: the oldest ticket takes five times as long as usual.",
+    "ticket_reissued": "A ticket was issued four times and never finished: it may end its actors.",
+    "tickets_waiting": "Tickets wait, and the actors wait for something else.",
+    "queued_bytes": "No ticket is granted, because `broker.max_queued_bytes` are queued.",
+    "staleness_bound": "No ticket is granted, because of the oldest group, and nothing else moves.",
+    "all_dead_lettered": "Every completion so far was given up on.",
+    "all_waiting": "Every service waits, and nothing of the above is the reason.",
+}
 STALL_KINDS: tuple[StallKind, ...] = typing.get_args(StallKind)
-LONG_WAIT_SECONDS = 30.0
-"""Shorter waits are normal: every service waits for its neighbours now and then."""
 LASTING_SECONDS = 30.0
 """A stall is reported unasked after this time: services start, and start again after a failure, within it."""
-FORGOTTEN_LEASES = 10
-"""A silent service is no longer reported after this many leases: its work has long been given to others."""
 
 
 @dataclass(frozen=True)
@@ -40,75 +105,6 @@ class Stall:
 
     def __str__(self) -> str:
         return f"{self.queue}: {self.reason}; {self.remedy}"
-
-
-def diagnose(snapshot: Snapshot, started: Collection[str] = ()) -> list[Stall]:
-    """Every stall in `snapshot`; empty when the run moves or is finished.
-
-    `started` names the queues (see Stall.queue) whose services the caller starts, and starts again, by itself.
-    Missing services come first, and alone: as long as one is missing, that others wait is only its consequence.
-    """
-    if snapshot.error:
-        # Error messages end with their remedy, after the last semicolon.
-        reason, _, remedy = snapshot.error.removeprefix("broker: ").rpartition("; ")
-        return [Stall("broker_unreachable", "broker", reason or "cannot be asked", remedy)]
-    if snapshot.depths is None or snapshot.depths.finished:
-        return []
-    return [*_missing(snapshot, started)] or [*_silent(snapshot), *_all_waiting(snapshot)]
-
-
-def _missing(snapshot: Snapshot, started: Collection[str]) -> Iterator[Stall]:
-    """Queues that no live service works on."""
-    depths = snapshot.depths
-    assert depths is not None
-
-    def missing(kind: StallKind, queue: str, reason: str, command: str) -> Stall:
-        by_itself = "it is being started; if that takes long, see its log in <run>/logs"
-        return Stall(kind, queue, reason, by_itself if queue in started else f"start `{command}`")
-
-    if not snapshot.alive("learner"):
-        if depths.opened:
-            reason = f"no live learner, {depths.ready} groups are ready and {depths.leased} leased"
-            yield missing("no_learner", "ready", reason, "sieve learner CONFIG")
-        else:
-            yield missing("run_not_opened", "run", "no learner has opened it yet", "sieve learner CONFIG")
-    if depths.opened and not snapshot.alive("actor"):
-        reason = f"no live actor, {depths.returned + depths.eval_waiting} tickets wait"
-        yield missing("no_actor", "tickets", reason, "sieve actor CONFIG")
-    served = {name for verifier in snapshot.alive("verifier") for name in verifier.queues}
-    for name, waiting in sorted(depths.verify.items()):
-        if waiting and name not in served:
-            reason = f"no live verifier serves this queue, {waiting} completions wait"
-            yield missing("no_verifier", f"verify:{name}", reason, f"sieve verifier CONFIG --name {name}")
-
-
-def _silent(snapshot: Snapshot) -> Iterator[Stall]:
-    """Services that stopped sending heartbeats without having stopped properly."""
-    lease = snapshot.lease_seconds
-    for heartbeat in snapshot.services:
-        works = heartbeat.role in ("actor", "verifier", "learner") and heartbeat.phase != "stopped"
-        if works and lease <= heartbeat.age_seconds < FORGOTTEN_LEASES * lease:
-            reason = f"no heartbeat for {heartbeat.age_seconds:.0f} s (limit {lease:g} s)"
-            remedy = f"its work returns to the others by itself; see its log in logs/{heartbeat.id}.log"
-            yield Stall("service_silent", heartbeat.id, reason, remedy)
-
-
-def _all_waiting(snapshot: Snapshot) -> Iterator[Stall]:
-    """The waits of learner and actors when every live service has been waiting for long."""
-    learners, actors = snapshot.alive("learner"), snapshot.alive("actor")
-    everyone = [*learners, *actors, *snapshot.alive("verifier")]
-    if not (snapshot.depths and snapshot.depths.opened and everyone):
-        return
-    if not all(_waits_long(heartbeat, snapshot.at) for heartbeat in everyone):
-        return
-    for heartbeat in [*learners, *actors]:
-        waited = snapshot.at - heartbeat.since
-        reason = f"has waited on {heartbeat.waiting_on} for {waited:.0f} s while every other service waits too"
-        yield Stall("all_waiting", heartbeat.id, reason, f"see its log in logs/{heartbeat.id}.log")
-
-
-def _waits_long(heartbeat: Heartbeat, now: float) -> bool:
-    return bool(heartbeat.waiting_on) and now - heartbeat.since > LONG_WAIT_SECONDS
 
 
 class LastingStalls:

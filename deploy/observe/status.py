@@ -6,27 +6,32 @@ takes. Never changes the run.
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import TypeVar
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 
 from broker.errors import EX_OK, EX_TEMPORARY, EX_UNAVAILABLE, BrokerUnavailable
 from broker.printable import one_line
 from broker.queue.admin_client import AdminClient
 from broker.queue.connection import RunConnection
-from broker.runtime.endpoint import answers, read_endpoint, resolve_url
+from broker.runtime.endpoint import answers, endpoint_path, read_endpoint, resolve_url
 from broker.runtime.redis_server import Server
 from broker.settings import BrokerSettings
 from deploy.config.tree import Config
-from deploy.observe.snapshot import Snapshot, probe
-from deploy.observe.stall import diagnose
+from deploy.observe.diagnosis import diagnose
+from deploy.observe.snapshot import Snapshot, outage, probe
+from deploy.observe.stall import Stall
+from deploy.observe.status_report import RunState, report
 from deploy.observe.tail import Tail
-from deploy.observe.view import render, summary_line
+from deploy.observe.view import render, steps_done, summary_line
 from deploy.rundir.schema import check_schema
+from learner.step_record import StepRecord
 
 ClientT = TypeVar("ClientT", bound=RunConnection)
 
@@ -63,21 +68,21 @@ def open_broker(config: Config, kind: type[ClientT]) -> Iterator[ClientT]:
             server.stop()
 
 
-def status(config: Config, console: Console, *, watch: bool) -> int:
-    """Print the state of the run once, or follow it until Ctrl-C or its end.
+def status(config: Config, console: Console, *, watch: bool, as_json: bool = False) -> int:
+    """Print the state of the run once, or follow it until Ctrl-C or its end; `as_json` prints a StatusReport per line.
 
     Returns the exit code: 0 when it moves or is finished, 75 when it is stalled, 69 when no broker answers and it is
-    not finished. Raises SchemaError.
+    not finished. Raises SchemaError, RunConflict.
     """
     check_schema(config.run.path)
-    tail = Tail(config.run.path)
+    view = _View(config, console, as_json)
     settings = _with_short_deadline(config)
     try:
         broker = AdminClient.connect(settings, config.run, url=resolve_url(settings, config.run))
     except BrokerUnavailable as error:
-        return _show_stopped(config, console, tail, str(error))
+        return view.outage(error)
     try:
-        return _watch(config, console, tail, broker) if watch else _show(config, console, tail, probe(broker))
+        return view.watch(broker) if watch else view.once(probe(broker))
     finally:
         broker.close()
 
@@ -86,49 +91,105 @@ def _with_short_deadline(config: Config) -> BrokerSettings:
     return config.broker.model_copy(update={"connect_seconds": min(ASK_SECONDS, config.broker.connect_seconds)})
 
 
-def _show_stopped(config: Config, console: Console, tail: Tail, error: str) -> int:
-    """The state of a run whose broker does not answer, from its metrics.jsonl."""
-    record = tail.read()
-    if record is None:
-        _print(console, f"{config.run.name}: not running: {error}")
-        return EX_UNAVAILABLE
-    finished = record.step >= config.schedule.steps
-    state = "finished" if finished else "stopped; continue it with `sieve run CONFIG --resume`"
-    _print(console, f"{config.run.name}: step {record.step}/{config.schedule.steps}, {state}")
-    return EX_OK if finished else EX_UNAVAILABLE
+class _View:
+    """The answers to one `sieve status`."""
 
+    def __init__(self, config: Config, console: Console, as_json: bool) -> None:
+        self._config, self._console, self._json = config, console, as_json
+        self._tail = Tail(config.run.path)
+        self._name, self._steps = config.run.name, config.schedule.steps
 
-def _show(config: Config, console: Console, tail: Tail, snapshot: Snapshot) -> int:
-    record, stalls = tail.read(), diagnose(snapshot)
-    if console.is_terminal:
-        console.print(render(snapshot, record, tail, config.run.name, config.schedule.steps, stalls))
-    else:
-        _print(console, summary_line(snapshot, record, tail, config.schedule.steps))
+    def once(self, snapshot: Snapshot) -> int:
+        """The state that the broker reports."""
+        record, stalls = self._tail.read(), diagnose(snapshot)
+        if self._json:
+            self._as_json(snapshot, record, stalls)
+        elif self._console.is_terminal:
+            self._console.print(self._screen(snapshot, record, stalls))
+        else:
+            self._lines(snapshot, record, stalls)
+        return EX_TEMPORARY if stalls else EX_OK
+
+    def watch(self, broker: AdminClient) -> int:
+        """The state again and again, until the end of the run or Ctrl-C."""
+        live = None if self._json else Live(console=self._console, refresh_per_second=2, transient=False)
+        with live or nullcontext():
+            try:
+                while True:
+                    snapshot = probe(broker)
+                    record, stalls = self._tail.read(), diagnose(snapshot)
+                    if live is None:
+                        self._as_json(snapshot, record, stalls)
+                    else:
+                        live.update(self._screen(snapshot, record, stalls))
+                    if snapshot.depths is not None and snapshot.depths.finished:
+                        return EX_OK
+                    time.sleep(WATCH_SECONDS)
+            except KeyboardInterrupt:
+                return EX_OK
+
+    def outage(self, error: BrokerUnavailable) -> int:
+        """The state of a run whose broker cannot be asked: from its metrics.jsonl, with the reason.
+
+        That it has stopped is said of a run with a private Redis only, when neither that nor the launcher lives. Any
+        other run may well go on where this command does not reach it.
+        """
+        record, snapshot = self._tail.read(), outage(error)
+        finished = record is not None and record.step >= self._steps
+        private = self._config.broker.url is None
+        gone = private and (error.cause == "refused" or not endpoint_path(self._config.run).exists())
+        stopped = gone and not _launcher_lives(self._config.run.path)
+        state: RunState = "finished" if finished else "stopped" if stopped else "unknown"
+        stalls = [] if finished or stopped else diagnose(snapshot)
+        if self._json:
+            self._as_json(snapshot, record, stalls, state)
+        elif record is None and stopped:
+            self._print(f"{self._name}: not running: {error}")
+        elif state == "unknown":
+            known = "" if record is None else f" (step {record.step}/{self._steps} by its metrics.jsonl)"
+            self._print(f"{self._name}: the broker cannot be asked, so its state is not known here{known}")
+            for stall in stalls:
+                self._print(f"stalled: {stall}")
+        else:
+            said = "finished" if finished else "stopped; continue it with `sieve run CONFIG --resume`"
+            self._print(f"{self._name}: step {steps_done(snapshot, record)}/{self._steps}, {said}")
+        return EX_OK if finished else EX_UNAVAILABLE
+
+    def _screen(self, snapshot: Snapshot, record: StepRecord | None, stalls: Sequence[Stall]) -> RenderableType:
+        return render(snapshot, record, self._tail, self._name, self._steps, stalls)
+
+    def _lines(self, snapshot: Snapshot, record: StepRecord | None, stalls: Sequence[Stall]) -> None:
+        self._print(summary_line(snapshot, record, self._tail, self._steps))
+        if record is None and snapshot.step:
+            self._print(
+                f"{self._config.run.path.absolute()}: holds no metrics.jsonl of it; the broker counts the steps"
+            )
         for setting in snapshot.unsafe:
-            _print(console, f"unsafe: {one_line(setting)}")
-        for heartbeat in snapshot.services:
-            waits = f", waits on {heartbeat.waiting_on}" if heartbeat.waiting_on else ""
-            seconds = max(0.0, snapshot.at - heartbeat.since)
-            age = f"last heartbeat {heartbeat.age_seconds:.1f} s ago"
-            _print(console, f"{heartbeat.id}: {heartbeat.phase}{waits} for {seconds:.0f} s, {age}")
+            self._print(f"unsafe: {one_line(setting)}")
+        for heartbeat in snapshot.listed:
+            self._print(f"{heartbeat.id}: {heartbeat.doing}, last heartbeat {heartbeat.age_seconds:.1f} s ago")
         for stall in stalls:
-            _print(console, f"stalled: {stall}")
-    return EX_TEMPORARY if stalls else EX_OK
+            self._print(f"stalled: {stall}")
+
+    def _as_json(
+        self, snapshot: Snapshot, record: StepRecord | None, stalls: Sequence[Stall], state: RunState | None = None
+    ) -> None:
+        if state is None:
+            done = snapshot.depths is not None and snapshot.depths.finished
+            state = "finished" if done else "stalled" if stalls else "moving"
+        found = report(self._name, self._steps, state, snapshot, record, stalls)
+        self._console.out(found.model_dump_json(by_alias=True), highlight=False)
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
-def _watch(config: Config, console: Console, tail: Tail, broker: AdminClient) -> int:
-    with Live(console=console, refresh_per_second=2, transient=False) as live:
-        try:
-            while True:
-                snapshot = probe(broker)
-                stalls = diagnose(snapshot)
-                live.update(render(snapshot, tail.read(), tail, config.run.name, config.schedule.steps, stalls))
-                if snapshot.depths is not None and snapshot.depths.finished:
-                    return EX_OK
-                time.sleep(WATCH_SECONDS)
-        except KeyboardInterrupt:
-            return EX_OK
-
-
-def _print(console: Console, text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True)
+def _launcher_lives(run: Path) -> bool:
+    """Whether the process that locked the run directory last (deploy/rundir/lock.py) is still there."""
+    try:
+        os.kill(int((run / "run.lock").read_text(encoding="ascii")), 0)
+    except PermissionError:
+        return True
+    except (OSError, ValueError, OverflowError):
+        return False
+    return True

@@ -26,8 +26,6 @@ PLAIN_SECONDS = 5.0
 """Time between two lines when the output is not a terminal."""
 SHOWN_EVENTS = 3
 SHOWN_SERVICES = 16
-GONE_LEASES = 3
-"""A service without a heartbeat for this many leases is no longer listed."""
 STYLE = {"actor": "cyan", "verifier": "magenta", "learner": "green", "broker": "blue", "launcher": "blue"}
 NO_TIME = "–:––"
 
@@ -91,7 +89,7 @@ def render(
 ) -> RenderableType:
     """The whole screen: progress, metrics, queues, services, stalls and the latest events."""
     return Group(
-        _progress(record, tail, name, steps),
+        _progress(snapshot, record, tail, name, steps),
         _metrics(snapshot, record),
         _queues(snapshot),
         _services(snapshot),
@@ -106,12 +104,13 @@ def summary_line(snapshot: Snapshot, record: StepRecord | None, tail: Tail, step
     depths = snapshot.depths
     if depths is None:
         return f"waiting for the broker: {snapshot.error or 'not asked yet'}"
+    step = steps_done(snapshot, record)
     if record is None:
-        progress = "  ".join([f"step 0/{steps}", *_starting(snapshot)])
+        progress = "  ".join([f"step {step}/{steps}", *([] if step else _starting(snapshot))])
     else:
         progress = "  ".join(
             [
-                f"step {record.step}/{steps}",
+                f"step {step}/{steps}",
                 f"{_clock(_seconds_left(record, tail, steps))} left",
                 f"pass {_number(record, 'pass_rate', 3)}",
                 f"stale {_number(record, 'staleness_mean', 2)}",
@@ -123,6 +122,11 @@ def summary_line(snapshot: Snapshot, record: StepRecord | None, tail: Tail, step
     queues = f"tickets {tickets} → verify {sum(depths.verify.values())} → ready {depths.ready} → leased {depths.leased}"
     dead = f"  {depths.dead_letters} dead letters" if depths.dead_letters else ""
     return f"{progress}  | {queues} | v{depths.version}  {snapshot.tokens_per_second:,.0f} tok/s{dead}"
+
+
+def steps_done(snapshot: Snapshot, record: StepRecord | None) -> int:
+    """Optimiser steps done: by metrics.jsonl, or by the broker where that file is not here, or not current."""
+    return max(snapshot.step, 0 if record is None else record.step)
 
 
 def _starting(snapshot: Snapshot) -> list[str]:
@@ -153,8 +157,8 @@ def _number(record: StepRecord | None, name: str, digits: int) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def _progress(record: StepRecord | None, tail: Tail, name: str, steps: int) -> RenderableType:
-    step = 0 if record is None else record.step
+def _progress(snapshot: Snapshot, record: StepRecord | None, tail: Tail, name: str, steps: int) -> RenderableType:
+    step = steps_done(snapshot, record)
     left = NO_TIME if record is None else _clock(_seconds_left(record, tail, steps))
     pace = tail.seconds_per_step()
     grid = Table.grid(padding=(0, 2))
@@ -207,21 +211,19 @@ def _queues(snapshot: Snapshot) -> RenderableType:
 
 def _services(snapshot: Snapshot) -> RenderableType:
     table = Table(box=None, padding=(0, 2), header_style="dim", pad_edge=False)
-    for column in ("service", "phase", "waiting on", "since", "heartbeat"):
-        table.add_column(column, no_wrap=True, justify="right" if column in ("since", "heartbeat") else "left")
-    gone = GONE_LEASES * snapshot.lease_seconds
-    shown = [
-        heartbeat for heartbeat in snapshot.services if heartbeat.phase != "stopped" and heartbeat.age_seconds < gone
-    ]
+    for column in ("service", "phase", "for", "waits on", "waiting", "heartbeat"):
+        table.add_column(column, no_wrap=True, justify="right" if column in ("for", "waiting", "heartbeat") else "left")
+    shown = snapshot.listed
     for heartbeat in shown[:SHOWN_SERVICES]:
         late = heartbeat.age_seconds > snapshot.lease_seconds
         table.add_row(
             Text(f"{heartbeat.role} {heartbeat.index}  pid {heartbeat.pid}", style=STYLE.get(heartbeat.role, "")),
             heartbeat.phase,
+            f"{heartbeat.phase_seconds:.0f} s",
             heartbeat.waiting_on or "–",
-            f"{max(0.0, snapshot.at - heartbeat.since):.0f} s",
+            f"{heartbeat.waiting_seconds:.0f} s" if heartbeat.waiting_on else "–",
             Text(f"{heartbeat.age_seconds:.0f} s ago", style="red" if late else ""),
         )
     if len(shown) > SHOWN_SERVICES:
-        table.add_row(f"… {len(shown) - SHOWN_SERVICES} more", "", "", "", "")
+        table.add_row(f"… {len(shown) - SHOWN_SERVICES} more", "", "", "", "", "")
     return table

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from docs.generators import commands, configuration, exit_codes, metrics, step_record, wire
+from docs.generators import commands, configuration, exit_codes, metrics, status, step_record, wire
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 PAGES: dict[str, Callable[[], str]] = {
@@ -14,6 +14,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "metrics.md": metrics.page,
     "commands.md": commands.page,
     "exit-codes.md": exit_codes.page,
+    "status.md": status.page,
     "step-record.md": step_record.page,
     "wire.md": wire.page,
 }

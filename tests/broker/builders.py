@@ -46,7 +46,7 @@ def open_run(broker: EveryRole, **change: object) -> RunSpec:
     """A run that is opened by a learner which has ended since."""
     run = spec(**change)
     broker.open_run(begin(broker, "opener"), run, prompts(run.train_prompts), prompts(run.eval_prompts))
-    broker.heartbeat(Heartbeat(id="opener", role="learner", phase="stopped", since=0))
+    broker.heartbeat(Heartbeat(id="opener", role="learner", phase="stopped"))
     return run
 
 
@@ -54,7 +54,7 @@ def begin(broker: EveryRole, learner: str = "learner") -> Epoch:
     """Take the run from whichever learner has it, which ends first."""
     holder = broker._state("learner")
     if holder is not None:
-        broker.heartbeat(Heartbeat(id=holder.decode(), role="learner", phase="stopped", since=0))
+        broker.heartbeat(Heartbeat(id=holder.decode(), role="learner", phase="stopped"))
     return broker.begin(learner)
 
 

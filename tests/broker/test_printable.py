@@ -33,7 +33,7 @@ ACTS = {
 def test_nothing_that_acts_gets_through(text: str) -> None:
     record = logging.LogRecord("x", logging.ERROR, "x.py", 1, "said %s", (text,), None)
     valid = text.encode("utf-8", "replace").decode()  # of a surrogate, pydantic makes an error
-    heartbeat = Heartbeat(id=f"a{valid}", role="actor", phase="judging", since=0, waiting_on=valid)
+    heartbeat = Heartbeat(id=f"a{valid}", role="actor", phase="judging", waiting_on=valid)
     shown = [printable(text), one_line(text), str(SieveError(text)), Line("s", traceback=True).format(record)]
     assert all(one.isprintable() for one in [*shown, heartbeat.id, heartbeat.waiting_on])
     assert all(line.startswith("    ") and line.isprintable() for line in indented(text).split("\n"))

@@ -90,7 +90,7 @@ class Rig:
         broker = self.broker()
         groups = len(answers) // n
         assert groups * n == len(answers)
-        broker.heartbeat(Heartbeat(id="learner", role="learner", phase="learning", since=time.time()))
+        broker.heartbeat(Heartbeat(id="learner", role="learner", phase="learning"))
         self.epoch = broker.begin("learner")
         broker.open_run(
             self.epoch,
@@ -116,7 +116,7 @@ class Rig:
             [],
         )
         broker.publish(self.epoch, 0, 0)
-        broker.heartbeat(Heartbeat(id="actor", role="actor", phase="sampling", since=time.time()))
+        broker.heartbeat(Heartbeat(id="actor", role="actor", phase="sampling"))
         left = list(answers)
         while left:
             tickets = broker.take("actor", len(left)).tickets

@@ -44,7 +44,7 @@ class Both:
         self.epoch = self.learner.begin("learner")
         self.learner.open_run(self.epoch, spec((EOS,), MAX_NEW), ragged(1, vocabulary=VOCABULARY), [])
         self.engine = open_engine(config, spec((EOS,), MAX_NEW), ACTOR)
-        self.actor.heartbeat(Heartbeat(id=ACTOR, role="actor", phase="sampling", since=0))
+        self.actor.heartbeat(Heartbeat(id=ACTOR, role="actor", phase="sampling"))
         log = logging.getLogger("sieve.test")
         receiver = open_receiver(config, self.engine, log)
         assert receiver is not None and receiver.ranks == (2 if parallel else 1)

@@ -68,6 +68,7 @@ for _, group_id in ipairs(group_ids) do
     settle(group_id, g.judged)
   end
 end
+if counts.pass + counts.fail > 0 then redis.call('HSET', STATE, 'judged_at', string.format('%.3f', now())) end
 add('outcome:pass', counts.pass)
 add('outcome:fail', counts.fail)
 add('repeated:verdict', repeated)

@@ -42,15 +42,24 @@ for k, c in ipairs(completions) do
   if answer == 'duplicate' or answer == 'stale' then repeated = repeated + 1 end
   replies[k], at = answer, at + c.bytes
 end
-local bytes = 0
+local bytes, last = 0, false
 for _, group_id in ipairs(group_ids) do
   local g, key = groups[group_id], group(group_id)
   if #g.set > 0 then
     redis.call('HSET', key, unpack(g.set))
     redis.call('HINCRBY', key, 'bytes', g.bytes)
-    if redis.call('HINCRBY', key, 'offered', #g.set / 2) == g.n then redis.call('HDEL', HELD, group_id) end
+    if redis.call('HINCRBY', key, 'offered', #g.set / 2) == g.n then
+      redis.call('HDEL', HELD, group_id)
+      last = redis.call('HGET', key, 'granted') or last
+    end
     bytes = bytes + g.bytes
   end
+end
+if bytes > 0 then redis.call('HSET', STATE, 'offered_at', string.format('%.3f', now())) end
+if last then -- what a ticket takes, as a moving average: `sieve status` compares those that are held with it
+  local took, mean = math.max(0, now() - tonumber(last)), redis.call('HGET', STATE, 'ticket_seconds')
+  if mean then took = 0.9 * tonumber(mean) + 0.1 * took end
+  redis.call('HSET', STATE, 'ticket_seconds', string.format('%.3f', took))
 end
 add('bytes', bytes)
 add('completions:train', counts.train)

@@ -42,6 +42,7 @@ if num('finished') == 1 then return {version, 'run finished'} end
 local reply, group_ids, reason, absorbed = {version, ''}, {}, '', num('absorbed')
 local function grant(group_id)
   redis.call('HSET', HELD, group_id, actor)
+  redis.call('HSET', group(group_id), 'granted', string.format('%.3f', now()))
   redis.call('HINCRBY', group(group_id), 'attempt', 1)
   local ticket = describe(group_id)
   room = room - (#ticket - 4)

@@ -55,7 +55,7 @@ class World:
         self.rollbacks = 0
 
     def beat(self, actor: str, phase: str = "sampling") -> None:
-        self.broker.heartbeat(Heartbeat(id=actor, role="actor", phase=phase, since=0))
+        self.broker.heartbeat(Heartbeat(id=actor, role="actor", phase=phase))
 
     def move(self, name: str, pick: int) -> None:
         b, actor = self.broker, f"a{pick % 2}"

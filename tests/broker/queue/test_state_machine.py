@@ -34,7 +34,7 @@ def broker(redis_url: str):
 
 
 def beat(broker, id: str, phase: str = "sampling", role: str = "actor") -> None:
-    broker.heartbeat(Heartbeat(id=id, role=role, phase=phase, since=time.time()))
+    broker.heartbeat(Heartbeat(id=id, role=role, phase=phase))
 
 
 def start(broker, **change: object):

@@ -123,7 +123,7 @@ def run(redis_url):
 
 
 def beat(broker, actor: str) -> None:
-    broker.heartbeat(Heartbeat(id=actor, role="actor", phase="sampling", since=0))
+    broker.heartbeat(Heartbeat(id=actor, role="actor", phase="sampling"))
 
 
 def alone(actor: str) -> Communicator:

@@ -13,8 +13,10 @@ NOW = 1000.0
 def depths(**more: Any) -> Depths:
     """Depths of an opened, unfinished run with empty queues, changed by `more`."""
     names = {name: 0 for name in Depths.model_fields}
-    lists: dict[str, Any] = {"staleness_in_flight": [], "staleness_in_queue": [], "verify": {}}
-    return Depths.model_validate({**names, "finished": False, "opened": True, **lists, **more})
+    lists: dict[str, Any] = {name: [] for name in ("staleness_in_flight", "staleness_in_queue", "leases", "queues")}
+    words: dict[str, Any] = {"most_issued": [], "verify": {}, "learner": "", "oldest_open": ""}
+    never: dict[str, Any] = {"offered_seconds": -1.0, "judged_seconds": -1.0}
+    return Depths.model_validate({**names, "finished": False, "opened": True, **lists, **words, **never, **more})
 
 
 def heartbeat(
@@ -22,7 +24,8 @@ def heartbeat(
     *,
     age: float = 1.0,
     waiting_on: str = "",
-    since: float = NOW - 1,
+    seconds: float = 1.0,
+    index: int = 0,
     phase: str = "working",
     queues: tuple[str, ...] = (),
     name: str = "",
@@ -35,7 +38,9 @@ def heartbeat(
             "role": role,
             "phase": phase,
             "waiting_on": waiting_on,
-            "since": since,
+            "phase_seconds": seconds,
+            "waiting_seconds": seconds if waiting_on else 0.0,
+            "index": index,
             "age_seconds": age,
             "queues": queues or (("arithmetic",) if role == "verifier" else ()),
             "metrics_url": metrics_url,

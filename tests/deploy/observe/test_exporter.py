@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry
 
+from deploy.observe.diagnosis import diagnose
 from deploy.observe.exporter import RunMetrics, scrape_targets
 from deploy.observe.snapshot import Snapshot
-from deploy.observe.stall import STALL_KINDS, diagnose
+from deploy.observe.stall import STALL_KINDS
 from tests.deploy.observe.snapshots import ALL, NOW, depths, heartbeat
 
 
@@ -49,10 +50,10 @@ def test_stalls_are_counted_by_kind_and_are_0_otherwise() -> None:
 def test_an_outage_is_a_stall_and_keeps_the_last_depths() -> None:
     registry = CollectorRegistry()
     metrics = RunMetrics(registry)
-    outage = Snapshot(NOW, error="refused; start it")
+    outage = Snapshot(NOW, error="refused; start it", cause="refused")
     for snapshot in (Snapshot(NOW, depths(ready=4), ALL), outage):
         metrics.update(snapshot, diagnose(snapshot))
-    assert registry.get_sample_value("sieve_stalls", {"kind": "broker_unreachable"}) == 1
+    assert registry.get_sample_value("sieve_stalls", {"kind": "broker_refused"}) == 1
     assert registry.get_sample_value("sieve_queue_ready") == 4
 
 

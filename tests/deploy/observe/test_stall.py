@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from deploy.observe.diagnosis import diagnose
 from deploy.observe.snapshot import Snapshot
-from deploy.observe.stall import LASTING_SECONDS, LastingStalls, Stall, diagnose
+from deploy.observe.stall import LASTING_SECONDS, MEANING, STALL_KINDS, LastingStalls, Stall
 from tests.deploy.observe.snapshots import ALL, NOW, depths, heartbeat
 
 
@@ -88,23 +89,22 @@ def test_every_missing_service_is_a_stall_of_its_own() -> None:
 
 def test_a_service_that_fell_silent_is_named_until_its_work_has_long_been_given_back() -> None:
     def silent(age: float) -> Snapshot:
-        return Snapshot(NOW, depths(), [*ALL, heartbeat("actor", age=age, name="actor-1")])
+        return Snapshot(NOW, depths(), [*ALL, heartbeat("actor", age=age, name="actor-1", index=1)])
 
     (stall,) = diagnose(silent(11.0))
-    assert (stall.kind, stall.queue) == ("service_silent", "actor-1")
+    assert (stall.kind, stall.queue) == ("actor_silent", "actor-1")
     assert "11 s (limit 10 s)" in stall.reason and "logs/actor-1.log" in stall.remedy
     assert diagnose(silent(9.0)) == [] and diagnose(silent(101.0)) == []
 
 
 def test_services_that_all_wait_for_long_are_named_with_what_they_wait_for() -> None:
     services = [
-        heartbeat(role, waiting_on=reason, since=NOW - 60)
+        heartbeat(role, waiting_on=reason, seconds=60)
         for role, reason in (("actor", "admission"), ("learner", "ready groups"), ("verifier", "verify queue"))
     ]
     found = diagnose(Snapshot(NOW, depths(), services))
-    assert {stall.kind for stall in found} == {"all_waiting"}
-    assert [stall.queue for stall in found] == ["learner-0-host-1-abc", "actor-0-host-1-abc"]
-    assert "ready groups for 60 s" in found[0].reason and "admission for 60 s" in found[1].reason
+    assert [(stall.kind, stall.queue) for stall in found] == [("all_waiting", "learner-0-host-1-abc")]
+    assert "ready groups for 60 s" in found[0].reason and "actor-0: admission" in found[0].reason
     services[0] = heartbeat("actor")
     assert diagnose(Snapshot(NOW, depths(), services)) == []
 
@@ -118,7 +118,33 @@ def test_services_that_all_wait_for_long_are_named_with_what_they_wait_for() -> 
     ],
 )
 def test_an_unreachable_broker_is_the_only_stall(error: str, reason: str, remedy: str) -> None:
-    assert diagnose(Snapshot(NOW, error=error)) == [Stall("broker_unreachable", "broker", reason, remedy)]
+    assert diagnose(Snapshot(NOW, error=error, cause="refused")) == [Stall("broker_refused", "broker", reason, remedy)]
+
+
+def test_a_corpse_that_was_replaced_is_named_only_while_it_holds_work() -> None:
+    corpse = heartbeat("actor", age=40.0, name="actor-dead")
+    held = {
+        "holder": "actor-dead",
+        "group_id": "0:1",
+        "lane": "train",
+        "attempt": 1,
+        "n": 2,
+        "offered": 1,
+        "seconds": 9,
+    }
+    assert diagnose(Snapshot(NOW, depths(), [*ALL, corpse])) == []
+    assert corpse not in Snapshot(NOW, depths(), [*ALL, corpse]).listed
+    (stall,) = diagnose(Snapshot(NOW, depths(leases=[held | {"count": 3}]), [*ALL, corpse]))
+    assert (stall.kind, stall.queue) == ("actor_silent", "actor-dead") and "holds 3 tickets" in stall.reason
+
+
+def test_only_living_actors_sample_tokens() -> None:
+    rates = [heartbeat("actor", age=age).model_copy(update={"values": {"tokens_per_second": 10.0}}) for age in (1, 11)]
+    assert Snapshot(NOW, depths(), rates).tokens_per_second == 10.0
+
+
+def test_every_kind_of_stall_has_a_meaning() -> None:
+    assert tuple(MEANING) == STALL_KINDS
 
 
 def test_a_stall_as_text_is_one_line_with_place_reason_and_remedy() -> None:

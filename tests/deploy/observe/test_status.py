@@ -37,7 +37,7 @@ def broker(redis_url: str) -> EveryRole:
 
 
 def beat(broker: EveryRole, role: Role, queues: tuple[str, ...] = ()) -> None:
-    broker.heartbeat(Heartbeat(id=role, role=role, phase="working", since=time.time(), queues=queues))
+    broker.heartbeat(Heartbeat(id=role, role=role, phase="working", queues=queues))
 
 
 def test_a_queue_beside_a_living_verifier_of_another_is_named_with_the_command_that_serves_it(
