@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from verifier.sandbox.ownership import abandoned, claim
+
 SYSTEMD = Path("/run/systemd/system")
 """Exists where systemd is the init system."""
 _SERVICES = "sieve-services"
@@ -70,10 +72,11 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Groups:
-    """The groups of one sandbox, below folders of its own."""
+    """The groups of one sandbox, below folders of its own, which the descriptors `claims` keep."""
 
     folders: tuple[Path, ...]
     version: int
+    claims: tuple[int, ...] = ()
 
     def make(self, name: str, memory_bytes: int, tasks: int) -> Group:
         """A new group with its limits; memory includes the run's files on a tmpfs, and excludes swap. Raises OSError.
@@ -111,6 +114,8 @@ class Groups:
         for top in self.folders:
             with contextlib.suppress(OSError):
                 top.rmdir()
+        for descriptor in self.claims:
+            os.close(descriptor)
 
 
 def version_2(name: str) -> Groups:
@@ -129,7 +134,8 @@ def version_2(name: str) -> Groups:
     if "memory" not in wanted:
         raise OSError(f"{own} has no controller `memory`")
     top = own / name
-    top.mkdir(exist_ok=True)  # the first step, since it fails where nothing was delegated
+    held = claim(top)  # the first step, since it fails where nothing was delegated
+    _sweep(own, 2)
     try:
         enable = " ".join(f"+{one}" for one in wanted)
         if "memory" not in (own / "cgroup.subtree_control").read_text().split():
@@ -138,8 +144,9 @@ def version_2(name: str) -> Groups:
         _write(top / "cgroup.subtree_control", enable)
     except OSError:
         top.rmdir()
+        os.close(held)
         raise
-    return Groups((top,), 2)
+    return Groups((top,), 2, (held,))
 
 
 def version_1(name: str) -> Groups:
@@ -147,18 +154,26 @@ def version_1(name: str) -> Groups:
 
     A folder of that name may be there: left by an earlier process of the same sandbox.
     """
-    made: list[Path] = []
+    made: dict[Path, int] = {}
     for controller in ("memory", "pids"):
         try:
-            top = _own("cgroup", controller) / name
-            top.mkdir(exist_ok=True)
+            own = _own("cgroup", controller)
+            top = own / name
+            if top in made:  # both controllers are in one hierarchy
+                continue
+            made[top] = claim(top)
         except OSError:
             if controller == "memory":
                 raise
             continue
-        if top not in made:  # both controllers may be in one hierarchy
-            made.append(top)
-    return Groups(tuple(made), 1)
+        _sweep(own, 1)
+    return Groups(tuple(made), 1, tuple(made.values()))
+
+
+def _sweep(own: Path, version: int) -> None:
+    """Remove the groups of sandboxes whose processes were all killed, and whatever of their programs still runs."""
+    for folder in abandoned(own):
+        Groups((folder,), version).remove()
 
 
 def _delegated(folder: Path) -> bool:

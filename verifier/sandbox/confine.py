@@ -24,6 +24,9 @@ CHANNEL = 3
 """The descriptor of the channel in the program, if the caller asked for one."""
 _MAPPED_NOT_USED = 4
 """Without a control group and a limit on address space: private writable memory per process, in `memory_bytes`."""
+_PAGE_OF_TABLE = 512
+"""Pages of memory that one page of page tables maps. In the same case the address space is this many times
+`memory_bytes`: reading pages that were never written takes page tables, and nothing that counts as used."""
 _SIGNALS = 256
 """Signals that may be queued; each takes kernel memory."""
 HIGH = 20
@@ -98,6 +101,7 @@ def _set_limits(plan: Plan, grouped: bool, tmpfs: bool) -> None:
         _limit(resource.RLIMIT_AS, limits.memory_bytes)
     elif not grouped:
         _limit(resource.RLIMIT_DATA, _MAPPED_NOT_USED * limits.memory_bytes)
+        _limit(resource.RLIMIT_AS, _PAGE_OF_TABLE * limits.memory_bytes)
     _limit(resource.RLIMIT_FSIZE, limits.file_bytes)
     _limit(resource.RLIMIT_NOFILE, limits.open_files)
     for none in (resource.RLIMIT_CORE, resource.RLIMIT_MEMLOCK, resource.RLIMIT_MSGQUEUE, resource.RLIMIT_RTPRIO):

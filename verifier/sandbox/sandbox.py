@@ -26,6 +26,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from verifier.sandbox import ownership
 from verifier.sandbox.confine import Plan
 from verifier.sandbox.folders import remove
 from verifier.sandbox.limits import MESSAGE_BYTES, Bounds, Level, Limits, Outcome, SandboxTrouble
@@ -64,8 +65,10 @@ class Sandbox:
         self.level = level
         self.readable = resolve((os.path.abspath(path) for path in readable), programs=programs)
         self._bounds: Bounds | None = None
-        self._home = Path(tempfile.mkdtemp(prefix="sieve-sandbox-", dir=directory))
-        self._forget = weakref.finalize(self, _forget, self._home)
+        for left in ownership.abandoned(directory or Path(tempfile.gettempdir())):
+            _forget(left)
+        self._home = Path(tempfile.mkdtemp(prefix=ownership.PREFIX, dir=directory))
+        self._forget = weakref.finalize(self, _forget, self._home, ownership.claim(self._home))
         self._home.chmod(0o711)  # other users may pass through to a directory whose name they know
         self._lock = threading.Lock()
         self._spawner: subprocess.Popen[bytes] | None = None
@@ -264,6 +267,8 @@ def _input(data: bytes) -> int:
         os.close(writable)
 
 
-def _forget(home: Path) -> None:
+def _forget(home: Path, claim: int | None = None) -> None:
     with contextlib.suppress(FileNotFoundError):  # the spawner has removed it
         remove(home)
+    if claim is not None:
+        os.close(claim)

@@ -4,10 +4,10 @@ Listed calls are refused with EPERM, calls newer than NEWEST with ENOSYS, and th
 dangerous call does not open a hole. The numbers are written out for the two supported architectures (a dependency on
 libseccomp would add a shared library to every image for this one table). Besides the usual ways out of a sandbox
 (ptrace, mounts, namespaces, keys, bpf, io_uring, sockets), the list has memory that no limit counts or that outlives
-its process (System V and POSIX queues, memfd, huge pages), what the whole machine shares (asynchronous I/O contexts,
-sync), and calls on files and processes that Landlock does not control (chmod, chown, times, xattrs, inotify, limits,
-priorities and signals of other processes). Sources: linux include/uapi/linux/{filter,seccomp,audit}.h. This module only
-builds the program; kernel.py installs it.
+its process (System V and POSIX queues, memfd, huge pages, locks on parts of files, rules of seccomp and Landlock), what
+the whole machine shares (asynchronous I/O contexts, sync), and calls on files and processes that Landlock does not
+control (chmod, chown, times, xattrs, inotify, limits, priorities and signals of other processes). Sources: linux
+include/uapi/linux/{filter,seccomp,audit}.h. This module only builds the program; kernel.py installs it.
 """
 
 from __future__ import annotations
@@ -43,22 +43,28 @@ sched_setparam:142,118 sched_setscheduler:144,119 sched_setattr:314,274 sched_se
 move_pages:279,239 mbind:237,235 set_mempolicy:238,237 set_mempolicy_home_node:450,450 io_setup:206,0
 io_destroy:207,1 io_getevents:208,4 io_submit:209,2 io_cancel:210,3 io_pgetevents:333,292 timer_create:222,107
 sync:162,81 syncfs:306,267 inotify_init:253,- inotify_init1:294,26 inotify_add_watch:254,27 fanotify_mark:301,263
+seccomp:317,277 landlock_create_ruleset:444,444 landlock_add_rule:445,445 landlock_restrict_self:446,446
 """
 _UNCOUNTED = "vmsplice:278,75 splice:275,76 tee:276,77"
 """Calls that keep memory in pipes, where only a control group counts it."""
 _ARGUMENTS = (
     "socketpair:53,199 clone:56,220 clone3:435,435 fork:57,- vfork:58,- kill:62,129 tkill:200,130 tgkill:234,131 \
 rt_sigqueueinfo:129,138 rt_tgsigqueueinfo:297,240 prlimit64:302,261 setrlimit:160,164 fcntl:72,25 ioctl:16,29 \
-mmap:9,222 fallocate:285,47 exit:60,93 exit_group:231,94"
+mmap:9,222 fallocate:285,47 exit:60,93 exit_group:231,94 prctl:157,167"
 )
 
 _CLONE_THREAD = 0x00010000
 _CLONE_NAMESPACES = 0x7E020000
-_FCNTL = (8, 15, 10, 1024, 1026, 1031)
-"""F_SETOWN and F_SETOWN_EX choose the process that a signal goes to, F_SETSIG the signal (SIGKILL too), which
-F_SETLEASE and F_NOTIFY then send; F_SETPIPE_SZ takes kernel memory."""
+_FCNTL = (6, 7, 37, 38, 8, 15, 10, 1024, 1026, 1031)
+"""F_SETLK, F_SETLKW, F_OFD_SETLK and F_OFD_SETLKW lock a part of a file: as many as a program likes, in kernel memory
+that not even a control group counts (Linux 6.18; flock(2), one lock for each open file, is allowed). F_SETOWN and
+F_SETOWN_EX choose the process that a signal goes to, F_SETSIG the signal (SIGKILL too), which F_SETLEASE and F_NOTIFY
+then send; F_SETPIPE_SZ takes kernel memory."""
 _IOCTL = (0x5412, 0x541C, 0x8901, 0x8902)
 """TIOCSTI and TIOCLINUX inject input into a terminal; FIOSETOWN and SIOCSPGRP do the same as F_SETOWN."""
+
+_PRCTL = (22,)
+"""PR_SET_SECCOMP: like seccomp(2) and Landlock's calls, memory in the kernel for rules that a program does not need."""
 
 _MAP_SHARED, _MAP_ANONYMOUS, _MAP_HUGETLB = 0x01, 0x20, 0x40000
 _RLIMIT_CPU = 0
@@ -148,8 +154,8 @@ def program(*, own_pid: int | None, may_fork: bool, grouped: bool = False, tmpfs
         examine("mmap", *huge, (_ANY_BIT, 0, 2, _MAP_ANONYMOUS), (_ANY_BIT, 0, 1, _MAP_SHARED), refuse, allow)
     if not tmpfs:  # libc then writes zeros instead
         examine("fallocate", (_RETURN, 0, 0, _EOPNOTSUPP))
-    for name, commands in (("fcntl", _FCNTL), ("ioctl", _IOCTL)):
-        body = [_argument(1)]
+    for name, commands in (("fcntl", _FCNTL), ("ioctl", _IOCTL), ("prctl", _PRCTL)):
+        body = [_argument(0 if name == "prctl" else 1)]
         for command in commands:
             body += [(_EQUAL, 0, 1, command), refuse]
         examine(name, *body, allow)

@@ -25,6 +25,7 @@ from verifier.sandbox.bounds import SCOPED, establish
 from verifier.sandbox.confine import Plan
 from verifier.sandbox.folders import remove
 from verifier.sandbox.limits import MESSAGE_BYTES, Limits
+from verifier.sandbox.ownership import claim
 from verifier.sandbox.supervisor import supervise
 
 
@@ -34,6 +35,7 @@ def main(descriptor: int, home: str, *scoped: str) -> None:
     `scoped`: "scoped" if systemd-run has started this process, in a scope of its own.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the service, which then closes its end
+    claimed = claim(Path(home))
     os.set_inheritable(descriptor, True)  # for the same program in a scope
     found = establish(home, scoped == (SCOPED,))
     os.set_inheritable(descriptor, False)
@@ -61,6 +63,7 @@ def main(descriptor: int, home: str, *scoped: str) -> None:
         found.groups.remove()
     with contextlib.suppress(FileNotFoundError):  # the service has removed it
         remove(Path(home))
+    os.close(claimed)
 
 
 def plan_of(fields: dict[str, Any]) -> Plan:

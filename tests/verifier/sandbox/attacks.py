@@ -98,9 +98,24 @@ for name, (intel, own), arguments in (
     ("fcntl F_SETSIG", (72, 25), (0, 10, 9)), ("fcntl F_NOTIFY", (72, 25), (0, 1026, 1)),
     ("mmap MAP_HUGETLB", (9, 222), (None, ctypes.c_size_t(2 << 20), 3, 0x40022, -1, ctypes.c_size_t(0))),
     ("shmget", (29, 194), (0, 4096, 0o1600)), ("io_uring_setup", (425, 425), (1, room)),
+    ("landlock_create_ruleset", (444, 444), (None, 0, 1)), ("seccomp", (317, 277), (2, 0, None)),
+    ("prctl PR_SET_SECCOMP", (157, 167), (22, 0, 0, 0, 0)),
+    *((f"fcntl {lock}", (72, 25), (0, lock, room)) for lock in (6, 7, 37, 38)),
 ):
     if call(own if arm else intel, *arguments) != -1 or ctypes.get_errno() != 1:
         print(name, "is not refused:", ctypes.get_errno())
+"""
+TABLES = """
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+size, private, without_reserve = 40 << 30, 0x22, 0x4000
+start = libc.mmap(None, size, mmap.PROT_READ, private | without_reserve, -1, 0)
+if start == ctypes.c_void_p(-1).value:
+    sys.exit("refused")
+for at in range(0, size, 2 << 20):
+    ctypes.c_char.from_address(start + at).value
 """
 SEEN = """
 for path in (
@@ -188,6 +203,16 @@ def forked(sandbox: Sandbox) -> None:
         assert outcome.ended == "memory", outcome
 
 
+def tables(sandbox: Sandbox) -> None:
+    """Pages that are only read take page tables: 80 MiB of them here, where 64 MiB is the limit."""
+    limits = Limits(memory_bytes=64 * MiB, disk_bytes=MiB, address_space=False, wall_seconds=60)
+    outcome = run(sandbox, TABLES, limits=limits)
+    if sandbox.bounds.memory in GROUPED:
+        assert outcome.ended == "memory", outcome
+    else:
+        assert (outcome.code, outcome.stderr.strip()) == (1, b"refused"), outcome
+
+
 def calls(sandbox: Sandbox) -> None:
     """Calls that concern the whole machine, or memory that no limit counts, are refused."""
     outcome = run(sandbox, CALLS)
@@ -208,6 +233,7 @@ ATTACKS: tuple[Callable[[Sandbox], None], ...] = (
     empty,
     disguised,
     forked,
+    tables,
     calls,
     seen,
 )

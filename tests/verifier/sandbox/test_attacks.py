@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,6 +48,32 @@ def test_no_group_and_no_folder_outlives_a_sandbox() -> None:
     left = subprocess.run(["find", "/sys/fs/cgroup", "-name", name], capture_output=True, text=True).stdout
     assert left == ""
     assert not sandbox._home.exists()
+
+
+def test_what_killed_processes_left_behind_is_removed_at_the_next_start(tmp_path: Path) -> None:
+    program = (
+        "import pathlib, sys\n"
+        "from verifier.sandbox.sandbox import Sandbox\n"
+        "sandbox = Sandbox('unsafe', directory=pathlib.Path(sys.argv[1]))\n"
+        "print(sandbox._home.name, sandbox.bounds.memory, sandbox._spawner.pid, flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+
+    def next_start() -> set[str]:
+        with Sandbox("unsafe", directory=tmp_path) as sandbox:
+            assert sandbox.bounds
+            places = [str(tmp_path), "/sys/fs/cgroup"]
+            return set(subprocess.run(["find", *places, "-name", name], capture_output=True, text=True).stdout.split())
+
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as service:
+        assert service.stdout is not None
+        name, memory, spawner = service.stdout.readline().split()
+        assert len(next_start()) > (memory in GROUPED)  # its owners live
+        os.kill(int(spawner), signal.SIGKILL)
+        service.kill()
+    assert next_start() == set()
 
 
 @pytest.mark.slow
