@@ -35,6 +35,10 @@ LARGEST = 256 << 20
 _CLASSES = "torch.distributed.checkpoint."
 _DATA_FILE = re.compile(r"__[0-9]{1,9}_[0-9]{1,9}\.distcp")
 _MOST_DIMENSIONS = 16
+_BYTES_OF_A_PART = 16
+"""Less than what a part of a tensor takes in the file, unless it refers to the same parts again and again."""
+_LONGEST_NAME = 200
+"""Characters of a module's name, and of a name in it."""
 _NUMBERS = ("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "SHORT_BINUNICODE", "BINUNICODE")
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
@@ -80,7 +84,7 @@ def read(directory: Path, sizes: Mapping[str, int]) -> Metadata:
     """
     data = read_plain(directory / FILE, LARGEST, links=False)
     try:
-        return _metadata(_tree(data), sizes)
+        return _metadata(_tree(data), sizes, len(data) // _BYTES_OF_A_PART)
     except (IndexError, TypeError, AttributeError, KeyError, ValueError, OverflowError, RecursionError) as error:
         if isinstance(error, NotMetadata):
             raise
@@ -127,7 +131,9 @@ def _tree(data: bytes) -> Any:
             _typed(stack[-1], _Pairs).items.extend(zip(flat[::2], flat[1::2], strict=True))
         elif name == "STACK_GLOBAL":
             last, module = stack.pop(), stack.pop()
-            stack.append(_Class(f"{_typed(module, str)}.{_typed(last, str)}"))
+            if max(len(_typed(module, str)), len(_typed(last, str))) > _LONGEST_NAME:
+                raise NotMetadata(f"{FILE} names a class in more than {_LONGEST_NAME} characters")
+            stack.append(_Class(f"{module}.{last}"))
         elif name in ("REDUCE", "NEWOBJ"):
             arguments, made = stack.pop(), stack.pop()
             stack.append(_Object(_known(_typed(made, _Class).name), arguments))
@@ -183,11 +189,13 @@ def _to_mark(stack: list[Any]) -> list[Any]:
 # --- from the tree to PyTorch's classes
 
 
-def _metadata(root: Any, sizes: Mapping[str, int]) -> Metadata:
+def _metadata(root: Any, sizes: Mapping[str, int], most_parts: int) -> Metadata:
+    """The metadata that a tree describes. A tree is small where it refers to one object often; what is built is not."""
     fields = _fields(root, "metadata.Metadata")
     tensors: dict[str, Any] = {}
     for name, entry in _typed(fields["state_dict_metadata"], _Pairs).items:
-        tensors[_typed(name, str)] = _entry(entry)
+        tensors[_typed(name, str)] = found = _entry(entry, most_parts)
+        most_parts -= len(found.chunks) if isinstance(found, TensorStorageMetadata) else 0
     places: dict[MetadataIndex, _StorageInfo] = {}
     for key, place in _typed(fields["storage_data"], _Pairs).items:
         index = _fields(key, "metadata.MetadataIndex")
@@ -205,13 +213,15 @@ def _metadata(root: Any, sizes: Mapping[str, int]) -> Metadata:
     return Metadata(tensors, storage_data=places, version=version if isinstance(version, str) else None)
 
 
-def _entry(entry: Any) -> TensorStorageMetadata | BytesStorageMetadata:
+def _entry(entry: Any, most_parts: int) -> TensorStorageMetadata | BytesStorageMetadata:
     if _typed(entry, _Object).name == f"{_CLASSES}metadata.BytesStorageMetadata":
         return BytesStorageMetadata()
     fields = _fields(entry, "metadata.TensorStorageMetadata")
     size = _size(fields["size"])
     chunks = []
-    for chunk in _typed(fields["chunks"], list):
+    if len(_typed(fields["chunks"], list)) > most_parts:
+        raise NotMetadata(f"{FILE} has more parts of tensors than its bytes can describe")
+    for chunk in fields["chunks"]:
         part = _fields(chunk, "metadata.ChunkStorageMetadata")
         offsets, lengths = _size(part["offsets"]), _size(part["sizes"])
         inside = all(at + length <= whole for at, length, whole in zip(offsets, lengths, size, strict=True))

@@ -11,7 +11,7 @@ import json
 import os
 import pickle
 import shutil
-import socket
+import stat
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -105,6 +105,20 @@ def nested(metadata: Metadata) -> bytes:
     return b"\x80\x04)" + deep + b"\x94}h@K\x01s."
 
 
+def repeated(metadata: Metadata) -> None:
+    """One list of parts in many tensors: small in the file, their product in memory."""
+    entry = first_tensor(metadata)
+    entry.chunks = entry.chunks * 500
+    entries = {str(n): TensorStorageMetadata(entry.properties, entry.size, entry.chunks) for n in range(500)}
+    metadata.state_dict_metadata.update(entries)
+
+
+def long_names(metadata: Metadata) -> bytes:
+    """Classes whose names are as long as the file: each mention would be a copy."""
+    name = b"X" + (1 << 16).to_bytes(4, "little") + b"a" * (1 << 16)
+    return b"\x80\x04" + name + b"\x94" + b"h\x00h\x00\x93" * 100 + b"."
+
+
 def in_entries(value: Callable[[Path], Any]) -> Callable[[Path, Path], None]:
     """Another value, pickled by torch.save, in place of every entry that is no tensor."""
 
@@ -172,6 +186,8 @@ HOSTILE: dict[str, tuple[Callable[[Path, Path], None], str]] = {
     "a place before the beginning": (moved(offset=-5), r"where a count belongs"),
     "a transformation": (moved(transform_descriptors=["zstd"]), r"transformation"),
     "a part larger than its tensor": (with_metadata(huge), r"has a part at|dimensions"),
+    "parts without number": (with_metadata(repeated), r"more parts of tensors than"),
+    "names without end": (with_metadata(long_names), r"names a class in more than"),
     "a packed archive": (bomb, r"larger unpacked"),
     "random state of no generator": (state(random=b"12"), r"random state"),
     "Z statistics by name": (state(z={"x": 1}), r"Z statistics"),
@@ -220,8 +236,7 @@ def test_special_files_are_refused_without_being_opened(made: Any, tmp_path: Pat
         if kind == "pipe":
             os.mkfifo(path)
         elif kind == "socket":
-            with socket.socket(socket.AF_UNIX) as listening:
-                listening.bind(os.path.relpath(path))
+            os.mknod(path, stat.S_IFSOCK | 0o600)  # binding one has a limit of 107 bytes for the path
         elif kind == "directory":
             path.mkdir()
         else:
