@@ -148,10 +148,10 @@ def resume(
     list_: Annotated[bool, typer.Option("--list", help="Print the steps that --from can go back to.")] = False,
     view: Annotated[bool, typer.Option(help="The live view; plain lines without.")] = True,
 ) -> int:
-    """Continue the run, as `run --resume` does; --from takes back all steps after an earlier one first.
+    """Continue a run from its last checkpoint, or an earlier one.
 
-    Their groups are sampled and trained again, and so are all that were in work. It is the remedy for a damaged
-    checkpoint and for training that went wrong.
+    With --from, the steps after that checkpoint are taken back: their groups are sampled and trained again, and so are
+    all that were in work. It is the remedy for a damaged checkpoint and for training that went wrong.
     """
     settings = load_config(config, set_, "all")
     from deploy.launch.rollback import checkpoints, roll_back

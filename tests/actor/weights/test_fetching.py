@@ -29,7 +29,7 @@ class Source:
         if version in self.broken:
             raise self.broken[version]
         return Fetched(
-            version, Path(f"v{version}"), {"fetch": 0.0, "verify": 0.0}, {"copied": 0, "kept": 0, "delta": 0}
+            version, "0" * 64, Path(f"v{version}"), {"fetch": 0.0, "verify": 0.0}, {"copied": 0, "kept": 0, "delta": 0}
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import socket
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,15 +14,9 @@ from broker.plain_files import NotPlain, open_plain, read_plain
 from broker.queue.state import VersionName
 from broker.weights.directory import DirectoryStore
 
-
-def bind(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(os.path.relpath(path))
-
-
 KINDS: dict[str, Callable[[Path], object]] = {
     "a named pipe": os.mkfifo,
-    "a socket": bind,
+    "a socket": lambda path: os.mknod(path, stat.S_IFSOCK | 0o600),
     "a directory": Path.mkdir,
     "a symbolic link": lambda path: path.symlink_to("/dev/zero"),
 }

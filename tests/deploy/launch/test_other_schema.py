@@ -12,6 +12,7 @@ import redis
 from rich.console import Console
 
 from broker.errors import EX_DATA, RunConflict
+from broker.queue.admin_client import AdminClient
 from deploy.config.load import load
 from deploy.config.tree import Config
 from deploy.launch.launcher import launch
@@ -32,7 +33,7 @@ def test_run_status_and_audit_refuse_it_before_anything_is_started(config: Confi
     console = Console(record=True)
 
     def audit() -> None:
-        with open_broker(config) as connection:
+        with open_broker(config, AdminClient) as connection:
             connection.audit()
 
     for command in (
