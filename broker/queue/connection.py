@@ -90,7 +90,7 @@ class RunConnection:
                 )
             url = settings.url.get_secret_value()
         try:
-            client = scripts.connect(url, socket_timeout=10.0)
+            client = scripts.connect(url, socket_timeout=min(10.0, max(3.0, settings.connect_seconds)))
         except ValueError:  # its message may hold a part of the password
             raise BrokerUnavailable(
                 "broker.url cannot be read: use redis://, rediss:// or unix://, and write special signs of a password "

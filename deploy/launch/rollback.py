@@ -43,7 +43,7 @@ def roll_back(config: Config, step: int) -> str:
         try:
             reply = broker.rollback(epoch, step, z)
         finally:
-            broker.heartbeat(Heartbeat(id=id, role="launcher", phase="stopped", since=0))
+            broker.heartbeat(Heartbeat(id=id, role="launcher", phase="stopped"))
     return (
         f"back at step {step} of {epoch.committed_step}: {reply.untrained} groups will be sampled and trained again, "
         f"{reply.discarded} in work are discarded"

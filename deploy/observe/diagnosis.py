@@ -52,8 +52,9 @@ def diagnose(snapshot: Snapshot, started: Collection[str] = ()) -> list[Stall]:
 
 
 def _broker(snapshot: Snapshot) -> Stall:
-    # Error messages end with their remedy, after the last semicolon.
-    reason, _, remedy = snapshot.error.removeprefix("broker: ").rpartition("; ")
+    # Error messages end with their remedy, after the last semicolon, or colon where they have none.
+    error = snapshot.error.removeprefix("broker: ")
+    reason, _, remedy = error.rpartition("; " if "; " in error else ": ")
     kind = cast(StallKind, "run_unreadable" if snapshot.cause is None else f"broker_{snapshot.cause}")
     return Stall(kind, "broker", reason or "cannot be asked", remedy)
 

@@ -108,6 +108,8 @@ class _View:
             self._console.print(self._screen(snapshot, record, stalls))
         else:
             self._lines(snapshot, record, stalls)
+        if snapshot.depths is None:
+            return EX_UNAVAILABLE
         return EX_TEMPORARY if stalls else EX_OK
 
     def watch(self, broker: AdminClient) -> int:
@@ -174,9 +176,10 @@ class _View:
     def _as_json(
         self, snapshot: Snapshot, record: StepRecord | None, stalls: Sequence[Stall], state: RunState | None = None
     ) -> None:
-        if state is None:
-            done = snapshot.depths is not None and snapshot.depths.finished
-            state = "finished" if done else "stalled" if stalls else "moving"
+        if snapshot.depths is None:
+            state = state or "unknown"
+        else:
+            state = "finished" if snapshot.depths.finished else "stalled" if stalls else "moving"
         found = report(self._name, self._steps, state, snapshot, record, stalls)
         self._console.out(found.model_dump_json(by_alias=True), highlight=False)
 

@@ -204,11 +204,17 @@ def test_an_evaluation_is_sampled_with_exactly_its_version_even_after_newer_ones
 
 
 @pytest.mark.slow
-def test_corrupt_weights_are_named_and_never_sampled_from(redis_url, tmp_path, model_path):
+def test_missing_and_corrupt_weights_are_named_and_never_sampled_from(redis_url, tmp_path, model_path):
     run = Run(redis_url, tmp_path, groups_per_step=2, steps=10**6)
+    run.publish(0)
+    away = run.weights.path.rename(tmp_path / "away")  # as on a machine without the mount
     with serving(tree(tmp_path, model_path), redis_url) as service:
-        run.publish(0)
+        eventually(lambda: service.heartbeat().trouble == "weights_missing")
+        ready, why = service._is_ready()
+        assert not ready and "weights_missing: version 0" in why
+        away.rename(run.weights.path)
         eventually(run.train)
+        assert service._is_ready()[0]
         path = run.files(1) / "model.safetensors"
         data = bytearray(path.read_bytes())
         data[-1] ^= 1
@@ -216,8 +222,10 @@ def test_corrupt_weights_are_named_and_never_sampled_from(redis_url, tmp_path, m
         run.point(1)
         eventually(lambda: value(service, "sieve_actor_weights_failures_total", reason="corrupt") >= 2)
         assert value(service, "sieve_actor_version") == 0
+        assert service.heartbeat().trouble == "weights_corrupt" and not service._is_ready()[0]
         run.publish(2)
         eventually(lambda: run.train() and value(service, "sieve_actor_version") == 2)
+        assert service._is_ready()[0]
         members: list[Member] = []
         while not any(one.completion.oldest == 2 for one in members):
             members += run.train() or []

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from deploy.observe.diagnosis import diagnose
 from deploy.observe.snapshot import Snapshot
@@ -145,6 +148,14 @@ def test_only_living_actors_sample_tokens() -> None:
 
 def test_every_kind_of_stall_has_a_meaning() -> None:
     assert tuple(MEANING) == STALL_KINDS
+
+
+def test_every_kind_of_stall_raises_exactly_one_alert() -> None:
+    rules = yaml.safe_load((Path(__file__).parents[3] / "deploy/prometheus/rules.yml").read_text())
+    expressions = [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
+    patterns = [found[1] for text in expressions if (found := re.search(r'sieve_stalls\{kind=~"([^"]+)"\}', text))]
+    for kind in STALL_KINDS:
+        assert sum(re.fullmatch(pattern, kind) is not None for pattern in patterns) == 1, kind
 
 
 def test_a_stall_as_text_is_one_line_with_place_reason_and_remedy() -> None:

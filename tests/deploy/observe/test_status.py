@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,8 @@ from broker.queue.heartbeat import Heartbeat, Role
 from deploy.config.load import load
 from deploy.observe.exporter import Exporter
 from deploy.observe.status import status
+from deploy.observe.status_report import StatusReport
+from deploy.rundir.schema import mark_schema
 from tests.broker.builders import EveryRole, begin, connect, offer_all, prompts, spec
 
 Write = Callable[[Any], Path]
@@ -62,6 +66,50 @@ def test_a_queue_beside_a_living_verifier_of_another_is_named_with_the_command_t
     beat(broker, "verifier", ("arithmetic", "lean"))
     code, text = ask()
     assert code == 0 and "stalled" not in text
+
+
+def test_a_run_that_is_looked_at_from_another_directory_has_the_step_that_the_broker_counts(
+    broker: EveryRole, tree: dict[str, Any], write: Write, redis_url: str
+) -> None:
+    config = load(write({**tree, "broker": {"url": redis_url}}), environment={}, check="none")
+    broker.heartbeat(Heartbeat(id="learner", role="learner", phase="training", values={"step": 2.0}))
+    console = Console(width=200, record=True)
+    status(config, console, watch=False)
+    text = console.export_text()
+    assert "step 2/20" in text and "holds no metrics.jsonl of it" in text
+
+
+def test_the_json_is_one_line_that_says_what_the_text_says(
+    broker: EveryRole, tree: dict[str, Any], write: Write, redis_url: str
+) -> None:
+    config = load(write({**tree, "broker": {"url": redis_url}}), environment={}, check="none")
+    beat(broker, "verifier", ("arithmetic",))
+    console = Console(width=40, record=True)
+    assert status(config, console, watch=False, as_json=True) == 75
+    found = json.loads(console.export_text())
+    assert (found["schema"], found["name"], found["state"], found["cause"]) == (1, "small", "stalled", None)
+    assert [(stall["kind"], stall["queue"]) for stall in found["stalls"]] == [("no_verifier", "verify:lean")]
+    assert {service["id"]: service["alive"] for service in found["services"]} == dict.fromkeys(
+        ("actor", "learner", "verifier"), True
+    )
+    assert found["depths"]["verify"] == {"arithmetic": 1, "lean": 1} and found["unsafe"] == [UNSAFE]
+    StatusReport.model_validate(found)
+
+
+def test_a_private_run_has_stopped_only_when_its_launcher_has_too(tree: dict[str, Any], write: Write) -> None:
+    config = load(write(tree), environment={}, check="none")
+    mark_schema(config.run.path)
+    (config.run.path / "metrics.jsonl").write_text(json.dumps({"step": 3, "version": 1, "time": 1.0}) + "\n")
+
+    def ask() -> tuple[int, str]:
+        console = Console(width=200, record=True)
+        return status(config, console, watch=False), console.export_text()
+
+    assert ask() == (69, "small: step 3/20, stopped; continue it with `sieve run CONFIG --resume`\n")
+    (config.run.path / "run.lock").write_text(f"{os.getpid()}\n")
+    code, text = ask()
+    assert code == 69 and "step 3/20 by its metrics.jsonl" in text and "stalled: broker: no broker.url is set" in text
+    assert "--resume" not in text and "start sieve broker CONFIG" in text
 
 
 def test_the_exporter_counts_the_stall_and_shows_it_once_it_has_lasted(
