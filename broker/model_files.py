@@ -26,6 +26,10 @@ READ = {
     "tokenizer.json": 512 << 20,
 }
 """The JSON files that transformers and vLLM read, and the most bytes that each may have."""
+TEXTS = {".jinja": JSON_BYTES, **dict.fromkeys((".json", ".txt", ".model", ".tiktoken"), 512 << 20)}
+"""The most bytes of other files that transformers and vLLM read whole, by their names' ends."""
+TEMPLATES = "additional_chat_templates"
+"""The one folder in a model directory that transformers reads."""
 HEADER_BYTES = 100_000_000
 """As safetensors itself limits the header of a file."""
 LARGEST = 1 << 31
@@ -39,6 +43,8 @@ _DIMENSIONS = re.compile(
     r"|max_position_embeddings|n_routed_experts"
 )
 """Numbers that say how large a tensor or a list of layers is."""
+_ATTENTIONS = (None, "eager", "sdpa", "flex_attention")
+"""Implementations of attention that are transformers' own; other names are those of packages and of code on the Hub."""
 _LAYER = re.compile(r"\.(?:layers|h|blocks)\.([0-9]{1,6})\.")
 
 
@@ -98,7 +104,9 @@ def tensors(path: Path) -> dict[str, list[int]]:
 def _problems(directory: Path, headers: bool) -> Iterator[str]:
     if not directory.is_dir():
         return
-    yield from _foreign_files(directory)
+    yield from _foreign_files(directory, directory)
+    if (directory / TEMPLATES).is_dir():
+        yield from _foreign_files(directory, directory / TEMPLATES)
     if (directory / ADAPTER).exists():
         yield (
             f"{ADAPTER} makes this an adapter, whose base model would be loaded from wherever it says; name the "
@@ -115,17 +123,18 @@ def _problems(directory: Path, headers: bool) -> Iterator[str]:
             yield f"{error}; copy the model there again"
             continue
         config = body if name == CONFIG else config
+    yield from _chosen_code(config)
     yield from _pickles(directory)
     if headers:
         yield from _weights(directory, config)
 
 
-def _foreign_files(directory: Path) -> Iterator[str]:
-    """Names that stand for no regular file or directory, or for one elsewhere."""
+def _foreign_files(directory: Path, folder: Path) -> Iterator[str]:
+    """Names in a folder that stand for no regular file or directory, for one outside the model, or for endless text."""
     root = directory.resolve()
     # In the cache of the Hugging Face Hub a model's files are links to <model>/blobs.
     inside = [root, root.parents[1] / "blobs"] if root.parent.name == "snapshots" else [root]
-    for path in sorted(directory.iterdir()):
+    for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             continue
         if path.is_symlink():
@@ -137,7 +146,23 @@ def _foreign_files(directory: Path) -> Iterator[str]:
             if not any(target.is_relative_to(one) for one in inside):
                 yield f"{path.name} is a symbolic link out of the directory; copy the file itself there"
         if not path.is_dir():
-            check_plain(path)
+            size, most = check_plain(path).st_size, TEXTS.get(path.suffix)
+            if most is not None and size > most:
+                yield f"{path.name} has {size} bytes, at most {most} are read; copy the model there again"
+
+
+def _chosen_code(config: dict[str, Any]) -> Iterator[str]:
+    """Choices of code and of files that belong to whoever loads the model, in a configuration and its sections."""
+    sections = [config]
+    while sections:
+        for name, value in sections.pop().items():
+            several = value.values() if isinstance(value, dict) else [value]
+            if name.lstrip("_").startswith("attn_implementation") and any(one not in _ATTENTIONS for one in several):
+                yield f"{name} = {str(value)[:80]!r} in {CONFIG} chooses code from elsewhere; remove it there"
+            elif name == "transformers_weights" and value is not None:
+                yield f"{name} = {str(value)[:80]!r} in {CONFIG} names other weights; name them model.safetensors"
+            elif isinstance(value, dict):
+                sections.append(value)
 
 
 def _pickles(directory: Path) -> Iterator[str]:

@@ -52,8 +52,29 @@ def header(text: bytes, length: int | None = None) -> Callable[[Path], object]:
     return replaced("model.safetensors", lambda path: path.write_bytes(size + text))
 
 
+def endless(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+
+
+def template(made_by: Callable[[Path], object]) -> Callable[[Path], object]:
+    def apply(model: Path) -> None:
+        (model / "additional_chat_templates").mkdir()
+        made_by(model / "additional_chat_templates" / "other.jinja")
+
+    return apply
+
+
 HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a vocabulary that no file holds": (changed(vocab_size=1 << 30), "a tensor of"),
+    "attention from the Hub": (changed(attn_implementation="a/kernel"), "chooses code from elsewhere"),
+    "attention from the Hub, inside": (changed(text_config={"_attn_implementation": {"": "a/b"}}), "chooses code"),
+    "other weights": (changed(transformers_weights="other.safetensors"), "names other weights"),
+    "an endless template": (replaced("chat_template.jinja", endless), "at most [0-9]+ are read"),
+    "endless merges": (replaced("merges.txt", endless), "at most [0-9]+ are read"),
+    "an endless template in the folder": (template(endless), "at most [0-9]+ are read"),
+    "a template that is a pipe": (template(os.mkfifo), "named pipe"),
+    "a template from elsewhere": (template(lambda path: path.symlink_to("/etc/passwd")), "out of the directory"),
     "a width that no file holds": (changed(hidden_size=1 << 24), "a tensor of"),
     "an inner width that no file holds": (changed(intermediate_size=10**9), "a tensor of"),
     "heads that no file holds": (changed(num_attention_heads=10**6, head_dim=10**3), "heads"),
