@@ -15,6 +15,8 @@ from deploy.config.errors import ConfigError
 
 MOST_VALUES = 100_000
 """Values in one document, aliases written out. The largest configurations have some hundreds."""
+LONGEST_NUMBER = 64
+"""Characters of a number. Of thousands, Python makes one that it refuses to print."""
 DEEPEST = 64
 """Levels of sections and lists, aliases written out."""
 
@@ -54,6 +56,14 @@ class _Loader(yaml.SafeLoader):
             _measure(node, {})
         return node
 
+    def construct_number(self, node: yaml.ScalarNode) -> Any:
+        if len(node.value) > LONGEST_NUMBER:
+            problem = (
+                f"a number of {len(node.value)} characters, at most {LONGEST_NUMBER} are read; quote it if it is text"
+            )
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return yaml.SafeLoader.yaml_constructors[node.tag](self, node)
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: dict[Any, int] = {}
         for key_node, _ in node.value:
@@ -66,6 +76,10 @@ class _Loader(yaml.SafeLoader):
                 raise ConfigError([problem])
             seen[key] = line
         return typing.cast("dict[Any, Any]", super().construct_mapping(node, deep))
+
+
+for _kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_number)
 
 
 def _measure(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:

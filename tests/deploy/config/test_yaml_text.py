@@ -30,6 +30,8 @@ REFUSED = {
     "a key that is a list": ("? [a, b]\n: c", r"is not text"),
     "no such day": ("a: 2026-02-31", r"not YAML"),
     "a number of 5000 digits": ("a: " + "9" * 5000, r"not YAML"),
+    "a hexadecimal number of 5000 digits": ("a: 0x" + "f" * 5000, r"not YAML.*at most 64 are read"),
+    "a number to the base of 60": ("a: 1" + ":59" * 5000, r"not YAML.*at most 64 are read"),
     "a tag": ("a: !!python/object/apply:os.system [id]", r"not YAML"),
 }
 
