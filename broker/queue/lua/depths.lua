@@ -24,7 +24,8 @@ local out = {
 local function ticket(group_id, holder)
   local g = redis.call('HMGET', group(group_id), 'lane', 'version', 'attempt', 'n', 'offered', 'granted')
   return {holder = holder, group_id = group_id, lane = g[1] or '', attempt = tonumber(g[3] or '0'),
-    n = tonumber(g[4] or '0'), offered = tonumber(g[5] or '0'), seconds = math.max(0, since(g[6]))}, tonumber(g[2] or '0')
+    n = tonumber(g[4] or '0'), offered = tonumber(g[5] or '0'), seconds = math.max(0, since(g[6]))},
+    tonumber(g[2] or '0')
 end
 
 -- Of each holder the number of its tickets and the oldest; and the ticket that was issued most often.

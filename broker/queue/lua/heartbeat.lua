@@ -5,6 +5,10 @@
 ---@param phase string  `stopped` removes the service
 ---@param lease_seconds number
 local t = now()
+-- When the clock of Redis was set back, what was seen "later" was seen now at the latest: the dead live one lease more.
+for _, ahead in ipairs(redis.call('ZRANGEBYSCORE', SEEN, '(' .. string.format('%.6f', t), '+inf')) do
+  redis.call('ZADD', SEEN, t, ahead)
+end
 if phase == 'stopped' then
   redis.call('ZREM', SEEN, id)
   redis.call('HDEL', P .. 'services', id)

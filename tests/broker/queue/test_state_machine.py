@@ -166,6 +166,20 @@ def test_a_dead_actors_ticket_goes_to_another_which_samples_only_what_is_missing
     assert broker.audit().lost == 0 and broker.depths().reissued == 1
 
 
+def test_a_clock_that_was_set_back_keeps_the_dead_alive_for_one_lease_only(broker):
+    start(broker)
+    (ticket,) = broker.take("a", 1).tickets
+    beat(broker, "b")
+    for name in ("a", "learner"):  # as they stand when Redis's clock has gone back by an hour
+        broker._redis.zincrby(broker._key("seen"), 3600, name)
+    beat(broker, "b")
+    time.sleep(1.1)
+    beat(broker, "b")
+    again = next(one for one in broker.take("b", 1).tickets if one.group_id == ticket.group_id)
+    assert again.attempt == 2 and not next(s for s in broker.services() if s.id == "b").age_seconds > 1
+    assert broker.begin("another").number > 1  # the learner's lease is over too
+
+
 def test_released_tickets_and_those_of_a_stopped_actor_are_reissued_at_once(broker):
     start(broker)
     first, second = broker.take("a", 4).tickets[:2]
