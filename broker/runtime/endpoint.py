@@ -14,8 +14,12 @@ import redis
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from broker.errors import BrokerUnavailable
+from broker.plain_files import NotPlain, read_plain
 from broker.queue.scripts import connect
 from broker.settings import BrokerSettings, RunSettings
+
+MOST_BYTES = 1 << 16
+"""Of broker.json."""
 
 
 class Endpoint(BaseModel):
@@ -39,9 +43,13 @@ def read_endpoint(run: RunSettings) -> Endpoint | None:
     """The contents of broker.json; None when there is none. Raises BrokerUnavailable when it cannot be read."""
     path = endpoint_path(run)
     try:
-        return Endpoint.model_validate_json(path.read_bytes())
+        return Endpoint.model_validate_json(read_plain(path, MOST_BYTES))
     except FileNotFoundError:
         return None
+    except NotPlain as error:
+        raise BrokerUnavailable(
+            f"{path} {error.strerror}; remove it and start sieve broker CONFIG again", lasting=True
+        ) from None
     except OSError as error:
         raise BrokerUnavailable(
             f"{path}: {error.strerror}; only the user who started the broker can read it", lasting=True

@@ -195,7 +195,7 @@ def appended(path: Path, offset: int, inode: int) -> tuple[list[dict[str, Any]],
                     break  # still being written
                 try:
                     found.append(json.loads(line))
-                except ValueError:
+                except (ValueError, RecursionError):
                     raise run_files.RecordError(f"{path}: the line at byte {offset} is not JSON; remove it") from None
                 offset += len(line)
     except FileNotFoundError:

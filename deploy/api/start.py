@@ -16,6 +16,7 @@ from typing import IO, Any, TypeAlias
 
 import yaml
 
+from broker.plain_files import NotPlain, read_plain
 from deploy.api.run import POLL_SECONDS, Run, attach, raise_failure
 from deploy.config.load import load
 from deploy.config.tree import Config, plain
@@ -148,8 +149,8 @@ def _signature(path: Path) -> tuple[int, int] | None:
 def _holder(directory: Path) -> int | None:
     """Process id of the launcher that locked the directory last."""
     try:
-        return int((directory / "run.lock").read_text())
-    except (FileNotFoundError, ValueError):
+        return int(read_plain(directory / "run.lock", 32))
+    except (FileNotFoundError, NotPlain, ValueError):
         return None
 
 

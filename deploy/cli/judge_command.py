@@ -94,7 +94,7 @@ def _single(record: str | None, answer: str | None) -> dict[str, Any]:
 
     try:
         found = json.loads(record or "")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f'--record: not JSON ({error}); write --record \'{{"answer": "5"}}\'') from None
     return {"record": found, "answer": sys.stdin.read() if answer == "-" else answer}
 
@@ -106,7 +106,7 @@ def _lines(path: Path) -> Iterator[Any]:
                 if text.strip():
                     try:
                         yield json.loads(text)
-                    except ValueError as error:
+                    except (ValueError, RecursionError) as error:
                         yield f"not JSON ({error})"
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}; give a file of cases") from None

@@ -119,7 +119,7 @@ def _of_checkpoints(broker: AdminClient, run: Path, spec: RunSpec, counted: Audi
             with run_files.opened(path / "manifest.json") as file:
                 manifest = json.load(file)
             found = manifest["step"], manifest["fingerprint"]
-        except (run_files.RecordError, OSError, ValueError, KeyError, TypeError) as error:
+        except (run_files.RecordError, OSError, ValueError, RecursionError, KeyError, TypeError) as error:
             yield f"checkpoint {path} cannot be read ({type(error).__name__})"
             continue
         if found != (step, spec.fingerprint):

@@ -17,6 +17,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 
 from broker.errors import EX_OK, EX_TEMPORARY, EX_UNAVAILABLE, BrokerUnavailable
+from broker.plain_files import read_plain
 from broker.printable import one_line
 from broker.queue.admin_client import AdminClient
 from broker.queue.connection import RunConnection
@@ -190,7 +191,7 @@ class _View:
 def _launcher_lives(run: Path) -> bool:
     """Whether the process that locked the run directory last (deploy/rundir/lock.py) is still there."""
     try:
-        os.kill(int((run / "run.lock").read_text(encoding="ascii")), 0)
+        os.kill(int(read_plain(run / "run.lock", 32)), 0)
     except PermissionError:
         return True
     except (OSError, ValueError, OverflowError):

@@ -8,7 +8,7 @@ import statistics
 from collections import deque
 from pathlib import Path
 
-from deploy.rundir.run_files import opened, step_record
+from deploy.rundir.run_files import RecordError, opened, step_record
 from learner.step_record import StepRecord
 
 RECENT = 20
@@ -37,8 +37,13 @@ class Tail:
                 for line in file:
                     if not line.endswith(b"\n"):
                         break  # still being written
+                    try:
+                        record = json.loads(line)
+                    except (ValueError, RecursionError):
+                        problem = f"{self._path}: the line at byte {self._offset} is not JSON; remove it"
+                        raise RecordError(problem) from None
                     self._offset += len(line)
-                    self.recent.append(step_record(self._path, json.loads(line)))
+                    self.recent.append(step_record(self._path, record))
         except FileNotFoundError:
             return None
         return self.recent[-1] if self.recent else None

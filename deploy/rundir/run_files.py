@@ -47,7 +47,7 @@ def lines(path: Path) -> Iterator[dict[str, Any]]:
         for number, text in enumerate(file, 1):
             try:
                 value = json.loads(text)
-            except ValueError:
+            except (ValueError, RecursionError):
                 if not text.endswith("\n"):
                     return
                 raise RecordError(f"{path}: line {number} is not JSON; remove the line and try again") from None
@@ -133,7 +133,7 @@ def audit(run: Path) -> dict[str, Any] | None:
     try:
         with opened(path) as file:
             value = json.load(file)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise RecordError(f"{path}: not JSON; `sieve audit CONFIG` prints a new one") from None
     return dict(value)
 

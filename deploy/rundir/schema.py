@@ -73,7 +73,7 @@ def _schema_of(run: Path) -> int | None:
             schema = json.load(file)["schema"]
     except FileNotFoundError:
         return 1
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, RecursionError, TypeError, KeyError):
         schema = None  # refused below
     if not isinstance(schema, int):
         raise RecordError(f'{path}: not of the form {{"schema": {SCHEMA}}}; restore it, or move the run aside')

@@ -119,7 +119,7 @@ def load(source: Path) -> Results:
         try:
             with run_files.opened(source) as file:
                 raw = json.load(file)
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             raise RecordError(f"{source}: cannot be read as JSON; write it with `sieve report SWEEP_DIR`") from None
         if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
             raise RecordError(f"{source}: not of schema {SCHEMA}; make it again with `sieve report SWEEP_DIR`")

@@ -154,7 +154,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     try:
         with run_files.opened(path) as file:
             found = json.load(file)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise run_files.RecordError(f"{path}: cannot be read; `sieve sweep` writes it") from None
     if not isinstance(found, dict) or found.get("schema") != SCHEMA:
         raise run_files.RecordError(f"{path}: not of schema {SCHEMA}; run the sweep with this release")

@@ -37,7 +37,7 @@ def json_object(data: bytes | bytearray | str) -> dict[str, Any]:
     """The JSON object in `data`. Raises BackendTrouble lean_output for anything else."""
     try:
         said = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BackendTrouble("lean_output", f"unreadable: {data[:200]!r}") from error
     if not isinstance(said, dict):
         raise BackendTrouble("lean_output", f"not an object: {said!r:.200}")
