@@ -51,6 +51,15 @@ class Group:
             return _field(self.folders[0] / "memory.events", "oom") > 0
         return int((self.folders[0] / "memory.failcnt").read_text()) > 0
 
+    def cpu_seconds(self) -> float:
+        """CPU time of all its processes, ended ones included; 0 where the kernel does not count it for groups."""
+        for folder in self.folders:
+            with contextlib.suppress(OSError):
+                if self.version == 2:
+                    return _field(folder / "cpu.stat", "usage_usec") / 1e6
+                return int((folder / "cpuacct.usage").read_text()) / 1e9
+        return 0.0
+
     def kill(self) -> None:
         """Send SIGKILL to every process in the group. New processes cannot be started from then on."""
         for folder in self.folders:
@@ -150,13 +159,15 @@ def version_2(name: str) -> Groups:
 
 
 def version_1(name: str) -> Groups:
-    """Groups below this process's own version 1 groups of `memory` and, if there, `pids`. Raises OSError.
+    """Groups below this process's own version 1 groups of `memory` and, if there, `pids` and `cpuacct`. Raises OSError.
 
     A folder of that name may be there: left by an earlier process of the same sandbox.
     """
     made: dict[Path, int] = {}
-    for controller in ("memory", "pids"):
+    for controller in ("memory", "pids", "cpuacct"):
         try:
+            if controller == "cpuacct" and not _alone(controller):
+                continue  # a group would also change how much CPU time its processes get
             own = _own("cgroup", controller)
             top = own / name
             if top in made:  # both controllers are in one hierarchy
@@ -205,6 +216,12 @@ def _owner(pid: str) -> int:
         return os.stat(f"/proc/{pid}").st_uid
     except OSError:  # it has ended
         return os.getuid()
+
+
+def _alone(controller: str) -> bool:
+    """Whether a controller of version 1 has a hierarchy to itself."""
+    lines = Path("/proc/self/cgroup").read_text().splitlines()
+    return controller in [line.split(":", 2)[1] for line in lines]
 
 
 def _own(kind: str, controller: str) -> Path:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import stat
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _TICK = os.sysconf("SC_CLK_TCK")
@@ -26,14 +26,18 @@ class Usage:
     """Resident memory at the last look, bytes."""
     peak: int = 0
     """The largest `resident` seen, bytes."""
+    seen: dict[tuple[int, bytes], int] = field(default_factory=dict)
+    """CPU time in ticks of each process at the last look at it, by pid and start time. A parent that ignores SIGCHLD is
+    not told what its children have used, and the kernel keeps it nowhere else than in their control group."""
     removed: int = 0
     """Disk use at the last look of files that were removed but are held open, bytes."""
 
-    def look(self) -> None:
-        """Read the current values."""
+    def look(self, counted: float = 0.0) -> None:
+        """Read the current values; `counted`: CPU seconds that the kernel has counted for all of them."""
         tree = below()
         used = sum(sum(int(ticks) for ticks in fields[11:15]) for fields in tree.values()) / _TICK
-        self.cpu = max(self.cpu, used)
+        self.seen.update(((pid, fields[19]), int(fields[11]) + int(fields[12])) for pid, fields in tree.items())
+        self.cpu = max(self.cpu, used, counted, sum(self.seen.values()) / _TICK)
         waited = sum(_waited(pid) for pid in tree)
         self.starved = max(self.starved, min(waited, time.monotonic() - self.begun - self.cpu))
         self.resident = sum(_resident(pid) for pid in tree)

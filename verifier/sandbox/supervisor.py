@@ -153,7 +153,7 @@ def _watch(
         asked = control in ready
         if asked and not os.read(control, 1):
             return "stopped"
-        used.look()
+        used.look(group.cpu_seconds() if group else 0.0)
         if asked:
             os.write(control, json.dumps({"starved": used.starved}).encode() + b"\n")
         now = time.monotonic() - used.begun

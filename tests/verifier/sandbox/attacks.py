@@ -87,6 +87,20 @@ if child == 0:
     os._exit(0)
 os.waitpid(child, 0)
 """
+UNSEEN = """
+import signal, time
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+for _ in range(4):
+    child = os.fork()
+    if child == 0:
+        while time.process_time() < 0.15: pass
+        os._exit(0)
+    try:
+        os.waitpid(child, 0)
+    except ChildProcessError:  # it has ended, and what it used is told to nobody
+        pass
+time.sleep(0.3)
+"""
 CALLS = """
 import ctypes, platform
 call = ctypes.CDLL(None, use_errno=True).syscall
@@ -203,6 +217,13 @@ def forked(sandbox: Sandbox) -> None:
         assert outcome.ended == "memory", outcome
 
 
+def unseen(sandbox: Sandbox) -> None:
+    """CPU time of children that are not waited for counts: what is not counted passes for time without a core."""
+    limits = Limits(memory_bytes=256 * MiB, address_space=False, processes=3, wall_seconds=60)
+    outcome = run(sandbox, UNSEEN, limits=limits)
+    assert outcome.code == 0 and outcome.cpu_seconds > 0.3, outcome
+
+
 def tables(sandbox: Sandbox) -> None:
     """Pages that are only read take page tables: 80 MiB of them here, where 64 MiB is the limit."""
     limits = Limits(memory_bytes=64 * MiB, disk_bytes=MiB, address_space=False, wall_seconds=60)
@@ -233,6 +254,7 @@ ATTACKS: tuple[Callable[[Sandbox], None], ...] = (
     empty,
     disguised,
     forked,
+    unseen,
     tables,
     calls,
     seen,
