@@ -27,7 +27,7 @@ from broker.runtime.service import UNREACHABLE, Service
 from broker.settings import Shared
 from verifier.exposure import check_exposure
 from verifier.metrics import VerifierMetrics
-from verifier.pool import Pool, Result, share
+from verifier.pool import FIRST_PAUSE_SECONDS, Pool, Result, share
 from verifier.protocol import VerifierError, make
 from verifier.settings import QueueSettings, VerifierSettings
 from verifier.verdict_cache import VerdictCache
@@ -135,6 +135,9 @@ class VerifierService(Service[VerifierClient]):
             pause = min(pool.backing_off() for pool in self._pools)
             if pause > 0:
                 self.wait("errors of the verifier", min(pause, FINISHED_SECONDS))
+            else:  # there is nothing to judge: what failed has been given up, or was judged elsewhere
+                self._failing.clear()
+                self.trouble()
         self.values["in_hand"] = float(sum(len(pool.in_hand) for pool in self._pools))
 
     def drain(self) -> None:
@@ -171,6 +174,7 @@ class VerifierService(Service[VerifierClient]):
             if self._busy():
                 works = self.broker.receive(pool.name, self.id, room, 0.0, free=False)
             else:
+                self.phase("idle")
                 with self.waiting("verify queue"):
                     works = self.broker.receive(pool.name, self.id, room, IDLE_SECONDS / len(self._pools))
             self._metrics.received(pool.name, [work.entry for work in works])
@@ -222,7 +226,8 @@ class VerifierService(Service[VerifierClient]):
             pool.settled([work.entry for work, _ in judged])
             errors = [verdict.reason for _, verdict in judged if verdict.outcome == "error"]
             pool.note_health(len(errors) == len(judged))
-            self._note_trouble(pool.name, errors[-1] if len(errors) == len(judged) else "")
+            outage = pool.backing_off() > FIRST_PAUSE_SECONDS  # not the first delivery of errors only
+            self._note_trouble(pool.name, errors[-1] if outage else "")
             self._metrics.judged(pool.name, judged, replies)
             self.values["verdicts"] += len(judged)
             self.values["passed"] += sum(verdict.outcome == "pass" for _, verdict in judged)

@@ -27,7 +27,7 @@ FIRST_TICKET_SECONDS = 60.0
 SLOW = 5.0
 """A ticket, or a phase of the learner, counts as slow from this many times its average on."""
 FIRST_STEP_SECONDS = 300.0
-"""A phase of the learner may take this long while no step of the run is done."""
+"""A phase of the learner may take this long while no step of the run is done: large models are read for minutes."""
 OFTEN = 4
 """A ticket that was issued so often and never finished ends its actors, or is released by each of them."""
 
@@ -208,11 +208,11 @@ def _waits(heartbeat: Heartbeat) -> bool:
 def _no_version(learners: Iterable[Heartbeat]) -> Iterator[Stall]:
     """Nothing can be sampled before the learner has published something to sample from."""
     for one in learners:
-        if one.phase_seconds >= LONG_WAIT_SECONDS:
+        if one.phase_seconds >= FIRST_STEP_SECONDS:
             reason = (
                 f"there is no version to sample from; the learner has been {one.phase} for {one.phase_seconds:.0f} s"
             )
-            yield Stall("no_version", one.id, reason, f"large models take minutes; {LOG.format(one.id)}")
+            yield Stall("no_version", one.id, reason, LOG.format(one.id))
 
 
 def _slow_learner(learners: Iterable[Heartbeat]) -> Iterator[Stall]:

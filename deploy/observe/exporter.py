@@ -122,7 +122,7 @@ class Exporter:
         self._base = BaseMetrics(self.registry, role)
         self._base.phase.labels("watching").set(1)
         self._lasting = LastingStalls()
-        self._started = _queues_of_launcher(config) if role == "launcher" else frozenset()
+        self._started = queues_of_launcher(config) if role == "launcher" else frozenset()
         self._http = MetricsServer(
             self.registry,
             config.metrics.host,
@@ -193,7 +193,7 @@ class Exporter:
             write_json(self._config.run.path / "prometheus" / "targets.json", targets)
 
 
-def _queues_of_launcher(config: Config) -> frozenset[str]:
+def queues_of_launcher(config: Config) -> frozenset[str]:
     """The queues whose services `sieve run` starts by itself, as Stall.queue names them."""
     verify = {f"verify:{name}" for name, queue in config.verifier.serve.items() if queue.replicas}
     return frozenset({"run", "ready", *verify, *(["tickets"] if config.actor.replicas else [])})

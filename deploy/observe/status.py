@@ -26,6 +26,7 @@ from broker.runtime.redis_server import Server
 from broker.settings import BrokerSettings
 from deploy.config.tree import Config
 from deploy.observe.diagnosis import diagnose
+from deploy.observe.exporter import queues_of_launcher
 from deploy.observe.snapshot import Snapshot, outage, probe
 from deploy.observe.stall import Stall
 from deploy.observe.status_report import RunState, report
@@ -102,7 +103,7 @@ class _View:
 
     def once(self, snapshot: Snapshot) -> int:
         """The state that the broker reports."""
-        record, stalls = self._tail.read(), diagnose(snapshot)
+        record, stalls = self._tail.read(), self._diagnose(snapshot)
         if self._json:
             self._as_json(snapshot, record, stalls)
         elif self._console.is_terminal:
@@ -120,7 +121,7 @@ class _View:
             try:
                 while True:
                     snapshot = probe(broker)
-                    record, stalls = self._tail.read(), diagnose(snapshot)
+                    record, stalls = self._tail.read(), self._diagnose(snapshot)
                     if live is None:
                         self._as_json(snapshot, record, stalls)
                     else:
@@ -157,6 +158,10 @@ class _View:
             said = "finished" if finished else "stopped; continue it with `sieve run CONFIG --resume`"
             self._print(f"{self._name}: step {steps_done(snapshot, record)}/{self._steps}, {said}")
         return EX_OK if finished else EX_UNAVAILABLE
+
+    def _diagnose(self, snapshot: Snapshot) -> list[Stall]:
+        """The stalls; what a live launcher starts by itself is no command for a person."""
+        return diagnose(snapshot, queues_of_launcher(self._config) if snapshot.alive("launcher") else ())
 
     def _screen(self, snapshot: Snapshot, record: StepRecord | None, stalls: Sequence[Stall]) -> RenderableType:
         return render(snapshot, record, self._tail, self._name, self._steps, stalls)

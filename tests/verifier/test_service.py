@@ -70,8 +70,11 @@ def test_a_verifier_that_returns_only_errors_slows_down_and_recovers(rig: Rig, t
         until(lambda: service.values["verdicts"] >= 4, 10, "it is at work")
         time.sleep(0.7)
         assert service.values["verdicts"] < 25  # without a pause, 40 attempts take 0.1 s
+        ready_now, why = service._is_ready()
+        assert not ready_now and "verifier_errors" in why and "every verdict is an error" in why
         flag.touch()
         until(lambda: ready(broker) == 1, 10, "the group is judged")
+        until(lambda: service._is_ready()[0], 5, "it is ready again")
     assert service.values["passed"] == 4
     assert broker.dead_letters() == []
 

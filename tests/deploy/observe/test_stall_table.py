@@ -110,10 +110,10 @@ def only_actors_were_started(scene: Scene) -> None:
     scene.beat("actor", "learner: the run is not opened yet")
 
 
-@case(("no_version", "learner", "has been loading for 20 s"))
+@case(("no_version", "learner", "has been loading for 400 s"))
 def a_learner_that_loads_for_long(scene: Scene) -> None:
     scene.open(published=False)
-    scene.beat("learner", phase="loading", phase_seconds=WAITED)
+    scene.beat("learner", phase="loading", phase_seconds=400.0)
     scene.beat("actor", "learner: no version to sample from yet")
 
 
