@@ -38,7 +38,7 @@ MAY_IMPORT = {
         "model_files": "plain_files",
         "queue": "errors settings printable",
         "weights": "errors settings plain_files queue",
-        "runtime": "errors settings printable queue",
+        "runtime": "errors settings printable plain_files queue",
     },
     "actor": {
         "engine": "",
