@@ -11,8 +11,9 @@ but imports; each finds its own message by its nonce.
 
 Statement and proof are string literals, so nothing that the model wrote is part of the file's own commands. Lean
 answers with one information message that carries the nonce. The nonce is drawn after the answer was written, and a
-proof cannot read the command that contains it, so only the checker can write this message. Two such messages, or one
-beside errors of the file itself, prove nothing (NoFinding).
+proof that runs no program cannot read the command that contains it, so only the checker can write this message. A
+program could: that none runs is what the checker's look at the syntax is for, before anything is elaborated. Two such
+messages, or one beside errors of the file itself, prove nothing (NoFinding).
 """
 
 from __future__ import annotations

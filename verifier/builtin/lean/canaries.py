@@ -54,6 +54,13 @@ CANARIES = (
         "type := Lean.mkConst `False, value := Lean.mkConst `True.intro })\n  exact (oops : False).elim",
         kernel=True,
     ),
+    Canary(
+        "evaluated_by_kernel",
+        "True",
+        "\n  have h : Lean.reduceBool Lean.version.isRelease = Lean.reduceBool Lean.version.isRelease := rfl\n"
+        "  exact trivial",
+        kernel=True,
+    ),
     Canary("program", TRUE_STATEMENT[0], f" simp (config := {{ maxSteps := {_PROGRAM} }})"),
     Canary(
         "program_by_field", TRUE_STATEMENT[0], ' simp (config := { maxSteps := ("x" : System.FilePath).pathExists })'

@@ -23,7 +23,7 @@ def refused : List String :=
   ["sorry", "admit", "stop", "native_decide", "bv_decide", "bv_check", "run_tac", "run_elab", "run_meta", "run_cmd",
    "by_elab", "eval%", "elab_stx%", "include_str", "unsafe", "partial", "implemented_by", "extern", "csimp",
    "initialize", "builtin_initialize", "macro", "macro_rules", "syntax", "notation", "elab", "elab_rules", "axiom",
-   "attribute", "@[", "opaque", "#eval", "#exit", "local", "renaming", "hiding", "plausible", "slim_check", "polyrith"]
+   "attribute", "@[", "opaque", "local", "renaming", "hiding", "plausible", "slim_check", "polyrith", "with_panel_widgets"]
 
 /-- Options that a proof may set, with their largest values; 0 stands for true and false. -/
 def options : List (Name × Nat) :=
@@ -70,10 +70,15 @@ def isProgram (env : Environment) (name : Name) : Bool :=
     (!(info.type.isConstOf `Lean.Meta.Simp.Simproc || info.type.isConstOf `Lean.Meta.Simp.DSimproc) &&
       reachesWorld env (name :: info.type.getUsedConstants.toList) {})
 
+/-- Whether a node is the word for the phase of a rule of Aesop, such as `unsafe`. -/
+def isPhase (kind : Name) : List Syntax → Bool
+  | [.atom _ _] => (`Aesop).isPrefixOf kind
+  | _ => false
+
 /-- The tokens of a tree, in order, before `rest`. -/
 partial def leaves (stx : Syntax) (rest : List Syntax) : List Syntax :=
   match stx with
-  | .node _ _ args => go args.toList
+  | .node _ kind args => if isPhase kind args.toList then rest else go args.toList
   | leaf => leaf :: rest
 where
   go : List Syntax → List Syntax
@@ -107,7 +112,9 @@ def plainKinds : List Name :=
    `Lean.Parser.Term.paren, `Lean.Parser.Term.hygienicLParen, `Lean.Parser.Term.optEllipsis,
    `Lean.Parser.Term.anonymousCtor, `Lean.Parser.Term.structInst, `Lean.Parser.Term.structInstFields,
    `Lean.Parser.Term.structInstField, `Lean.Parser.Term.structInstLVal, `Lean.Parser.Term.structInstFieldDef,
-   `Lean.Parser.Term.structInstFieldAbbrev, `«term[_]», `«term_+_», `«term_-_», `«term_*_», `«term_^_»]
+   `Lean.Parser.Term.structInstFieldAbbrev,
+   `Lean.Parser.Tactic.Conv.occsWildcard, `Lean.Parser.Tactic.Conv.occsIndexed, `Aesop.Frontend.Parser.ruleSetSpec,
+   `«term[_]», `«term_+_», `«term_-_», `«term_*_», `«term_^_»]
 
 mutual
 
@@ -124,7 +131,7 @@ end
 
 /-- Whether a node with `(`, `:=` and `)` is a part of a term or holds tactics, so that nothing evaluates it. -/
 def isTermOrTactics : Name → Bool
-  | .str _ "discharger" => true
+  | .str _ "discharger" | .str _ "normStx" => true
   | kind => kind == `Lean.Parser.Term.namedArgument || kind == `Lean.Parser.Term.explicitBinder
 
 def hasAtom (text : String) : List Syntax → Bool
@@ -214,6 +221,21 @@ def isWithin (limit : Nat) (value : String) : Bool :=
   | some number => 0 < number && number ≤ limit
   | none => false
 
+def areLetters : List Char → Bool
+  | sign :: rest => (sign.isAlpha || sign == '_' || sign == '?') && areLetters rest
+  | [] => true
+
+/-- Whether a token is that of a command or of a search on the network (`#eval`, `#loogle`); `#[` and `#` are not. -/
+def isHashed (text : String) : Bool :=
+  match text.toList with
+  | '#' :: one :: two :: three :: four :: rest => areLetters (one :: two :: three :: four :: rest)
+  | _ => false
+
+/-- Whether `trace` is followed by a text; it evaluates any other term. -/
+def isText : List Syntax → Bool
+  | .atom _ text :: _ => text.startsWith "\""
+  | _ => false
+
 /-- The first token, or option, that is refused, as (status, detail). -/
 def forbidden : List Syntax → Option (String × String)
   | .atom _ text :: rest =>
@@ -226,7 +248,8 @@ def forbidden : List Syntax → Option (String × String)
           if isWithin limit (textOf value) then forbidden rest else
             some ("option", raw.toString ++ " " ++ textOf value)
       | _ => some ("option", "set_option without a name and a value")
-    else if refused.contains text then some ("token", text) else forbidden rest
+    else if refused.contains text || isHashed text || (text == "trace" && !isText rest) then some ("token", text)
+    else forbidden rest
   | .missing :: _ => some ("syntax", "incomplete")
   | _ :: rest => forbidden rest
   | [] => none
@@ -382,8 +405,10 @@ def added (before after : Environment) : List Name :=
   (entries after.constants.map₂.root []).foldl (init := []) fun found (name, info) =>
     if before.constants.contains name || info.isUnsafe || info.isPartial then found else name :: found
 
+/-- Axioms, and the constants that the kernel evaluates by compiled code without one. -/
 def untrusted : List Name :=
-  [`sorryAx, `Lean.ofReduceBool, `Lean.ofReduceNat, `Lean.trustCompiler, `lcProof, `lcAny, `lcUnreachable]
+  [`sorryAx, `Lean.ofReduceBool, `Lean.ofReduceNat, `Lean.reduceBool, `Lean.reduceNat, `Lean.trustCompiler, `lcProof,
+   `lcAny, `lcUnreachable]
 
 /-- Axioms below `todo` among the constants of this file. Imported constants are not entered, but count where they are
 among `untrusted`. -/

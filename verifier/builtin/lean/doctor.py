@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from verifier.builtin.confinement import ConfinementUnavailable
+from verifier.builtin.lean.confined import open_sandbox
 from verifier.builtin.lean.selftest import Line, selftest
 from verifier.builtin.lean.settings import LeanSettings
 from verifier.builtin.lean.verifier import open_backend
@@ -26,11 +27,10 @@ def check(settings: LeanSettings) -> list[str]:
         return _server(settings)
     command = settings.repl if settings.backend == "repl" else settings.lean
     missing = [*_project(settings.project), *_program(command, settings)]
-    if settings.backend == "command":
-        try:
-            settings.sandbox.open((settings.project,) if settings.project and settings.project.is_dir() else ()).close()
-        except ConfinementUnavailable as error:
-            missing.append(f"sandbox: {error}")
+    try:
+        open_sandbox(settings, command).close()
+    except ConfinementUnavailable as error:
+        missing.append(f"sandbox: {error}")
     if settings.replay and shutil.which(settings.replay[0]) is None:
         missing.append(f"external checker {settings.replay[0]!r} is not on PATH; install it or empty `replay`")
     for path in settings.environment.get("LEAN_PATH", "").split(os.pathsep):

@@ -149,7 +149,8 @@ def _number(text: str, at: int, fresh: bool, *, index: bool) -> Token:
     assert found is not None
     end = found.end()
     following = text[end : end + 1]
-    glued = _wordlike(following) or following in ("«", "'", '"')
+    # No word begins with ! or ?, as in 5!
+    glued = (_wordlike(following) and following not in "!?") or following in ("«", "'", '"')
     named = not index and following == "."  # `1.` is a numeral for Lean, whatever comes after it
     if glued or named or found[0].endswith("_") or found[0].lower() in ("0x", "0b", "0o"):
         raise Unreadable("odd_number", f"{text[at : end + 8]!r}: a number and a word without a blank")

@@ -58,7 +58,8 @@ _WORDS = {
 }
 _HASHED = (
     "eval exit print check check_failure reduce synth guard guard_msgs guard_expr help find where min_imports time "
-    "count_heartbeats simp norm_num ring conv lint import explode html widget show_kind"
+    "count_heartbeats simp norm_num ring conv lint import explode html widget show_kind "
+    "search leansearch loogle moogle statesearch leanfinder"
 )
 _PARTS = {word: reason for reason, words in _COMPONENTS.items() for word in words.split()}
 _OF_NAMES = _PARTS | {word: reason for reason, words in _QUALIFIED.items() for word in words.split()}
@@ -120,7 +121,7 @@ def _tokens(source: Source) -> None:
     tokens = source.tokens
     for place, token in enumerate(tokens):
         following = _next(tokens, place)
-        if token.kind in ("identifier", "string"):
+        if token.kind in ("identifier", "string") and not _is_phase(tokens, place):
             _word(token)
         if token.kind == "identifier":
             if place and tokens[place - 1].end == token.start:
@@ -141,6 +142,14 @@ def _tokens(source: Source) -> None:
             raise Failed("elaboration_code", f"{token.text}%")
 
 
+def _is_phase(tokens: tuple[Token, ...], place: int) -> bool:
+    """Whether the token is the phase of a rule of Aesop, as in `aesop (add unsafe 50% foo, unsafe 10% bar)`."""
+    if tokens[place].text != "unsafe" or not 0 < place < len(tokens) - 1:
+        return False
+    before, following = tokens[place - 1].text, tokens[place + 1]
+    return before == "add" or (before == "," and following.kind == "number")
+
+
 def _word(token: Token) -> None:
     several = len(token.parts) > 1
     for part in token.parts:
@@ -152,7 +161,7 @@ def _word(token: Token) -> None:
             if piece in known:
                 raise Failed(known[piece], token.text[:80])
     if token.kind == "identifier":
-        whole = token.text.rstrip("!?'")
+        whole = token.text.rstrip("!?")  # `axiom'` is an identifier
         if whole in _WHOLE:
             raise Failed(_WHOLE[whole], whole)
 

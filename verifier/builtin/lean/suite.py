@@ -24,6 +24,7 @@ AXIOM = {
 
 QUOTES = FALSE | {"header": "local infixl:70 \" '' \" => fun (f : Nat → Nat) (n : Nat) => f n\n"}
 TOKEN = FALSE | {"header": 'local notation "[ZMOD" n "]" => (n : Nat)\n'}
+UNCHECKED_RECORD = FALSE | {"statement": "set_option debug.skipKernelTC true in\n" + FALSE["statement"]}
 UNCHECKED = "set_option debug.skipKernelTC true in decide +kernel"
 
 
@@ -52,6 +53,8 @@ ATTACKS = [
     screened("sorry in a term", "  exact (sorry : (1 : Nat) = 2)", "sorry"),
     screened("admit", "  admit", "sorry"),
     asked("stop", "  stop\n  rfl", "forbidden_token"),
+    screened("a search on the network", '  #leansearch "a proof."', "command"),
+    asked("a text that is evaluated", '  have h := "x"\n  trace h\n  rfl', "forbidden_token", "not_lean"),
     screened("sorry by its axiom", "  exact sorryAx _ true", "sorry"),
     screened("sorry by its axiom from the root", "  exact _root_.sorryAx _", "sorry"),
     screened("sorry in guillemets", "  exact «sorryAx» _ true", "sorry"),
@@ -214,11 +217,14 @@ KERNEL_ALONE = {
     "an operator before skipKernelTC": (QUOTES, f""" first | exact absurd (id ''"' " = 0) id | {UNCHECKED} --' " """),
     "sorry": (FALSE, " sorry"),
     "a number glued to sorry": (FALSE, " iterate 1sorry"),
-    "stop": (FALSE, " stop"),
+    "stop": (FALSE, "\n  stop\n  rfl"),
     "sorryAx": (FALSE, " exact sorryAx _ true"),
     "native_decide": (FALSE | {"statement": "theorem falsehood : (10 : Nat) < 11 := by\n"}, " native_decide"),
     "byAsSorry": (FALSE, " set_option debug.byAsSorry true in exact (by rfl)"),
-    "admitted by code": (FALSE, " run_tac do Lean.Elab.admitGoal (← Lean.Elab.Tactic.getMainGoal)"),
+    "admitted by code": (
+        FALSE,
+        "\n  run_tac do\n    for goal in (← get).goals do goal.admit\n    modify fun state => { state with goals := [] }",
+    ),
     "an axiom added by code": (
         FALSE,
         _ADD.replace(
@@ -244,7 +250,7 @@ KERNEL_ALONE = {
         + "  exact (oops : False).elim",
     ),
     "an unsafe definition": (
-        FALSE,
+        UNCHECKED_RECORD,
         _ADD.replace(
             "{}",
             f".defnDecl {{ name := `oops, levelParams := [], type := {_FALSE_TYPE}, value := Lean.mkConst `True.intro, "
@@ -252,30 +258,20 @@ KERNEL_ALONE = {
         )
         + "  exact (oops : False).elim",
     ),
-    "an inductive type that is not positive": (
-        FALSE,
-        _ADD.replace(
-            "{}",
-            ".inductDecl [] 0 [{ name := `Bad, type := .sort .zero, ctors := [{ name := `Bad.mk, type := "
-            ".forallE `f (.forallE `x (Lean.mkConst `Bad) (Lean.mkConst `False) .default) (Lean.mkConst `Bad) .default }] "
-            "}] false",
-        )
-        + "  exact (Bad.mk (fun x => nomatch x)).rec (fun _ h => h)",
-    ),
-    "the theorem itself added by code": (
-        FALSE,
-        _ADD.replace(
-            "{}",
-            ".thmDecl { name := `falsehood, levelParams := [], type := Lean.mkConst `True, value := Lean.mkConst "
-            "`True.intro }",
-        )
-        + "  decide",
-    ),
+    "a record that is elaborated unchecked": (UNCHECKED_RECORD, " decide +kernel"),
     "an option set by code": (
         FALSE,
         " run_tac do\n  Lean.Elab.Tactic.evalTactic (← `(tactic| set_option debug.skipKernelTC true in decide +kernel))",
     ),
-    "messages thrown away by code": (FALSE, " (run_tac Lean.Core.resetMessageLog)\n decide"),
+    "messages thrown away by code": (
+        FALSE,
+        "\n  · decide\n  run_tac modifyThe Lean.Core.State fun state => { state with messages := {} }",
+    ),
+    "compiled evaluation by the kernel": (
+        FALSE | {"statement": "theorem falsehood : True := by\n"},
+        "\n  have h : Lean.reduceBool Lean.version.isRelease = Lean.reduceBool Lean.version.isRelease := rfl\n"
+        "  exact trivial",
+    ),
 }
 """Records and tactic blocks that run with the checker's look at the syntax turned off; none may come out `ok` with
 allowed axioms."""
@@ -324,6 +320,10 @@ HONEST = [
     ("open in a proof", TRUE, "  open Classical in\n  open Nat in exact Nat.add_comm a b"),
     ("a depth in a proof", TRUE, "  set_option maxRecDepth 100000 in omega"),
     ("a configuration", TRUE, "  simp (config := { decide := true, maxSteps := 10 * 1000 }) [Nat.add_comm]"),
+    ("occurrences", {"header": "", "name": "occurrences", "statement": "theorem occurrences (a b : Nat) : a + b + (a + b) = a + b + (b + a) := by\n"},
+     "  conv in (occs := 2) a + b => rw [Nat.add_comm]"),
+    ("an operator after a number", {"header": 'local notation:10000 n "!" => Nat.succ n\n', "name": "after", "statement": "theorem after : 5! = 6 := by\n"},
+     "  show 5! = 6\n  rfl"),
     ("simplification procedures", {"header": "", "name": "sum", "statement": "theorem sum : (2 : Nat) + 3 = 5 := by\n"},
      "  simp only [Nat.reduceAdd]"),
     ("kernel evaluation", {"header": "", "name": "prod", "statement": "theorem prod : (12 : Nat) * 12 = 144 := by\n"}, "  decide +kernel"),

@@ -370,6 +370,16 @@ def test_doctor_says_what_is_missing(tmp_path: Path, server: tuple[str, list[int
     assert "not a directory" in check(LeanSettings(backend="repl", project=tmp_path / "none"))[0]
 
 
+@pytest.mark.parametrize("backend", ["repl", "command"])
+def test_doctor_says_that_programs_cannot_be_confined(
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # without bwrap
+    settings = {"backend": backend, backend.replace("command", "lean"): (sys.executable,)}
+    missing = check(LeanSettings.model_validate(settings | {"sandbox": {"level": "bubblewrap"}}))
+    assert len(missing) == 1 and missing[0].startswith("sandbox: ") and "bwrap" in missing[0]
+
+
 def test_importing_the_package_needs_no_lean() -> None:
     done = subprocess.run(
         [sys.executable, "-c", "import verifier.builtin.lean.verifier"], cwd=HERE.parents[3], check=False

@@ -119,6 +119,9 @@ def test_an_option_is_set_only_within_its_limit_and_only_for_one_tactic(name: st
         "Real.sqrt",
         "decide",
         "instDecidableEqNat",
+        "axiom'",
+        "(show 5! = 120 from rfl)",
+        "by aesop (add unsafe 50% apply foo, unsafe 10% bar)",
     ],
 )
 def test_names_that_only_resemble_forbidden_ones_are_accepted(name: str) -> None:
