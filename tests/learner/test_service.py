@@ -96,9 +96,7 @@ class Job:
         """Sample and judge what there is; False when there was nothing."""
         if self.broker.run_spec(fresh=True) is None:
             return False
-        self.broker.heartbeat(
-            Heartbeat(id="hand", role="actor", phase="sampling", values=self.values)
-        )
+        self.broker.heartbeat(Heartbeat(id="hand", role="actor", phase="sampling", values=self.values))
         grant = self.broker.take("hand", 64)
         completions = [
             uniform_completion(
