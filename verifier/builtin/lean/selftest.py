@@ -20,7 +20,7 @@ from verifier.builtin.lean.suite import ATTACKS, HONEST, KERNEL_ALONE, UNSCREENE
 
 BATCH = 20
 """Checks in one run of Lean."""
-CLASSICAL = ({"name": "em", "statement": "theorem em (p : Prop) : p ∨ ¬p := by"}, " exact Classical.em p")
+CLASSICAL = next((record, answer) for id, record, answer in HONEST if id == "classical logic")
 """A proof that rests on all three axioms, through an imported theorem."""
 
 Line = tuple[bool, str]

@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 
 def settings(*words: str) -> LeanSettings:
     command = (sys.executable, str(HERE / "lean_peers.py"), str(EXCHANGES), *words)
-    readable = [str(path) for path in (HERE, sys.prefix, sys.base_prefix)]
+    readable = [str(path) for path in (HERE.parents[3], sys.prefix, sys.base_prefix)]
     return LeanSettings.model_validate(
         {"backend": "repl", "repl": command, "library": "trust", "sandbox": {"readable": readable}}
     )
