@@ -248,23 +248,24 @@ def test_a_reader_during_deletion_is_told_to_take_a_newer_one(weights: Directory
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_a_writer_killed_at_any_moment_leaves_whole_versions_only(weights: DirectoryStore) -> None:
     """A real process publishes as fast as it can and is killed with SIGKILL, five times."""
     program = """
 import os, sys
 from pathlib import Path
+from broker.queue.state import VersionName
 from broker.weights.directory import DirectoryStore
 weights = DirectoryStore(Path(sys.argv[1]))
-version = max(weights.versions(), default=0) + 1
+number = max((name.number for name in weights.versions()), default=0) + 1
 while True:
-    folder = weights.begin(v(version, epoch))
+    name = VersionName(number, 1)
+    folder = weights.begin(name)
     for part in range(3):
         (folder / f"part{part}.safetensors").write_bytes(os.urandom(50_000))
     weights.publish(name)
     weights.keep(weights.versions()[-3:], 1)
-    print(version, flush=True)
-    version += 1
+    print(number, flush=True)
+    number += 1
 """
     repository = Path(__file__).parents[3]
     for delay in (0.0, 0.003, 0.007, 0.011, 0.017):
