@@ -186,7 +186,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing file": (lambda path: tensors_of(path).unlink(), "found no file"),
     "missing manifest": (lambda path: (path / "manifest.json").unlink(), "manifest.json cannot be read"),
     "half a manifest": (lambda path: (path / "manifest.json").write_text('{"schema": 1'), "manifest.json is not JSON"),
-    "another schema": (lambda path: (path / "manifest.json").write_text('{"schema": 9}'), "not of schema 1"),
+    "another schema": (lambda path: (path / "manifest.json").write_text('{"schema": 9}'), "not of schema 2"),
     "no files listed": (
         lambda path: (path / "manifest.json").write_text(
             json.dumps(json.loads((path / "manifest.json").read_text()) | {"files": {}})
