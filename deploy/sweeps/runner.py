@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import platform
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,7 +70,7 @@ def sweep(
 def _execute(runs: Sequence[Planned], console: Console, view: bool) -> int:
     import ray
 
-    from deploy.launch.launcher import launch
+    from deploy.launch.launcher import EX_INTERRUPTED, launch
     from deploy.launch.ray_units import connect
 
     failed: dict[str, SieveError] = {}
@@ -87,6 +88,8 @@ def _execute(runs: Sequence[Planned], console: Console, view: bool) -> int:
                 connect(planned.config)  # once for all runs: launch() leaves a Ray that it finds running
             try:
                 code = launch(planned.config, console, resume=there, fresh=False, live=view)
+            except KeyboardInterrupt:  # before the launcher handles signals: nothing runs yet
+                code = EX_INTERRUPTED[signal.SIGINT]
             except SieveError as error:
                 failed[planned.title] = error
                 console.print(f"{head}: failed: {error}", highlight=False, soft_wrap=True)
