@@ -7,8 +7,8 @@
     any other                         restart once; give up the second time in a row
     none (killed)                     restart; the limit applies only if the service never got past its set-up
 
-A verifier that got past its set-up is always restarted: an answer can end it with any code, and after
-broker.verify_attempts deliveries the queue gives up on that answer.
+A verifier that got past its set-up is always restarted, without a growing pause: an answer can end it with any code,
+and after broker.verify_attempts deliveries the queue gives up on that answer.
 
 Failures are "in a row" until a service has run for launch.healthy_seconds. The pause doubles with each of them, up to
 LONGEST_PAUSE.
@@ -50,8 +50,8 @@ class Restarts:
         reason = "killed" if code == KILLED else f"exit {code}"
         self.reasons[reason] = self.reasons.get(reason, 0) + 1
         if self.expendable and worked:
-            hopeless = False
-        elif code == KILLED:
+            return self.settings.restart_seconds
+        if code == KILLED:
             hopeless = not worked and self.row > self.settings.restart_limit
         elif code in TEMPORARY:
             hopeless = self.row > self.settings.restart_limit
