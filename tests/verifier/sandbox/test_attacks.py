@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,7 +74,9 @@ def test_what_killed_processes_left_behind_is_removed_at_the_next_start(tmp_path
         assert len(next_start()) > (memory in GROUPED)  # its owners live
         os.kill(int(spawner), signal.SIGKILL)
         service.kill()
-    assert next_start() == set()
+    until = time.monotonic() + 10.0
+    while next_start():  # the spawner is nobody's child here: when it has ended cannot be waited for
+        assert time.monotonic() < until
 
 
 @pytest.mark.slow
