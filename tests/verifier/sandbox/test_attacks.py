@@ -9,27 +9,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.verifier.sandbox.attacks import ATTACKS, PYTHON, disguised
 from verifier.sandbox import levels
-from verifier.sandbox.limits import GROUPED, SandboxUnavailable
+from verifier.sandbox.limits import GROUPED
 from verifier.sandbox.sandbox import Sandbox
 
 ATTACK = Path(__file__).with_name("attacks.py")
-
-
-@pytest.fixture(scope="module", params=["bubblewrap", "landlock"])
-def sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
-    try:
-        found = levels.open_sandbox(request.param)
-    except SandboxUnavailable as error:
-        pytest.skip(f"{request.param}: {error}")
-    with found:
-        yield found
 
 
 @pytest.mark.parametrize(

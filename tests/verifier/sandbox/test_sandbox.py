@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,16 +22,6 @@ from verifier.sandbox.sandbox import Sandbox
 
 SH = ["/bin/sh", "-c"]
 REPOSITORY = Path(__file__).parents[3]
-
-
-@pytest.fixture(scope="module", params=["bubblewrap", "landlock"])
-def sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
-    try:
-        found = levels.open_sandbox(request.param)
-    except SandboxUnavailable as error:
-        pytest.skip(f"{request.param}: {error}")
-    with found:
-        yield found
 
 
 def sh(sandbox: Sandbox, script: str, *, stdin: bytes = b"", **limits: float) -> tuple[str, int, str]:
